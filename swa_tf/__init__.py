@@ -1,0 +1,44 @@
+"""Weight averaging for TensorFlow models, and all that belongs to it.
+
+    weights -> averages -> swap in -> refit batch norm -> evaluate -> swap back
+
+`StochasticWeightAveraging` averages; `averaged_weights` swaps the averages in
+for an evaluation; `refit_batch_norm` computes batch-norm statistics anew. See
+the README for a training loop.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from swa_tf import schedules
+from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
+from swa_tf.batch_norm import MovingFreeBatchNormalization, refit_batch_norm
+from swa_tf.swapping import (
+    BackupVariables,
+    assign_averages,
+    averaged_weights,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackupVariables",
+    "MovingFreeBatchNormalization",
+    "StochasticWeightAveraging",
+    "WeightAverage",
+    "__version__",
+    "assign_averages",
+    "averaged_weights",
+    "optimizers",
+    "refit_batch_norm",
+    "schedules",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: on TensorFlow 2.15 it imports TensorFlow Addons.
+    if name == "optimizers":
+        return importlib.import_module("swa_tf.optimizers")
+    raise AttributeError(f"module 'swa_tf' has no attribute {name!r}")

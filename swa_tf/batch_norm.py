@@ -1,0 +1,525 @@
+"""Batch-norm statistics for weights that no training step has seen.
+
+The moving statistics of batch normalization describe the activations of the
+weights that were trained. Averaged weights have other activations, and no
+statistics: they must be computed, from forward passes over the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from swa_tf import _compat
+
+
+@_compat.register
+class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
+    """Batch normalization with moving and with freshly computed statistics.
+
+    Beside `moving_mean` and `moving_variance`, which training updates as in
+    any batch-norm layer, it has `mean` and `variance`, the pooled moments of
+    the samples that a pre-inference pass has shown it, and `n_updates`, the
+    number of batches in them. So one model can be evaluated with both:
+
+        y = gamma * (x - m) / sqrt(v + epsilon) + beta
+
+    | `training` | `use_moving_statistics` | m, v | updates |
+    | --- | --- | --- | --- |
+    | True | True | of the batch | moving_mean, moving_variance |
+    | True | False | of the batch | mean, variance, n_updates |
+    | False | True | moving | nothing |
+    | False | False | mean, variance | nothing |
+
+    `swa_tf.refit_batch_norm` makes the pre-inference pass for a whole model,
+    with dropout off.
+
+    >>> layer = swa_tf.MovingFreeBatchNormalization(epsilon=0.0)
+    >>> x = tf.constant([[1.0], [3.0]])
+    >>> _ = layer(x, training=True, use_moving_statistics=False)
+    >>> layer.mean.numpy().tolist(), layer.variance.numpy().tolist()
+    ([2.0], [1.0])
+    >>> layer(x, use_moving_statistics=False).numpy().tolist()
+    [[-1.0], [1.0]]
+
+    Args:
+        **kwargs: Those of `tf.keras.layers.BatchNormalization`: axis=-1,
+            momentum=0.99, epsilon=1e-3, center=True, scale=True, ...
+
+    References:
+        Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 2
+        for statistics of the population; Chan et al. 1979, Updating Formulae
+        and a Pairwise Algorithm for Computing Sample Variances, for their
+        merging.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weights, for inputs of `input_shape`."""
+        super().build(input_shape)
+        shape = self.moving_mean.shape
+        self.mean = _compat.add_statistic(
+            self, "mean", shape=shape, initializer="zeros"
+        )
+        self.variance = _compat.add_statistic(
+            self, "variance", shape=shape, initializer="ones"
+        )
+        self.n_updates = _compat.add_statistic(
+            self, "n_updates", shape=(), dtype="int64", initializer="zeros"
+        )
+        self.n_samples = _compat.add_statistic(
+            self, "n_samples", shape=(), dtype="int64", initializer="zeros"
+        )
+
+    def reset_statistics(self) -> None:
+        """Forgets `mean` and `variance`: the next pass starts anew.
+
+        >>> layer = swa_tf.MovingFreeBatchNormalization()
+        >>> x = tf.ones([2, 1])
+        >>> _ = layer(x, training=True, use_moving_statistics=False)
+        >>> layer.reset_statistics()
+        >>> int(layer.n_updates)
+        0
+        """
+        if not self.built:
+            return
+        self.mean.assign(tf.zeros_like(self.mean))
+        self.variance.assign(tf.ones_like(self.variance))
+        self.n_updates.assign(0)
+        self.n_samples.assign(0)
+
+    def call(
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        use_moving_statistics: Any = True,
+        mask: Any = None,
+    ) -> Any:
+        """Normalizes `inputs`, as the table of the class says.
+
+        Args:
+            inputs: Tensor of any floating dtype and rank.
+            training: Whether to use the moments of this batch.
+            use_moving_statistics: Which statistics to use and to update: a
+                Python bool or a scalar boolean tensor.
+            mask: The samples that count, as in Keras's layer.
+
+        Returns:
+            A tensor of the shape of `inputs`.
+
+        Raises:
+            tf.errors.InvalidArgumentError: If `mean` and `variance` are to be
+                used before a pre-inference pass has filled them.
+        """
+        if tf.is_tensor(use_moving_statistics):
+            return tf.cond(
+                use_moving_statistics,
+                lambda: self.call(inputs, training, True, mask),
+                lambda: self.call(inputs, training, False, mask),
+            )
+        if use_moving_statistics:
+            return super().call(inputs, training=training, mask=mask)
+        if training and self.trainable:
+            batch = _batch_moments(self, inputs, mask)
+            self._merge(batch)
+            return _normalize(self, inputs, batch.mean, batch.variance)
+        filled = tf.debugging.assert_positive(
+            tf.convert_to_tensor(self.n_updates),
+            message=f"Layer {self.name} has no refit statistics yet: call "
+            "`swa_tf.refit_batch_norm` first.",
+        )
+        with tf.control_dependencies([filled] if filled is not None else []):
+            mean = tf.identity(self.mean)
+        return _normalize(self, inputs, mean, self.variance)
+
+    def _merge(self, batch: _Moments) -> None:
+        merged = _Moments(
+            tf.cast(self.n_samples, tf.float64),
+            tf.cast(self.mean, tf.float64),
+            tf.cast(self.variance, tf.float64),
+        ).merge(batch)
+        self.mean.assign(tf.cast(merged.mean, self.mean.dtype))
+        self.variance.assign(tf.cast(merged.variance, self.variance.dtype))
+        self.n_samples.assign(tf.cast(merged.count, tf.int64))
+        self.n_updates.assign_add(1)
+
+
+def refit_batch_norm(
+    model: Any,
+    dataset: Iterable[Any],
+    steps: int | None = None,
+    *,
+    variance: str = "pooled",
+) -> None:
+    """Computes the statistics of every batch-norm layer anew.
+
+    Without it, averaged weights are evaluated with statistics of other
+    weights, and can be no better than chance. The model runs over the data
+    with dropout and all else in inference mode, and each batch-norm layer
+    normalizing by the moments of its batch, as in training; the moments of the
+    batches are merged into those of all samples,
+
+        d = mean_b - mean            n' = n + n_b
+        mean <- mean + d * n_b / n'
+        M2 <- M2 + n_b * var_b + d^2 * n * n_b / n'
+
+    and at the end variance = M2 / n. For the first batch-norm layer this is
+    the same, to rounding, however the data are batched.
+
+    >>> layer = tf.keras.layers.BatchNormalization()
+    >>> data = [tf.constant([[1.0], [2.0]]), tf.constant([[6.0]])]
+    >>> _ = layer(data[0])
+    >>> swa_tf.refit_batch_norm(layer, data)
+    >>> round(float(layer.moving_mean[0]), 4)
+    3.0
+    >>> round(float(layer.moving_variance[0]), 4)
+    4.6667
+
+    Nothing but these statistics changes: not the weights, nor the optimizer.
+    A layer with `trainable=False` is frozen, and left alone; so is one that
+    no batch reached, with a warning. Statistics are written at the end, all
+    or none. Use training data without augmentation; 1,000 to 10,000 samples
+    are enough in practice. It costs one forward pass over them.
+
+    A subclass of a batch-norm layer runs as a batch-norm layer: what it may
+    have added to `call` is left out during the refit.
+
+    Args:
+        model: A built model or layer; its batch-norm layers are found however
+            deeply they are nested. It is called as `model(x, training=False)`.
+        dataset: Batches, as `tf.data.Dataset` or any other iterable. A tuple
+            is (x,), (x, y) or (x, y, sample_weight), as in `Model.fit`, and
+            anything else is x: a tensor, a dictionary, nested inputs.
+        steps: The number of batches to take, > 0. None takes all.
+        variance: "pooled" as above, with the variance between batches; or
+            "mean_of_batches", the plain mean of the batches' variances, as in
+            the first published TensorFlow implementation: too small wherever
+            samples of a batch resemble each other.
+
+    Raises:
+        TypeError: If `model` is not a model or layer, or `dataset` cannot be
+            iterated over batch by batch.
+        ValueError: If `steps` or `variance` is none of the above, if `dataset`
+            is empty, is infinite with no `steps` given, or ends before
+            `steps`, if a statistic comes out NaN or infinite, or if no layer
+            was reached. No statistic has changed then, nor if `dataset` or
+            the model raises.
+
+    References:
+        Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2;
+        Wu and Johnson 2021, Rethinking "Batch" in BatchNorm,
+        https://arxiv.org/abs/2105.07576, section 3; Chan et al. 1979 for the
+        merge.
+    """
+    _check_arguments(model, dataset, steps, variance)
+    layers = _batch_norm_layers(model)
+    if not layers:
+        return
+    accumulators = [_Accumulator(layer) for layer in layers]
+    put_back = _compat.snapshot(model.variables)
+    try:
+        with contextlib.ExitStack() as collecting:
+            for accumulator in accumulators:
+                collecting.enter_context(accumulator.collecting())
+            _forward_passes(model, dataset, steps)
+    finally:
+        put_back()  # what else a forward pass may write: states, counters
+    reached = [a for a in accumulators if a.n_updates > 0]
+    if not reached:
+        raise ValueError(
+            "`dataset` must hold samples that reach a batch-norm layer. "
+            f"Received samples for none of {_names(accumulators)}"
+        )
+    results = [pair for a in reached for pair in a.results(variance)]
+    try:
+        for variable, value in results:
+            _assign(variable, value)
+    except BaseException:
+        put_back()
+        raise
+    if len(reached) < len(accumulators):
+        warnings.warn(
+            "No sample reached these batch-norm layers, and their statistics "
+            f"are as they were: {_names(set(accumulators) - set(reached))}",
+            stacklevel=2,
+        )
+
+
+class _Moments(NamedTuple):
+    """Count, mean and variance of samples, a channel each, in float64."""
+
+    count: Any
+    mean: Any
+    variance: Any
+
+    def merge(self, other: _Moments) -> _Moments:
+        """The moments of both lots of samples together (Chan et al.)."""
+        count = self.count + other.count
+        share = tf.math.divide_no_nan(other.count, count)
+        delta = other.mean - self.mean
+        return _Moments(
+            count,
+            self.mean + delta * share,
+            self.variance * (1.0 - share)
+            + other.variance * share
+            + tf.square(delta) * share * (1.0 - share),
+        )
+
+
+class _Accumulator:
+    """The moments of all that a batch-norm layer is given to normalize."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        shape = layer.moving_mean.shape
+        self._count = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+        self._mean, self._variance, self._sum_of_variances = (
+            tf.Variable(tf.zeros(shape, tf.float64), trainable=False)
+            for _ in range(3)
+        )
+        self._n_updates = tf.Variable(0, trainable=False, dtype=tf.int64)
+
+    @property
+    def n_updates(self) -> int:
+        return int(self._n_updates)
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Lets the layer normalize by batch, and tell this object."""
+        attributes = vars(self.layer)
+        previous = {k: v for k, v in attributes.items() if k == "call"}
+        self._signature = inspect.signature(self.layer.call)
+        attributes["call"] = self._call
+        try:
+            yield
+        finally:
+            del attributes["call"]
+            attributes.update(previous)
+
+    def results(self, variance: str) -> list[tuple[Any, np.ndarray]]:
+        """Each statistic of the layer and its new value."""
+        layer, n_updates = self.layer, self.n_updates
+        if variance == "pooled":
+            new_variance = self._variance.numpy()
+        else:
+            new_variance = self._sum_of_variances.numpy() / n_updates
+        if isinstance(layer, MovingFreeBatchNormalization):
+            new = {
+                "mean": self._mean.numpy(),
+                "variance": new_variance,
+                "n_updates": np.asarray(n_updates),
+                "n_samples": self._count.numpy(),
+            }
+        else:
+            new = {
+                "moving_mean": self._mean.numpy(),
+                "moving_variance": new_variance,
+            }
+        return [self._fitting(name, value) for name, value in new.items()]
+
+    def _fitting(self, name: str, value: np.ndarray) -> tuple[Any, np.ndarray]:
+        """A statistic and its value in its dtype, if that is finite."""
+        variable = _compat.tf_variable(getattr(self.layer, name))
+        with np.errstate(over="ignore"):  # checked in the next line
+            value = value.astype(variable.dtype.as_numpy_dtype)
+        if not np.all(np.isfinite(value.astype(np.float64))):
+            raise ValueError(
+                "`dataset` must give finite statistics. Received: data that "
+                f"make {name} of layer {self.layer.name} NaN or infinite"
+            )
+        return variable, value
+
+    @tf.autograph.experimental.do_not_convert
+    def _call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """What stands in for the `call` of the layer."""
+        arguments = self._signature.bind(inputs, *args, **kwargs).arguments
+        batch = _batch_moments(self.layer, inputs, arguments.get("mask"))
+        merged = _Moments(self._count, self._mean, self._variance).merge(batch)
+        self._count.assign(merged.count)
+        self._mean.assign(merged.mean)
+        self._variance.assign(merged.variance)
+        self._sum_of_variances.assign_add(batch.variance)
+        self._n_updates.assign_add(tf.cast(batch.count > 0, tf.int64))
+        return _normalize(self.layer, inputs, batch.mean, batch.variance)
+
+
+def _batch_moments(layer: Any, inputs: Any, mask: Any) -> _Moments:
+    """The moments of one batch, computed as exactly as float32 inputs allow.
+
+    Sums over one axis are taken in float32, over the others in float64: a sum
+    of 10^5 numbers in float32, as TensorFlow's own kernels take it, loses
+    three digits. The deviations are from the mean, so a mean that is large
+    beside them costs nothing.
+    """
+    x = _at_least_float32(inputs)
+    channels = _channel_axes(layer, x)
+    axes = [axis for axis in range(x.shape.rank) if axis not in channels]
+    if mask is None:
+        sizes = [tf.shape(x, tf.int64)[axis] for axis in axes]
+        count = tf.cast(tf.reduce_prod(sizes), tf.float64)
+        weights = None
+    else:
+        if channels != [x.shape.rank - 1]:
+            raise ValueError(
+                "`mask` needs a batch-norm layer whose `axis` is the last. "
+                f"Received: axis={layer.axis} in layer {layer.name}"
+            )
+        weights = tf.cast(tf.expand_dims(mask, -1), x.dtype)
+        count = tf.reduce_sum(tf.cast(weights, tf.float64))
+
+    def mean_of(values: tf.Tensor) -> tf.Tensor:
+        if weights is not None:
+            values = values * weights
+        if len(axes) > 1:
+            values = tf.reduce_sum(values, axes[-1], keepdims=True)
+        total = tf.reduce_sum(tf.cast(values, tf.float64), axes)
+        return tf.math.divide_no_nan(total, count)
+
+    mean = mean_of(x)
+    rounded = tf.cast(mean, x.dtype)
+    center = tf.reshape(rounded, _broadcast_shape(channels, x))
+    variance = mean_of(tf.math.squared_difference(x, center)) - tf.square(
+        mean - tf.cast(rounded, tf.float64)
+    )
+    shape = layer.moving_mean.shape
+    return _Moments(
+        count,
+        tf.reshape(mean, shape),
+        tf.reshape(tf.maximum(variance, 0.0), shape),
+    )
+
+
+def _normalize(layer: Any, inputs: Any, mean: Any, variance: Any) -> Any:
+    """gamma * (inputs - mean) / sqrt(variance + epsilon) + beta"""
+    x = _at_least_float32(inputs)
+    shape = _broadcast_shape(_channel_axes(layer, x), x)
+
+    def fit(parameter: Any) -> Any:
+        if parameter is None:
+            return None
+        return tf.reshape(tf.cast(parameter, x.dtype), shape)
+
+    outputs = tf.nn.batch_normalization(
+        x,
+        fit(mean),
+        fit(variance),
+        fit(layer.beta),
+        fit(layer.gamma),
+        layer.epsilon,
+    )
+    return tf.cast(outputs, inputs.dtype)
+
+
+def _at_least_float32(inputs: Any) -> tf.Tensor:
+    return tf.cast(
+        inputs, tf.float64 if inputs.dtype == tf.float64 else tf.float32
+    )
+
+
+def _channel_axes(layer: Any, x: tf.Tensor) -> list[int]:
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    return sorted(axis % x.shape.rank for axis in axes)
+
+
+def _broadcast_shape(channels: list[int], x: tf.Tensor) -> list[int]:
+    return [
+        x.shape[axis] if axis in channels else 1 for axis in range(x.shape.rank)
+    ]
+
+
+def _forward_passes(
+    model: Any, dataset: Iterable[Any], steps: int | None
+) -> None:
+    @tf.function(reduce_retracing=True)
+    def forward(inputs: Any) -> None:
+        # A device function of its own makes TensorFlow trace anew, and for
+        # this pass only, any `tf.function` inside the model: a trace made
+        # before, or reused after, would have the wrong batch norm in it.
+        with tf.compat.v1.device(lambda op: op.device):
+            model(inputs, training=False)
+
+    taken = 0
+    for batch in itertools.islice(dataset, steps):
+        forward(tf.keras.utils.unpack_x_y_sample_weight(batch)[0])
+        taken += 1
+    if taken == 0:
+        raise ValueError(
+            "`dataset` must hold at least one batch. Received an empty one"
+        )
+    if steps is not None and taken < steps:
+        raise ValueError(
+            f"`dataset` must hold `steps`={steps} batches. "
+            f"Received: {taken} batches"
+        )
+
+
+def _batch_norm_layers(model: Any) -> list[Any]:
+    """The batch-norm layers to refit, at any depth."""
+    layers = [
+        layer
+        for layer in tf.train.TrackableView(model).descendants()
+        if isinstance(layer, _compat.batch_norm_layers()) and layer.trainable
+    ]
+    unbuilt = [layer.name for layer in layers if not layer.built]
+    if unbuilt:
+        raise ValueError(
+            "`model` must be built: call it once on a batch. "
+            f"Received a model with unbuilt layers: {', '.join(unbuilt)}"
+        )
+    return layers
+
+
+def _names(accumulators: Iterable[_Accumulator]) -> str:
+    return ", ".join(sorted(a.layer.name for a in accumulators))
+
+
+def _assign(variable: tf.Variable, value: np.ndarray) -> None:
+    for component in _compat.components(variable):
+        component.assign(value)
+
+
+def _check_arguments(
+    model: Any, dataset: Any, steps: Any, variance: Any
+) -> None:
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "`refit_batch_norm` works in eager mode only: call it outside "
+            "of graphs and `tf.function`."
+        )
+    if not callable(model) or not hasattr(model, "variables"):
+        raise TypeError(
+            f"`model` must be a model or layer. Received: model={model!r}"
+        )
+    if not isinstance(dataset, Iterable) or isinstance(
+        dataset, (np.ndarray, tf.Tensor, tf.Variable, dict, str)
+    ):
+        raise TypeError(
+            "`dataset` must be a `tf.data.Dataset` or another iterable of "
+            f"batches. Received: dataset={dataset!r}"
+        )
+    if steps is not None and (
+        not isinstance(steps, (int, np.integer)) or steps <= 0
+    ):
+        raise ValueError(
+            f"`steps` must be a whole number > 0 or None. Received: {steps=}"
+        )
+    if variance not in ("pooled", "mean_of_batches"):
+        raise ValueError(
+            '`variance` must be "pooled" or "mean_of_batches". '
+            f"Received: {variance=}"
+        )
+    if (
+        steps is None
+        and isinstance(dataset, tf.data.Dataset)
+        and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    ):
+        raise ValueError(
+            "`steps` must be given for an infinite `dataset`. "
+            "Received: steps=None"
+        )

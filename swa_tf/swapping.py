@@ -1,0 +1,286 @@
+"""Swapping averages into a model and the trained weights back.
+
+Swaps assign; they never add and subtract, which would lose bits. Assigning a
+whole value shares its buffer, so a swap copies nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf import _compat
+from swa_tf.averaging import WeightAverage
+from swa_tf.batch_norm import refit_batch_norm
+
+
+class BackupVariables(tf.Module):
+    """Variables that keep the values of others, to be put back later.
+
+    With `assign_averages` this is the published recipe: save, swap in,
+    evaluate, restore. It serves v1 graphs, where each step is an op to run in
+    a session, and whoever swaps by hand; `averaged_weights` does all of it.
+
+    >>> variable = tf.Variable(1.0)
+    >>> backup = swa_tf.BackupVariables([variable])
+    >>> backup.save()
+    >>> _ = variable.assign(5.0)
+    >>> backup.restore()
+    >>> float(variable)
+    1.0
+
+    Restoring is exact to the bit, in every component of a distributed
+    variable. Before the first `save` the backup holds the values that the
+    variables had when it was made.
+
+    Args:
+        var_list: Variables of any dtype and shape, of any Keras or plain.
+        device: Where the backup is kept, for example "/cpu:0" for a model that
+            fills its accelerator. None keeps each where its variable is.
+
+    Raises:
+        TypeError: If `var_list` is not a list of variables.
+        ValueError: If it is empty.
+    """
+
+    def __init__(
+        self, var_list: Iterable[Any], device: str | None = None
+    ) -> None:
+        super().__init__()
+        components = [
+            component
+            for variable in _variables(var_list)
+            for component in _compat.components(variable)
+        ]
+        self._originals = _compat.Untracked(components)
+        self._backups: list[tf.Variable] = []
+        with tf.init_scope():
+            for component in components:
+                with tf.device(device or component.device):
+                    self._backups.append(
+                        tf.Variable(
+                            _compat.initial_value(component),
+                            trainable=False,
+                            name=f"{_compat.variable_name(component)}/backup",
+                        )
+                    )
+
+    def save(self) -> Any:
+        """Copies the variables into the backup.
+
+        >>> swa_tf.BackupVariables([tf.Variable(1.0)]).save()
+
+        Returns:
+            In a graph the op that copies, in eager mode None.
+        """
+        return _assign_all(self._backups, self._originals.value)
+
+    def restore(self) -> Any:
+        """Copies the backup into the variables.
+
+        >>> swa_tf.BackupVariables([tf.Variable(1.0)]).restore()
+
+        Returns:
+            In a graph the op that copies, in eager mode None.
+        """
+        return _assign_all(self._originals.value, self._backups)
+
+
+def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
+    """Assigns to each variable its average, cast to the variable's dtype.
+
+    The step between `BackupVariables.save` and `BackupVariables.restore`.
+
+    >>> variable = tf.Variable(1.0)
+    >>> swa = swa_tf.StochasticWeightAveraging()
+    >>> swa.apply([variable])
+    >>> _ = variable.assign(3.0)
+    >>> swa.apply([variable])
+    >>> swa_tf.assign_averages(swa, [variable])
+    >>> float(variable)
+    2.0
+
+    Args:
+        swa: The averages.
+        var_list: Variables that `swa` averages.
+
+    Returns:
+        In a graph the op that assigns, in eager mode None.
+
+    Raises:
+        TypeError: If `var_list` is not a list of variables.
+        ValueError: If `var_list` is empty or holds a variable that `swa` does
+            not average.
+        RuntimeError: If nothing was averaged yet. In a graph the op raises
+            `tf.errors.InvalidArgumentError` instead.
+    """
+    variables = _variables(var_list)
+    averages = _averages_of(swa, variables)
+    with tf.control_dependencies(_something_averaged(swa)):
+        return _assign_all(
+            [c for v in variables for c in _compat.components(v)],
+            [c for v in averages for c in _compat.components(v)],
+        )
+
+
+@contextlib.contextmanager
+def averaged_weights(
+    swa: WeightAverage,
+    target: Any,
+    *,
+    refit_data: Iterable[Any] | None = None,
+    refit_steps: int | None = None,
+) -> Iterator[None]:
+    """Evaluates, saves or serves the averaged model inside a `with` block.
+
+    At the start the averages take the place of the trained weights; at the
+    end, whatever happened inside, the trained weights are back bit for bit.
+    Given a model, so are its batch-norm statistics and every other weight.
+    Inside, `model.save(...)` writes the averaged model.
+
+    >>> layer = tf.keras.layers.Dense(1, use_bias=False)
+    >>> _ = layer(tf.ones([1, 1]))
+    >>> swa = swa_tf.StochasticWeightAveraging()
+    >>> for value in (1.0, 3.0):
+    ...     _ = layer.kernel.assign([[value]])
+    ...     swa.apply(layer.trainable_variables)
+    >>> with swa_tf.averaged_weights(swa, layer):
+    ...     inside = float(layer(tf.ones([1, 1]))[0, 0])
+    >>> inside, float(layer(tf.ones([1, 1]))[0, 0])
+    (2.0, 3.0)
+
+    Batch-norm statistics belong to the weights they were computed with. Give
+    `refit_data`, or call `swa_tf.refit_batch_norm` inside the block, for a
+    model that has such layers.
+
+    Args:
+        swa: The averages. They must have been updated at least once.
+        target: A model or layer (anything with `weights` or `variables`), of
+            which those that `swa` averages are swapped; or a list of
+            variables, all of which `swa` must average.
+        refit_data: Batches for `refit_batch_norm`; `target` must be a model.
+        refit_steps: Its `steps`.
+
+    Raises:
+        RuntimeError: On entry, if nothing was averaged yet, if the averages
+            of `swa` are already swapped in, or in a graph or `tf.function`,
+            where a `with` block has no meaning when the graph runs: use
+            `BackupVariables` and `assign_averages` there.
+        TypeError: If `target` is neither a model nor a list of variables.
+        ValueError: If `swa` averages no variable of `target`.
+    """
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "`averaged_weights` works in eager mode only. In a graph or a "
+            "`tf.function` use the ops of `BackupVariables` and "
+            "`assign_averages`."
+        )
+    if swa.swapped:
+        raise RuntimeError(
+            f"The averages of {swa.name} are swapped in already: "
+            "`averaged_weights` cannot be entered twice."
+        )
+    _something_averaged(swa)
+    kept, swapped = _kept_and_swapped(swa, target)
+    if refit_data is not None and not hasattr(target, "weights"):
+        raise TypeError(
+            "`target` must be a model for `refit_data` to be of use. "
+            f"Received: target={target!r}"
+        )
+    restore = _compat.snapshot(kept)
+    try:
+        swa.swapped = True
+        assign_averages(swa, swapped)
+        if refit_data is not None:
+            refit_batch_norm(target, refit_data, steps=refit_steps)
+        yield
+    finally:
+        try:
+            restore()
+        except BaseException:  # such as a second Ctrl-C: finish, then pass on
+            restore()
+            raise
+        finally:
+            swa.swapped = False
+
+
+def _kept_and_swapped(
+    swa: WeightAverage, target: Any
+) -> tuple[list[Any], list[Any]]:
+    """The variables to put back at the end, and those to swap."""
+    weights = getattr(target, "weights", getattr(target, "variables", None))
+    if weights is None:
+        variables = _variables(target, "target")
+        _averages_of(swa, variables)
+        return variables, variables
+    kept = [_compat.tf_variable(v) for v in weights]
+    swapped = [v for v in kept if swa.average(v) is not None]
+    if not swapped:
+        raise ValueError(
+            f"`target` must hold variables that {swa.name} averages. "
+            f"Received: target={target!r} with {len(kept)} variables, none "
+            "of them averaged. (A restored average knows its variables after "
+            "`apply` or `build`.)"
+        )
+    return kept, swapped
+
+
+def _variables(var_list: Any, argument: str = "var_list") -> list[Any]:
+    """The `tf.Variable`s of a list, or an error that says why not."""
+    if tf.is_tensor(var_list) or not isinstance(var_list, Iterable):
+        raise TypeError(
+            f"`{argument}` must be a list of variables. "
+            f"Received: {argument}={var_list!r}"
+        )
+    variables = [_compat.tf_variable(v) for v in var_list]
+    if not variables:
+        raise ValueError(
+            f"`{argument}` must hold at least one variable. "
+            f"Received: {argument}=[]"
+        )
+    for variable in variables:
+        if not isinstance(variable, tf.Variable):
+            raise TypeError(
+                f"`{argument}` must hold variables. Received: {variable!r}"
+            )
+    return variables
+
+
+def _averages_of(swa: WeightAverage, variables: list[Any]) -> list[tf.Variable]:
+    averages = [swa.average(variable) for variable in variables]
+    unknown = [
+        _compat.variable_name(variable)
+        for variable, average in zip(variables, averages)
+        if average is None
+    ]
+    if unknown:
+        raise ValueError(
+            f"`var_list` must hold variables that {swa.name} averages. "
+            f"Received in addition: {', '.join(unknown)}"
+        )
+    return averages
+
+
+def _something_averaged(swa: WeightAverage) -> list[tf.Operation]:
+    """Raises in eager mode, or gives the assertions for a graph."""
+    message = (
+        f"{swa.name} has averaged nothing yet: call `apply` first, or "
+        "restore a checkpoint and call `build`."
+    )
+    if tf.executing_eagerly():
+        if int(swa.n_models) == 0:
+            raise RuntimeError(message)
+        return []
+    return [tf.debugging.assert_positive(swa.n_models, message=message)]
+
+
+def _assign_all(targets: Iterable[Any], sources: Iterable[Any]) -> Any:
+    return tf.group(
+        *[
+            target.assign(tf.cast(source.read_value(), target.dtype))
+            for target, source in zip(targets, sources)
+        ]
+    )
