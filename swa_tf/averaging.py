@@ -560,9 +560,7 @@ def _check_shapes(variables: list[Any], averages: list[Any]) -> None:
             )
 
 
-def _shape_checks(
-    variables: list[Any], averages: list[Any]
-) -> list[tf.Tensor]:
+def _shape_checks(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
     """The part that a graph must check when it runs."""
     if tf.executing_eagerly():
         return []

@@ -438,10 +438,7 @@ def _forward_passes(
 ) -> None:
     @tf.function(reduce_retracing=True)
     def forward(inputs: Any) -> None:
-        # A device function of its own makes TensorFlow trace anew, and for
-        # this pass only, any `tf.function` inside the model: a trace made
-        # before, or reused after, would have the wrong batch norm in it.
-        with tf.compat.v1.device(lambda op: op.device):
+        with _inlined_functions():
             model(inputs, training=False)
 
     taken = 0
@@ -459,11 +456,26 @@ def _forward_passes(
         )
 
 
+@contextlib.contextmanager
+def _inlined_functions() -> Iterator[None]:
+    """While a graph is traced, inlines every `tf.function` that it calls.
+
+    One inside the model may have been traced before, with the layer's own
+    `call` in it; and a trace of this pass must not be used after it.
+    """
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
 def _batch_norm_layers(model: Any) -> list[Any]:
     """The batch-norm layers to refit, at any depth."""
     layers = [
         layer
-        for layer in tf.train.TrackableView(model).descendants()
+        for layer in _parts(model)
         if isinstance(layer, _compat.batch_norm_layers()) and layer.trainable
     ]
     unbuilt = [layer.name for layer in layers if not layer.built]
@@ -473,6 +485,29 @@ def _batch_norm_layers(model: Any) -> list[Any]:
             f"Received a model with unbuilt layers: {', '.join(unbuilt)}"
         )
     return layers
+
+
+def _parts(model: Any) -> list[Any]:
+    """The model and all that it holds, in attributes and their containers.
+
+    `tf.train.TrackableView` alone misses what Keras 3 layers hold in lists and
+    dictionaries.
+    """
+    parts: dict[int, Any] = {}
+    pending = [model]
+    while pending:
+        part = pending.pop()
+        if id(part) in parts:
+            continue
+        parts[id(part)] = part
+        if isinstance(part, dict):
+            pending += part.values()
+        elif isinstance(part, (list, tuple, set)):
+            pending += part
+        elif isinstance(part, (tf.keras.layers.Layer, tf.Module)):
+            pending += tf.train.TrackableView.children(part).values()
+            pending += vars(part).values()
+    return list(parts.values())
 
 
 def _names(accumulators: Iterable[_Accumulator]) -> str:

@@ -207,6 +207,12 @@ def averaged_weights(
             swa.swapped = False
 
 
+_BUILD_HINT = (
+    "(An average restored from a checkpoint knows its variables after `apply` "
+    "or `build`.)"
+)
+
+
 def _kept_and_swapped(
     swa: WeightAverage, target: Any
 ) -> tuple[list[Any], list[Any]]:
@@ -222,8 +228,7 @@ def _kept_and_swapped(
         raise ValueError(
             f"`target` must hold variables that {swa.name} averages. "
             f"Received: target={target!r} with {len(kept)} variables, none "
-            "of them averaged. (A restored average knows its variables after "
-            "`apply` or `build`.)"
+            f"of them averaged. {_BUILD_HINT}"
         )
     return kept, swapped
 
@@ -259,7 +264,7 @@ def _averages_of(swa: WeightAverage, variables: list[Any]) -> list[tf.Variable]:
     if unknown:
         raise ValueError(
             f"`var_list` must hold variables that {swa.name} averages. "
-            f"Received in addition: {', '.join(unknown)}"
+            f"Received in addition: {', '.join(unknown)}. {_BUILD_HINT}"
         )
     return averages
 

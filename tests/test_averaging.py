@@ -172,7 +172,9 @@ def test_keras_and_plain_variables_in_one_list():
     swa = swa_tf.StochasticWeightAveraging()
     for value in (1.0, 2.0):
         for variable in variables:
-            variable.assign(tf.cast(tf.fill(variable.shape, value), variable.dtype))
+            variable.assign(
+                tf.cast(tf.fill(variable.shape, value), variable.dtype)
+            )
         swa.apply(variables)
     for variable in variables:
         np.testing.assert_array_equal(
