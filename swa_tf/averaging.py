@@ -253,7 +253,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 moved = tf.cond(
                     tf.equal(n_models, 0),
                     lambda: _start(pairs),
-                    lambda: _move(pairs, self._coefficient(n_models)),
+                    lambda: _move(pairs, self._coefficient(n_models), n_models),
                 )
             with tf.control_dependencies(_ops(moved)):
                 counted = self._n_models.assign_add(1)
@@ -358,12 +358,13 @@ class StochasticWeightAveraging(WeightAverage):
     optimizer=optimizer, swa=swa)` saves it and restores it, also before the
     first `apply`, and training goes on bit for bit.
 
-    Rounding: an update rounds each average by at most half a unit in the last
-    place, so n updates of float32 weights stay within (n + 1) / 2 * 2^-24 of
-    the exact mean, relative to the largest average on the way. Weights with
-    noise stay far below that (2e-6 after 1,000 updates was measured); the
-    bound is approached by weights that drift by less than the noise of
-    float32 from one update to the next.
+    Rounding: each update is rounded to float32 (float64 for float64), up or
+    down in proportion, so that the errors of many updates cancel rather than
+    add up. 1,000 updates stay within 3e-6 of the exact mean, relative to the
+    largest weight, and so do weights that drift by less than float32 can add
+    to their average, where a plain running mean stands still (3e-5 off for a
+    drift of 1e-4). An exact sum stays exact: equal weights average to
+    themselves.
 
     Args:
         name: Suffix of the names of the shadow variables.
@@ -389,19 +390,53 @@ def _start(pairs: list[tuple[tf.Variable, Any]]) -> Any:
     )
 
 
-def _move(pairs: list[tuple[tf.Variable, Any]], c: tf.Tensor) -> Any:
+def _move(
+    pairs: list[tuple[tf.Variable, Any]], c: tf.Tensor, n_models: tf.Tensor
+) -> Any:
     """average <- average + c * (weight - average)"""
-    return tf.group(
-        *[
-            average.assign_add(
-                tf.cast(c, average.dtype) * (_value(weight, average) - average)
-            )
-            for average, weight in pairs
-        ]
+    # The golden ratio's multiples fill (0, 1) evenly, whichever their number.
+    threshold = tf.math.floormod(
+        tf.cast(n_models, tf.float64) * 0.6180339887498949, 1.0
     )
+    moves = []
+    for variable, weight in pairs:
+        average = variable.read_value()
+        step = tf.cast(c, average.dtype) * (_value(weight, average) - average)
+        moves.append(variable.assign(_unbiased_sum(average, step, threshold)))
+    return tf.group(*moves)
 
 
-def _value(weight: Any, average: tf.Variable) -> tf.Tensor:
+def _unbiased_sum(
+    average: tf.Tensor, step: tf.Tensor, threshold: tf.Tensor
+) -> tf.Tensor:
+    """The sum, rounded up or down so that the errors of many sums cancel.
+
+    Rounding to nearest loses every step below half a unit in the last place
+    (ulp): after n models that is all that a weight moves by less than
+    n * 2^-25 of itself, and the average stands still. Here the part that
+    rounding lost is rounded in turn, up to a whole ulp where it is more than
+    `threshold` of one, down to nothing otherwise. With thresholds spread
+    evenly over (0, 1) that is right on average. An exact sum stays exact.
+    """
+    total = average + step
+    lost = step - (total - average)
+    ulp = _ulp(total)
+    up = tf.abs(lost) > tf.cast(threshold, ulp.dtype) * ulp
+    return total + tf.where(up, tf.sign(lost) * ulp, tf.zeros_like(ulp))
+
+
+def _ulp(x: tf.Tensor) -> tf.Tensor:
+    """The distance from |x| to the next larger float."""
+    bits, exponent, epsilon = (
+        (tf.int64, 0x7FF0000000000000, 2.0**-52)
+        if x.dtype == tf.float64
+        else (tf.int32, 0x7F800000, 2.0**-23)
+    )
+    power = tf.bitwise.bitwise_and(tf.bitcast(x, bits), exponent)
+    return epsilon * tf.bitcast(power, x.dtype)
+
+
+def _value(weight: Any, average: Any) -> tf.Tensor:
     """The weight now, after the control dependencies, in `average`'s dtype."""
     if isinstance(weight, tf.Variable):
         weight = weight.read_value()

@@ -82,6 +82,20 @@ def test_thousand_updates_stay_near_the_float64_mean(dtype, offset):
         assert (np.abs(cast - mean) <= one_ulp).all()
 
 
+@pytest.mark.parametrize("mode", modes.ALL, ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("start", [1.0, 0.9, -1.5])
+def test_a_slow_drift_is_followed(mode, start):
+    # Each step is a fraction of a unit in the last place of the average:
+    # rounded to nearest, the average would stand still, and end 2e-5 off.
+    ramp = np.linspace(0.0, 1.0, 400)[:, None] * np.linspace(-1e-4, 1e-4, 9)
+    values = (start + ramp).astype(np.float32)
+    average, _ = mode(list(values), "float32")
+    # Two roundings of the last updates, of 2^-23 each.
+    np.testing.assert_allclose(
+        average, values.astype(np.float64).mean(0), atol=3e-7 * abs(start)
+    )
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_constant_stays_exactly_itself(dtype):
     variable = tf.Variable([1.2345, -70.0, 1e-7, 6e4], dtype=dtype)
@@ -117,8 +131,8 @@ def test_nan_stays_in_its_variable():
 @hypothesis.settings(max_examples=60)
 def test_any_sequence(values):
     average, n_models = modes.eager(list(values), "float32")
-    # n updates, each rounded by at most half a unit in the last place of a
-    # number no larger than the largest (and a little for c and the product).
+    # n updates, each rounded by at most a unit in the last place of a number
+    # no larger than the largest (and a little for c and the product).
     bound = 3 * len(values) * 2.0**-24 * np.abs(values).max(initial=0.0)
     assert n_models == len(values)
     mean = values.astype(np.float64).mean(0)

@@ -1,0 +1,71 @@
+"""Packaging of swa_tf. Tool settings are in `pyproject.toml`."""
+
+import pathlib
+import re
+
+from setuptools import setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$',
+    (HERE / "swa_tf" / "__init__.py").read_text(encoding="utf-8"),
+    re.MULTILINE,
+).group(1)
+
+# TensorFlow Addons ended in 2024: its last release works with TensorFlow 2.15,
+# whose last Python is 3.11. Without this extra pip takes the newest TensorFlow.
+ADDONS = ["tensorflow==2.15.*", "tensorflow-addons==0.23.*"]
+# Each tf_keras asks for the TensorFlow of its own number, so it stays out of
+# `test`, which is also installed beside `addons`.
+LEGACY = ["tf_keras"]
+EXAMPLES = ["scikit-learn"]
+BENCHMARKS = ["matplotlib", "rich", "scikit-learn", "tensorboard", "tqdm"]
+TEST = [
+    *BENCHMARKS,
+    *EXAMPLES,
+    "hypothesis",
+    "pytest>=7",
+    "pytest-xdist",
+]
+DEV = [*TEST, "mypy", "ruff"]
+
+setup(
+    name="swa-tf",
+    version=VERSION,
+    description="Weight averaging for TensorFlow, with batch-norm refitting",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=["swa_tf"],
+    package_data={"swa_tf": ["py.typed"]},
+    zip_safe=False,
+    python_requires=">=3.9",
+    install_requires=["absl-py", "numpy", "tensorflow>=2.15"],
+    extras_require={
+        "addons": ADDONS,
+        "benchmarks": BENCHMARKS,
+        "dev": DEV,
+        "examples": EXAMPLES,
+        "legacy": LEGACY,
+        "test": TEST,
+    },
+    keywords=[
+        "averaging",
+        "batch normalization",
+        "keras",
+        "stochastic weight averaging",
+        "swa",
+        "tensorflow",
+    ],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

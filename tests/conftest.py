@@ -1,0 +1,64 @@
+"""What every test starts from: two logical CPUs, one seed, a clean Keras."""
+
+import gc
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import hypothesis
+import pytest
+import tensorflow as tf
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Before TensorFlow initialises: two devices for MirroredStrategy.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+hypothesis.settings.register_profile(
+    "swa_tf", deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("swa_tf")
+
+
+def pytest_collection_finish():
+    # Keras 3 collects garbage at each clear, and takes half a second to find
+    # that TensorFlow's modules are none. What is frozen is not looked at.
+    gc.freeze()
+
+
+def _stack():
+    keras = tf.keras.__version__ if hasattr(tf.keras, "__version__") else "2"
+    door = tf.keras.layers.Layer.__module__.split(".")[0]
+    return f"stack: TensorFlow {tf.__version__}, {door} {keras}"
+
+
+def pytest_report_header(config):
+    return _stack()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.get_verbosity() < 0:  # `-q` hides the header.
+        terminalreporter.write_line(_stack())
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    """The same seed for every test, and nothing left over from the last."""
+    tf.keras.utils.set_random_seed(0)
+    yield
+    tf.keras.backend.clear_session()
+    tf.keras.mixed_precision.set_global_policy("float32")
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real images beside the clone."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs real images: no folder ../shared/data")
+    return SHARED_DATA
