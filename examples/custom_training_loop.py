@@ -28,7 +28,7 @@ flags.DEFINE_integer("seed", 0, "Seed of the weights and of the data.")
 
 def make_model() -> tf.keras.Model:
     """Two convolutions with batch norm, for 8 x 8 images."""
-    model = tf.keras.Sequential(
+    return tf.keras.Sequential(
         [
             tf.keras.Input([8, 8, 1]),
             tf.keras.layers.Conv2D(16, 3, use_bias=False),
@@ -41,7 +41,6 @@ def make_model() -> tf.keras.Model:
             tf.keras.layers.Dense(10),
         ]
     )
-    return model
 
 
 def load_digits(

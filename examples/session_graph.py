@@ -99,9 +99,7 @@ def main(argv: list[str]) -> None:
             "`--swa_start` must be less than `--steps`. Received: "
             f"swa_start={FLAGS.swa_start}, steps={FLAGS.steps}"
         )
-    for name, value in train(
-        FLAGS.steps, FLAGS.swa_start, FLAGS.seed
-    ).items():
+    for name, value in train(FLAGS.steps, FLAGS.swa_start, FLAGS.seed).items():
         print(f"{name:9s} test accuracy {100 * value:.2f} %")
 
 

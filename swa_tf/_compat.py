@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import types
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -60,57 +59,3 @@ def variable_name(variable: Any) -> str:
     if KERAS_3 and isinstance(variable, tf.keras.Variable):
         return str(variable.path)
     return str(variable.name.rsplit(":", 1)[0])
-
-
-def components(variable: Any) -> Sequence[tf.Variable]:
-    """The variables, one a device, of which a `tf.Variable` is made."""
-    values: Sequence[tf.Variable] = getattr(variable, "values", (variable,))
-    return values
-
-
-def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
-    """The strategy that made this `tf.Variable`; None for a plain one."""
-    return getattr(variable, "distribute_strategy", None)
-
-
-class Untracked:
-    """Hides a container of variables from a `tf.Module`.
-
-    A module writes the variables of its lists and dictionaries into its
-    checkpoints, also those that belong to somebody else.
-    """
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-def initial_value(variable: tf.Variable) -> tf.Tensor:
-    """The value a variable has now; in a v1 graph, or will be given first."""
-    if tf.executing_eagerly():
-        return variable.read_value()
-    return tf.cond(
-        tf.compat.v1.is_variable_initialized(variable),
-        variable.read_value,
-        lambda: variable.initial_value,
-    )
-
-
-def snapshot(variables: Iterable[Any]) -> Callable[[], None]:
-    """Holds the values that variables have now; eager mode only.
-
-    A held value shares the variable's buffer, so holding copies nothing.
-
-    Returns:
-        A function that puts the values back bit for bit, in every component.
-    """
-    held = [
-        (component, component.read_value())
-        for variable in variables
-        for component in components(tf_variable(variable))
-    ]
-
-    def restore() -> None:
-        for component, value in held:
-            component.assign(value)
-
-    return restore

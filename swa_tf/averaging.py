@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat
+from swa_tf import _compat, _swap_state, _variables
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
@@ -35,7 +35,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         super().__init__()
         self._name = name
         self._averages: list[tf.Variable] = []
-        self._average_of = _compat.Untracked({})
+        self._average_of = _variables.Untracked({})
         self._make_count()
 
     @property
@@ -45,7 +45,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         >>> int(swa_tf.StochasticWeightAveraging().n_models)
         0
         """
-        return _compat.components(self._n_models)[0]
+        return _variables.components(self._n_models)[0]
 
     @property
     def swapped(self) -> bool:
@@ -231,8 +231,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
         """`apply` outside replica context."""
-        if self.swapped:
-            raise RuntimeError(_SWAPPED.format(name=self.name))
+        self._swap_state.check(self.name)
         if var_list is None:
             _require_v1_graph("var_list")
             var_list = tf.compat.v1.trainable_variables()
@@ -244,7 +243,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             for average, variable in zip(averages, variables)
             for pair in _component_pairs(average, variable)
         ]
-        checks = self._swap_state.checks(self.name)
+        checks = self._swap_state.assertions(self.name)
         checks += _shape_checks(variables, averages)
         with tf.name_scope(self.name) as scope:
             with tf.control_dependencies(checks):
@@ -255,31 +254,25 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                     lambda: _start(pairs),
                     lambda: _move(pairs, self._coefficient(n_models), n_models),
                 )
-            with tf.control_dependencies(_ops(moved)):
+            with tf.control_dependencies([] if moved is None else [moved]):
                 counted = self._n_models.assign_add(1)
             return tf.group(counted, name=scope)
 
     def _checked(self, var_list: Iterable[Any]) -> list[Any]:
         """The `tf.Variable`s of `var_list`, or an error that says why not."""
-        if not isinstance(var_list, Iterable) or _is_value(var_list):
-            raise TypeError(
-                "`var_list` must be a list of variables. "
-                f"Received: var_list={var_list!r}"
-            )
-        given = list(var_list)
-        if not given:
-            raise ValueError(
-                "`var_list` must hold at least one variable. "
-                "Received: var_list=[]"
-            )
-        variables = [_compat.tf_variable(v) for v in given]
+        variables = _variables.checked_list("var_list", var_list, tensors=True)
         seen = set()
         for variable in variables:
-            _check_floating(variable)
+            if variable.dtype.base_dtype not in _FLOATS:
+                raise TypeError(
+                    "`var_list` must hold variables of dtype float16, "
+                    "bfloat16, float32 or float64. "
+                    f"Received: {_variables.describe([variable])}"
+                )
             if variable.ref() in seen:
                 raise ValueError(
                     "`var_list` must name each variable once. "
-                    f"Received twice: {_describe(variable)}"
+                    f"Received twice: {_variables.describe([variable])}"
                 )
             seen.add(variable.ref())
         self._check_same_variables(variables)
@@ -290,18 +283,18 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     def _check_same_variables(self, variables: list[Any]) -> None:
         if not self._averages:
             return
-        if _outermost_graph() is not self._graph:
+        if _variables.outermost_graph() is not self._graph:
             raise ValueError(
                 "`var_list` must belong to the graph of the first `apply` "
                 "(or, as there, to eager mode). "
-                f"Received: {_describe(*variables)}"
+                f"Received: {_variables.describe(variables)}"
             )
         late = [v for v in variables if self.average(v) is None]
         if late:
             raise ValueError(
                 "`var_list` must hold the variables of the first `apply`: one "
                 "that joins later would have missed the models before. "
-                f"Received in addition: {_describe(*late)}"
+                f"Received in addition: {_variables.describe(late)}"
             )
         given = {v.ref() for v in variables}
         missing = [k.deref() for k in self._average_of.value if k not in given]
@@ -309,29 +302,32 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             raise ValueError(
                 "`var_list` must hold all variables of the first `apply`: one "
                 "that is left out would miss this model. "
-                f"Received a list without: {_describe(*missing)}"
+                f"Received a list without: {_variables.describe(missing)}"
             )
 
     def _make_averages(self, variables: list[Any]) -> None:
         """Makes the shadow variables, unless they are there."""
-        if _outermost_graph() is not self._graph:
+        if _variables.outermost_graph() is not self._graph:
             self._make_count()
         if self._averages:
             return
-        for variable in variables:
-            name = f"{_compat.variable_name(variable)}/{self.name}"
-            average = _shadow(variable, name)
-            self._averages.append(average)
-            self._average_of.value[variable.ref()] = average
+        averages = [
+            _shadow(v, f"{_compat.variable_name(v)}/{self.name}")
+            for v in variables
+        ]
+        self._averages.extend(averages)
+        self._average_of.value.update(
+            (v.ref(), average) for v, average in zip(variables, averages)
+        )
 
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""
-        self._graph = _outermost_graph()
+        self._graph = _variables.outermost_graph()
         with tf.init_scope():
             self._n_models = tf.Variable(
                 0, trainable=False, dtype=tf.int64, name=f"{self.name}/n_models"
             )
-            self._swap_state = _SwapState()
+            self._swap_state = _swap_state.SwapState()
 
 
 class StochasticWeightAveraging(WeightAverage):
@@ -452,8 +448,8 @@ def _component_pairs(
     itself. One that is not, such as Keras 2's moving mean, is read first, which
     reduces it over the replicas.
     """
-    averages = _compat.components(average)
-    weights = _compat.components(variable)
+    averages = _variables.components(average)
+    weights = _variables.components(variable)
     if (
         len(averages) != len(weights)
         or getattr(variable, "synchronization", None)
@@ -468,10 +464,10 @@ def _shadow(variable: Any, name: str) -> tf.Variable:
     dtype = (
         tf.float64 if variable.dtype.base_dtype == tf.float64 else tf.float32
     )
-    strategy = _compat.strategy_of(variable)
+    strategy = _variables.strategy_of(variable)
     with tf.init_scope():
         if isinstance(variable, tf.Variable):
-            value = _compat.initial_value(variable)
+            value = _variables.initial_value(variable)
         else:
             value = tf.zeros(variable.shape, variable.dtype)
         place = strategy.scope() if strategy else tf.device(variable.device)
@@ -486,98 +482,12 @@ def _shadow(variable: Any, name: str) -> tf.Variable:
     return average
 
 
-class _SwapState(tf.train.experimental.PythonState):
-    """Whether the averages stand in the model, for `apply` and checkpoints.
-
-    The Python value serves eager mode and checkpoints; the variable, which is
-    in no checkpoint, serves functions that were traced before the swap.
-    """
-
-    def __init__(self) -> None:
-        self.swapped = False
-        self._variable = (
-            tf.Variable(False, trainable=False) if _eager() else None
-        )
-
-    def set(self, swapped: bool) -> None:
-        self.swapped = swapped
-        self._variable.assign(swapped)
-
-    def checks(self, name: str) -> list[tf.Operation]:
-        """Assertions for a graph under construction."""
-        if self._variable is None or tf.executing_eagerly():
-            return []
-        return [
-            tf.debugging.assert_equal(
-                self._variable, False, message=_SWAPPED.format(name=name)
-            )
-        ]
-
-    def serialize(self) -> str:
-        return "swapped" if self.swapped else "trained"
-
-    def deserialize(self, string_value: bytes) -> None:
-        if self.swapped:
-            raise RuntimeError(
-                "A checkpoint cannot be restored inside `averaged_weights`: "
-                "its end would overwrite the weights restored. Leave it first."
-            )
-        if string_value == b"swapped":
-            raise ValueError(
-                "This checkpoint was written inside `averaged_weights`: its "
-                "model holds the averages in place of the trained weights, "
-                "and training cannot go on from it. To evaluate the averaged "
-                "model, restore it alone, with "
-                "`tf.train.Checkpoint(model=model)`."
-            )
-
-
-_SWAPPED = (
-    "`apply` was called while the averages of {name} are swapped in: it would "
-    "average the averages. Leave `averaged_weights` first."
-)
-
-
-def _ops(result: Any) -> list[Any]:
-    """What a control dependency can wait for: nothing in eager mode."""
-    return [] if result is None else [result]
-
-
-def _eager() -> bool:
-    """Whether this is eager mode, or a function that eager mode calls."""
-    return _outermost_graph() is None
-
-
-def _outermost_graph() -> Any:
-    """The v1 graph under construction; None in TensorFlow 2 code."""
-    with tf.init_scope():
-        if tf.executing_eagerly():
-            return None
-        return tf.compat.v1.get_default_graph()
-
-
 def _require_v1_graph(argument: str) -> None:
-    if _eager():
+    if _variables.outermost_graph() is None:
         raise ValueError(
             f"`{argument}` must be given outside v1 graphs, where no "
             "collection of trainable variables exists. "
             f"Received: {argument}=None"
-        )
-
-
-def _is_value(value: Any) -> bool:
-    return tf.is_tensor(value) or isinstance(value, (str, dict, tf.Module))
-
-
-def _check_floating(variable: Any) -> None:
-    averageable = isinstance(variable, tf.Variable) or (
-        isinstance(variable, tf.Tensor) and not _eager()
-    )
-    if not averageable or variable.dtype.base_dtype not in _FLOATS:
-        raise TypeError(
-            "`var_list` must hold variables of dtype float16, bfloat16, "
-            "float32 or float64 (and tensors only in a v1 graph). "
-            f"Received: {_describe(variable)}"
         )
 
 
@@ -591,7 +501,7 @@ def _check_shapes(variables: list[Any], averages: list[Any]) -> None:
             raise ValueError(
                 "`var_list` must hold variables whose shapes stay as they "
                 f"were at the first `apply`, here {average.shape}. "
-                f"Received: {_describe(variable)} of shape {shape}"
+                f"Received: {_variables.describe([variable])} of shape {shape}"
             )
 
 
@@ -606,14 +516,3 @@ def _shape_checks(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
         for variable, average in zip(variables, averages)
         if not variable.shape.is_fully_defined()
     ]
-
-
-def _describe(*variables: Any) -> str:
-    """Names and dtypes of variables, for an error."""
-    return ", ".join(
-        f"'{_compat.variable_name(v)}' ({v.dtype.name})"
-        if isinstance(v, tf.Variable)
-        or (tf.is_tensor(v) and not tf.executing_eagerly())
-        else repr(v)
-        for v in variables
-    )

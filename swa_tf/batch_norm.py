@@ -12,12 +12,12 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _compat
+from swa_tf import _compat, _moments, _variables
 
 
 @_compat.register
@@ -126,9 +126,9 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         if use_moving_statistics:
             return super().call(inputs, training=training, mask=mask)
         if training and self.trainable:
-            batch = _batch_moments(self, inputs, mask)
+            batch = _moments.batch_moments(self, inputs, mask)
             self._merge(batch)
-            return _normalize(self, inputs, batch.mean, batch.variance)
+            return _moments.normalize(self, inputs, batch.mean, batch.variance)
         filled = tf.debugging.assert_positive(
             tf.convert_to_tensor(self.n_updates),
             message=f"Layer {self.name} has no refit statistics yet: call "
@@ -136,10 +136,10 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         )
         with tf.control_dependencies([filled] if filled is not None else []):
             mean = tf.identity(self.mean)
-        return _normalize(self, inputs, mean, self.variance)
+        return _moments.normalize(self, inputs, mean, self.variance)
 
-    def _merge(self, batch: _Moments) -> None:
-        merged = _Moments(
+    def _merge(self, batch: _moments.Moments) -> None:
+        merged = _moments.Moments(
             tf.cast(self.n_samples, tf.float64),
             tf.cast(self.mean, tf.float64),
             tf.cast(self.variance, tf.float64),
@@ -222,7 +222,7 @@ def refit_batch_norm(
     if not layers:
         return
     accumulators = [_Accumulator(layer) for layer in layers]
-    put_back = _compat.snapshot(model.variables)
+    put_back = _variables.snapshot(model.variables)
     try:
         with contextlib.ExitStack() as collecting:
             for accumulator in accumulators:
@@ -248,27 +248,6 @@ def refit_batch_norm(
             "No sample reached these batch-norm layers, and their statistics "
             f"are as they were: {_names(set(accumulators) - set(reached))}",
             stacklevel=2,
-        )
-
-
-class _Moments(NamedTuple):
-    """Count, mean and variance of samples, a channel each, in float64."""
-
-    count: Any
-    mean: Any
-    variance: Any
-
-    def merge(self, other: _Moments) -> _Moments:
-        """The moments of both lots of samples together (Chan et al.)."""
-        count = self.count + other.count
-        share = tf.math.divide_no_nan(other.count, count)
-        delta = other.mean - self.mean
-        return _Moments(
-            count,
-            self.mean + delta * share,
-            self.variance * (1.0 - share)
-            + other.variance * share
-            + tf.square(delta) * share * (1.0 - share),
         )
 
 
@@ -339,98 +318,20 @@ class _Accumulator:
     def _call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """What stands in for the `call` of the layer."""
         arguments = self._signature.bind(inputs, *args, **kwargs).arguments
-        batch = _batch_moments(self.layer, inputs, arguments.get("mask"))
-        merged = _Moments(self._count, self._mean, self._variance).merge(batch)
+        batch = _moments.batch_moments(
+            self.layer, inputs, arguments.get("mask")
+        )
+        merged = _moments.Moments(
+            self._count, self._mean, self._variance
+        ).merge(batch)
         self._count.assign(merged.count)
         self._mean.assign(merged.mean)
         self._variance.assign(merged.variance)
         self._sum_of_variances.assign_add(batch.variance)
         self._n_updates.assign_add(tf.cast(batch.count > 0, tf.int64))
-        return _normalize(self.layer, inputs, batch.mean, batch.variance)
-
-
-def _batch_moments(layer: Any, inputs: Any, mask: Any) -> _Moments:
-    """The moments of one batch, computed as exactly as float32 inputs allow.
-
-    Sums over one axis are taken in float32, over the others in float64: a sum
-    of 10^5 numbers in float32, as TensorFlow's own kernels take it, loses
-    three digits. The deviations are from the mean, so a mean that is large
-    beside them costs nothing.
-    """
-    x = _at_least_float32(inputs)
-    channels = _channel_axes(layer, x)
-    axes = [axis for axis in range(x.shape.rank) if axis not in channels]
-    if mask is None:
-        sizes = [tf.shape(x, tf.int64)[axis] for axis in axes]
-        count = tf.cast(tf.reduce_prod(sizes), tf.float64)
-        weights = None
-    else:
-        if channels != [x.shape.rank - 1]:
-            raise ValueError(
-                "`mask` needs a batch-norm layer whose `axis` is the last. "
-                f"Received: axis={layer.axis} in layer {layer.name}"
-            )
-        weights = tf.cast(tf.expand_dims(mask, -1), x.dtype)
-        count = tf.reduce_sum(tf.cast(weights, tf.float64))
-
-    def mean_of(values: tf.Tensor) -> tf.Tensor:
-        if weights is not None:
-            values = values * weights
-        if len(axes) > 1:
-            values = tf.reduce_sum(values, axes[-1], keepdims=True)
-        total = tf.reduce_sum(tf.cast(values, tf.float64), axes)
-        return tf.math.divide_no_nan(total, count)
-
-    mean = mean_of(x)
-    rounded = tf.cast(mean, x.dtype)
-    center = tf.reshape(rounded, _broadcast_shape(channels, x))
-    variance = mean_of(tf.math.squared_difference(x, center)) - tf.square(
-        mean - tf.cast(rounded, tf.float64)
-    )
-    shape = layer.moving_mean.shape
-    return _Moments(
-        count,
-        tf.reshape(mean, shape),
-        tf.reshape(tf.maximum(variance, 0.0), shape),
-    )
-
-
-def _normalize(layer: Any, inputs: Any, mean: Any, variance: Any) -> Any:
-    """gamma * (inputs - mean) / sqrt(variance + epsilon) + beta"""
-    x = _at_least_float32(inputs)
-    shape = _broadcast_shape(_channel_axes(layer, x), x)
-
-    def fit(parameter: Any) -> Any:
-        if parameter is None:
-            return None
-        return tf.reshape(tf.cast(parameter, x.dtype), shape)
-
-    outputs = tf.nn.batch_normalization(
-        x,
-        fit(mean),
-        fit(variance),
-        fit(layer.beta),
-        fit(layer.gamma),
-        layer.epsilon,
-    )
-    return tf.cast(outputs, inputs.dtype)
-
-
-def _at_least_float32(inputs: Any) -> tf.Tensor:
-    return tf.cast(
-        inputs, tf.float64 if inputs.dtype == tf.float64 else tf.float32
-    )
-
-
-def _channel_axes(layer: Any, x: tf.Tensor) -> list[int]:
-    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
-    return sorted(axis % x.shape.rank for axis in axes)
-
-
-def _broadcast_shape(channels: list[int], x: tf.Tensor) -> list[int]:
-    return [
-        x.shape[axis] if axis in channels else 1 for axis in range(x.shape.rank)
-    ]
+        return _moments.normalize(
+            self.layer, inputs, batch.mean, batch.variance
+        )
 
 
 def _forward_passes(
@@ -473,10 +374,11 @@ def _inlined_functions() -> Iterator[None]:
 
 def _batch_norm_layers(model: Any) -> list[Any]:
     """The batch-norm layers to refit, at any depth."""
+    kinds: Any = _compat.batch_norm_layers()
     layers = [
-        layer
-        for layer in _parts(model)
-        if isinstance(layer, _compat.batch_norm_layers()) and layer.trainable
+        part
+        for part in _parts(model)
+        if isinstance(part, kinds) and part.trainable
     ]
     unbuilt = [layer.name for layer in layers if not layer.built]
     if unbuilt:
@@ -515,7 +417,7 @@ def _names(accumulators: Iterable[_Accumulator]) -> str:
 
 
 def _assign(variable: tf.Variable, value: np.ndarray) -> None:
-    for component in _compat.components(variable):
+    for component in _variables.components(variable):
         component.assign(value)
 
 

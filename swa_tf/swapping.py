@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat
+from swa_tf import _compat, _variables
 from swa_tf.averaging import WeightAverage
 from swa_tf.batch_norm import refit_batch_norm
 
@@ -52,17 +52,17 @@ class BackupVariables(tf.Module):
         super().__init__()
         components = [
             component
-            for variable in _variables(var_list)
-            for component in _compat.components(variable)
+            for variable in _variables.checked_list("var_list", var_list)
+            for component in _variables.components(variable)
         ]
-        self._originals = _compat.Untracked(components)
+        self._originals = _variables.Untracked(components)
         self._backups: list[tf.Variable] = []
         with tf.init_scope():
             for component in components:
                 with tf.device(device or component.device):
                     self._backups.append(
                         tf.Variable(
-                            _compat.initial_value(component),
+                            _variables.initial_value(component),
                             trainable=False,
                             name=f"{_compat.variable_name(component)}/backup",
                         )
@@ -117,12 +117,12 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
         RuntimeError: If nothing was averaged yet. In a graph the op raises
             `tf.errors.InvalidArgumentError` instead.
     """
-    variables = _variables(var_list)
+    variables = _variables.checked_list("var_list", var_list)
     averages = _averages_of(swa, variables)
     with tf.control_dependencies(_something_averaged(swa)):
         return _assign_all(
-            [c for v in variables for c in _compat.components(v)],
-            [c for v in averages for c in _compat.components(v)],
+            [c for v in variables for c in _variables.components(v)],
+            [c for v in averages for c in _variables.components(v)],
         )
 
 
@@ -190,7 +190,7 @@ def averaged_weights(
             "`target` must be a model for `refit_data` to be of use. "
             f"Received: target={target!r}"
         )
-    restore = _compat.snapshot(kept)
+    restore = _variables.snapshot(kept)
     try:
         swa.swapped = True
         assign_averages(swa, swapped)
@@ -219,7 +219,7 @@ def _kept_and_swapped(
     """The variables to put back at the end, and those to swap."""
     weights = getattr(target, "weights", getattr(target, "variables", None))
     if weights is None:
-        variables = _variables(target, "target")
+        variables = _variables.checked_list("target", target)
         _averages_of(swa, variables)
         return variables, variables
     kept = [_compat.tf_variable(v) for v in weights]
@@ -233,38 +233,14 @@ def _kept_and_swapped(
     return kept, swapped
 
 
-def _variables(var_list: Any, argument: str = "var_list") -> list[Any]:
-    """The `tf.Variable`s of a list, or an error that says why not."""
-    if tf.is_tensor(var_list) or not isinstance(var_list, Iterable):
-        raise TypeError(
-            f"`{argument}` must be a list of variables. "
-            f"Received: {argument}={var_list!r}"
-        )
-    variables = [_compat.tf_variable(v) for v in var_list]
-    if not variables:
-        raise ValueError(
-            f"`{argument}` must hold at least one variable. "
-            f"Received: {argument}=[]"
-        )
-    for variable in variables:
-        if not isinstance(variable, tf.Variable):
-            raise TypeError(
-                f"`{argument}` must hold variables. Received: {variable!r}"
-            )
-    return variables
-
-
 def _averages_of(swa: WeightAverage, variables: list[Any]) -> list[tf.Variable]:
     averages = [swa.average(variable) for variable in variables]
-    unknown = [
-        _compat.variable_name(variable)
-        for variable, average in zip(variables, averages)
-        if average is None
-    ]
+    unknown = [v for v, average in zip(variables, averages) if average is None]
     if unknown:
         raise ValueError(
             f"`var_list` must hold variables that {swa.name} averages. "
-            f"Received in addition: {', '.join(unknown)}. {_BUILD_HINT}"
+            f"Received in addition: {_variables.describe(unknown)}. "
+            f"{_BUILD_HINT}"
         )
     return averages
 

@@ -393,7 +393,7 @@ def test_recipe_refuses():
     with pytest.raises(RuntimeError, match="averaged nothing yet"):
         swa_tf.assign_averages(swa, [variable])
     swa.apply([variable])
-    with pytest.raises(ValueError, match="in addition: other"):
+    with pytest.raises(ValueError, match="in addition: 'other'"):
         swa_tf.assign_averages(swa, [variable, other])
     for bad, error in (([], ValueError), (variable, TypeError), (3, TypeError)):
         with pytest.raises(error, match="`var_list`"):

@@ -1,0 +1,126 @@
+"""Variables of every kind: plain, of a Keras, mirrored, of a v1 graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf import _compat
+
+
+def checked_list(
+    argument: str, var_list: Any, *, tensors: bool = False
+) -> list[Any]:
+    """The `tf.Variable`s of a list.
+
+    Args:
+        argument: What the caller calls `var_list`, for the errors.
+        var_list: An iterable of variables, of any Keras or plain.
+        tensors: Whether it may also hold tensors of a v1 graph.
+
+    Raises:
+        TypeError: If it is not a list, or holds anything else.
+        ValueError: If it is empty.
+    """
+    if (
+        tf.is_tensor(var_list)
+        or isinstance(var_list, (str, dict))
+        or not isinstance(var_list, Iterable)
+    ):
+        raise TypeError(
+            f"`{argument}` must be a list of variables. "
+            f"Received: {argument}={var_list!r}"
+        )
+    variables = [_compat.tf_variable(v) for v in var_list]
+    if not variables:
+        raise ValueError(
+            f"`{argument}` must hold at least one variable. "
+            f"Received: {argument}=[]"
+        )
+    for variable in variables:
+        if isinstance(variable, tf.Variable):
+            continue
+        if tensors and _is_v1_tensor(variable):
+            continue
+        raise TypeError(
+            f"`{argument}` must hold variables"
+            f"{' (and tensors only in a v1 graph)' if tensors else ''}. "
+            f"Received: {variable!r}"
+        )
+    return variables
+
+
+def describe(variables: Iterable[Any]) -> str:
+    """Names and dtypes of variables, for an error."""
+    return ", ".join(
+        f"'{_compat.variable_name(v)}' ({v.dtype.base_dtype.name})"
+        for v in variables
+    )
+
+
+def outermost_graph() -> tf.Graph | None:
+    """The v1 graph under construction; None in TensorFlow 2 code."""
+    with tf.init_scope():
+        if tf.executing_eagerly():
+            return None
+        return tf.compat.v1.get_default_graph()
+
+
+def _is_v1_tensor(value: Any) -> bool:
+    return isinstance(value, tf.Tensor) and outermost_graph() is not None
+
+
+def components(variable: Any) -> Sequence[tf.Variable]:
+    """The variables, one a device, of which a `tf.Variable` is made."""
+    values: Sequence[tf.Variable] = getattr(variable, "values", (variable,))
+    return values
+
+
+def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
+    """The strategy that made this `tf.Variable`; None for a plain one."""
+    return getattr(variable, "distribute_strategy", None)
+
+
+class Untracked:
+    """Hides a container of variables from a `tf.Module`.
+
+    A module writes the variables of its lists and dictionaries into its
+    checkpoints, also those that belong to somebody else.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def initial_value(variable: tf.Variable) -> tf.Tensor:
+    """The value a variable has now; in a v1 graph, or will be given first."""
+    if tf.executing_eagerly():
+        return variable.read_value()
+    return tf.cond(
+        tf.compat.v1.is_variable_initialized(variable),
+        variable.read_value,
+        lambda: variable.initial_value,
+    )
+
+
+def snapshot(variables: Iterable[Any]) -> Callable[[], None]:
+    """Holds the values that variables have now; eager mode only.
+
+    A held value shares the variable's buffer, so holding copies nothing.
+
+    Returns:
+        A function that puts the values back bit for bit, in every component.
+    """
+    held = [
+        (component, component.read_value())
+        for variable in variables
+        for component in components(_compat.tf_variable(variable))
+    ]
+
+    def restore() -> None:
+        for component, value in held:
+            component.assign(value)
+
+    return restore
