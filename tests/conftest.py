@@ -1,6 +1,7 @@
 """What every test starts from: two logical CPUs, one seed, a clean Keras."""
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 
@@ -32,9 +33,16 @@ def pytest_collection_finish():
 
 
 def _stack():
-    keras = tf.keras.__version__ if hasattr(tf.keras, "__version__") else "2"
     door = tf.keras.layers.Layer.__module__.split(".")[0]
-    return f"stack: TensorFlow {tf.__version__}, {door} {keras}"
+    packages = ["tensorflow", door]
+    if tf.__version__.startswith("2.15."):
+        packages.append("tensorflow-addons")
+    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+    return "stack: " + ", ".join(
+        f"{package} {importlib.metadata.version(package)}"
+        for package in packages
+        if package in installed
+    )
 
 
 def pytest_report_header(config):

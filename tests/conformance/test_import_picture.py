@@ -1,0 +1,122 @@
+"""The table of modules in the README is what the imports are."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FILES = {path.stem: path for path in (ROOT / "swa_tf").glob("*.py")}
+TREES = {
+    name: ast.parse(path.read_text(encoding="utf-8"))
+    for name, path in FILES.items()
+}
+PRIVATE = ("tensorflow.python", "keras.src", "tf_keras.src")
+STACKS = ("tensorflow_addons", "tf_keras")
+
+
+def _picture():
+    """Each module of the README's table and what it may import, in order."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("| file in `swa_tf/` |") :].split("\n\n")[0]
+    rows = [row.strip("|").split("|") for row in table.splitlines()[2:]]
+    return {
+        re.search(r"`(\w+)\.py`", row[0]).group(1): set(
+            re.findall(r"`(\w+)`", row[2])
+        )
+        for row in rows
+    }
+
+
+def _imports(tree):
+    """The full name of everything that a file imports, wherever it does."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and "import_module" in ast.dump(
+            node.func
+        ):
+            yield ast.literal_eval(node.args[0])
+
+
+def _own(imported):
+    """The modules of `swa_tf` among imports; "" stands for the root."""
+    for name in imported:
+        parts = name.split(".")
+        if parts[0] == "swa_tf":
+            yield parts[1] if parts[1:] and parts[1] in FILES else ""
+
+
+def _docstrings(tree):
+    return {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+
+
+def test_the_table_lists_the_files():
+    assert sorted(_picture()) == sorted(FILES)
+
+
+def test_arrows_run_one_way():
+    seen = set()
+    for name, allowed in reversed(_picture().items()):
+        assert allowed <= seen, f"{name} imports a module of a higher row"
+        seen.add(name)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_imports_are_those_of_the_table(name):
+    assert set(_own(_imports(TREES[name]))) <= _picture()[name]
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_no_relative_and_no_private_import(name):
+    for imported in _imports(TREES[name]):
+        assert not imported.startswith((".", *PRIVATE)), imported
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {"_compat"}))
+def test_only_compat_knows_the_stack(name):
+    tree = TREES[name]
+    docstrings = _docstrings(tree)
+    for imported in _imports(tree):
+        assert imported.split(".")[0] not in STACKS, imported
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("__version__", "VERSION"), node.lineno
+        if isinstance(node, ast.Constant) and id(node) not in docstrings:
+            assert node.value not in STACKS, node.lineno
+
+
+IMPORTS = """
+import sys
+import tensorflow as tf
+tf.keras.layers.BatchNormalization, tf.keras.optimizers.SGD
+tf.compat.v1.keras, tf.keras.utils.register_keras_serializable
+before = set(sys.modules)
+import swa_tf
+for name in {name.partition(".")[0] for name in set(sys.modules) - before}:
+    origin = getattr(sys.modules.get(name), "__file__", None) or ""
+    if "site-packages" in origin or "dist-packages" in origin:
+        print(name)
+"""
+
+
+def test_importing_adds_no_third_party_module():
+    ran = subprocess.run(
+        [sys.executable, "-c", IMPORTS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert set(ran.stdout.split()) <= {"swa_tf"}

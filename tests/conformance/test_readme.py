@@ -1,0 +1,98 @@
+"""What the README says can be typed, and runs."""
+
+import pathlib
+import re
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmarks import evaluation, report
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_first_bash_blocks_are_one_command_each(number):
+    command = _blocks("bash")[number].replace("\\\n", " ")
+    assert command.count("\n") == 1
+    assert command.startswith("python3 -m venv .venv && ")
+    subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+def test_first_commands_run_the_benchmark_and_the_tests():
+    benchmark, tests = _blocks("bash")[:2]
+    assert "-m benchmarks.cifar10 --preset=digits" in benchmark
+    assert "-m pytest" in tests
+
+
+def _cells(row):
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def _benchmark_table():
+    """The rows of a `results.md` whose every figure is 0."""
+    figures = {way: {"accuracy": 0.0, "loss": 0.0} for way in evaluation.WAYS}
+    flags = ("dataset", "epochs", "optimizer", "resnet_size", "width")
+    text = report.markdown(
+        {
+            "epochs": [{"n_models": 1}],
+            "final": {"validation": figures, "test": figures},
+            "flags": dict.fromkeys(flags),
+            "invocation": {"command": ""},
+            "stack": {},
+            "timings": {"total_seconds": 0.0},
+        }
+    )
+    return [_cells(row) for row in re.findall(r"^\|.*\|$", text, re.M)]
+
+
+def test_table_is_the_one_that_the_benchmark_makes():
+    expected = _benchmark_table()
+    start = README.index(f"| {expected[0][0]} |")
+    table = [
+        _cells(row) for row in README[start:].split("\n\n")[0].splitlines()
+    ]
+    assert table[:2] == expected[:2]
+    assert [row[0] for row in table] == [row[0] for row in expected]
+    for row, zeros in zip(table[2:], expected[2:]):
+        for cell, zero in zip(row[1:], zeros[1:]):
+            assert re.fullmatch(r"\d+\.\d+", cell)
+            assert len(cell.split(".")[1]) == len(zero.split(".")[1])
+
+
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = np.random.default_rng(0).normal(size=[8, 4]).astype(np.float32)
+    labels = np.arange(8) % 3
+    model = tf.keras.Sequential(
+        [
+            tf.keras.layers.Dense(5),
+            tf.keras.layers.BatchNormalization(),
+            tf.keras.layers.Dense(3),
+        ]
+    )
+    model.build([None, 4])
+    trained_on = {
+        "model": model,
+        "optimizer": tf.keras.optimizers.SGD(0.1),
+        "loss_fn": tf.keras.losses.SparseCategoricalCrossentropy(True),
+        "dataset": tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(
+            4
+        ),
+        "epochs": 4,
+        "swa_start": 1,
+    }
+    # A file, because AutoGraph reads the source of what it compiles.
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(_blocks("python")), encoding="utf-8")
+    exec(compile(script.read_text(), str(script), "exec"), trained_on)
+    assert int(trained_on["swa"].n_models) == 3
+    averaged = tf.keras.models.load_model("averaged.keras", compile=False)
+    assert not np.array_equal(averaged(inputs), model(inputs))
