@@ -28,13 +28,16 @@ class Moments(NamedTuple):
         )
 
 
+_LONG = 1025
+
+
 def batch_moments(layer: Any, inputs: Any, mask: Any) -> Moments:
     """The moments of one batch, computed as exactly as float32 inputs allow.
 
-    Sums over one axis are taken in float32, over the others in float64: a sum
-    of 10^5 numbers in float32, as TensorFlow's own kernels take it, loses
-    three digits. The deviations are from the mean, so a mean that is large
-    beside them costs nothing.
+    Sums are taken in float64, but for a first sum over an axis of at most
+    1,024 in float32, for speed: a float32 sum of 10^5 numbers, as TensorFlow's
+    own kernels take it, loses three digits. The deviations are from the mean,
+    so a mean that is large beside them costs nothing.
     """
     x = _at_least_float32(inputs)
     channels = _channel_axes(layer, x)
@@ -55,14 +58,14 @@ def batch_moments(layer: Any, inputs: Any, mask: Any) -> Moments:
     def mean_of(values: tf.Tensor) -> tf.Tensor:
         if weights is not None:
             values = values * weights
-        if len(axes) > 1:
+        if len(axes) > 1 and (x.shape[axes[-1]] or _LONG) < _LONG:
             values = tf.reduce_sum(values, axes[-1], keepdims=True)
         total = tf.reduce_sum(tf.cast(values, tf.float64), axes)
         return tf.math.divide_no_nan(total, count)
 
     mean = mean_of(x)
     rounded = tf.cast(mean, x.dtype)
-    center = tf.reshape(rounded, _broadcast_shape(channels, x))
+    center = tf.reshape(rounded, _broadcast_shape(layer, x))
     variance = mean_of(tf.math.squared_difference(x, center)) - tf.square(
         mean - tf.cast(rounded, tf.float64)
     )
@@ -77,7 +80,7 @@ def batch_moments(layer: Any, inputs: Any, mask: Any) -> Moments:
 def normalize(layer: Any, inputs: Any, mean: Any, variance: Any) -> Any:
     """gamma * (inputs - mean) / sqrt(variance + epsilon) + beta"""
     x = _at_least_float32(inputs)
-    shape = _broadcast_shape(_channel_axes(layer, x), x)
+    shape = _broadcast_shape(layer, x)
 
     def fit(parameter: Any) -> Any:
         if parameter is None:
@@ -106,7 +109,10 @@ def _channel_axes(layer: Any, x: tf.Tensor) -> list[int]:
     return sorted(axis % x.shape.rank for axis in axes)
 
 
-def _broadcast_shape(channels: list[int], x: tf.Tensor) -> list[int]:
-    return [
-        x.shape[axis] if axis in channels else 1 for axis in range(x.shape.rank)
-    ]
+def _broadcast_shape(layer: Any, x: tf.Tensor) -> list[int]:
+    """The shape in which a parameter of the layer multiplies `x`."""
+    shape = list(layer.moving_mean.shape)
+    if len(shape) == x.shape.rank:  # a layer of Keras 2 with several axes
+        return shape
+    channels = _channel_axes(layer, x)
+    return [shape[0] if axis in channels else 1 for axis in range(x.shape.rank)]

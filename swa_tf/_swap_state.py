@@ -1,4 +1,4 @@
-"""Whether averages stand in the place of the trained weights."""
+"""Whether `averaged_weights` has put averages in place of the weights."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from swa_tf import _variables
 class SwapState(tf.train.experimental.PythonState):
     """Whether the averages stand in the model, for `apply` and checkpoints.
 
-    The Python value serves eager mode and checkpoints; the variable, which is
-    in no checkpoint, serves functions that were traced before the swap.
+    The Python value serves eager mode and checkpoints, the variable serves
+    functions that were traced before the swap.
     """
 
     def __init__(self) -> None:
         self.swapped = False
-        self._variable: Any = None
+        self.variable: Any = None
         if _variables.outermost_graph() is None:
-            self._variable = tf.Variable(False, trainable=False)
+            self.variable = tf.Variable(False, trainable=False)
 
     def set(self, swapped: bool) -> None:
         self.swapped = swapped
-        self._variable.assign(swapped)
+        self.variable.assign(swapped)
 
     def check(self, name: str) -> None:
         """Raises if the averages of `name` are swapped in."""
@@ -33,11 +33,11 @@ class SwapState(tf.train.experimental.PythonState):
 
     def assertions(self, name: str) -> list[tf.Operation]:
         """The same for a graph, when it runs."""
-        if self._variable is None or tf.executing_eagerly():
+        if self.variable is None or tf.executing_eagerly():
             return []
         return [
             tf.debugging.assert_equal(
-                self._variable, False, message=_MESSAGE.format(name=name)
+                self.variable, False, message=_MESSAGE.format(name=name)
             )
         ]
 

@@ -78,6 +78,31 @@ def components(variable: Any) -> Sequence[tf.Variable]:
     return values
 
 
+def component_pairs(target: Any, source: Any) -> list[tuple[tf.Variable, Any]]:
+    """Each component of `target`, with what of `source` belongs to it.
+
+    That is the component on the same device where both are mirrored. A source
+    that differs between replicas, such as Keras 2's moving mean, is taken
+    whole: to read it reduces it over the replicas.
+    """
+    targets, sources = components(target), components(source)
+    if (
+        len(targets) != len(sources)
+        or getattr(source, "synchronization", None)
+        == tf.VariableSynchronization.ON_READ
+    ):
+        sources = [source] * len(targets)
+    return list(zip(targets, sources))
+
+
+def local_variable(value: Any, name: str, device: str | None) -> tf.Variable:
+    """A variable that is not mirrored, even inside `strategy.scope()`."""
+    with tf.device(device):
+        made = components(tf.Variable(value, trainable=False, name=name))
+    same = [v for v in made if v.device == device]
+    return (same or made)[0]
+
+
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
     """The strategy that made this `tf.Variable`; None for a plain one."""
     return getattr(variable, "distribute_strategy", None)

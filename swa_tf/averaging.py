@@ -241,7 +241,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         pairs = [
             pair
             for average, variable in zip(averages, variables)
-            for pair in _component_pairs(average, variable)
+            for pair in _variables.component_pairs(average, variable)
         ]
         checks = self._swap_state.assertions(self.name)
         checks += _shape_checks(variables, averages)
@@ -267,6 +267,12 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 raise TypeError(
                     "`var_list` must hold variables of dtype float16, "
                     "bfloat16, float32 or float64. "
+                    f"Received: {_variables.describe([variable])}"
+                )
+            if _sums_over_replicas(variable):
+                raise ValueError(
+                    "`var_list` must hold variables that are one number for "
+                    "all replicas, not their sum. "
                     f"Received: {_variables.describe([variable])}"
                 )
             if variable.ref() in seen:
@@ -328,6 +334,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 0, trainable=False, dtype=tf.int64, name=f"{self.name}/n_models"
             )
             self._swap_state = _swap_state.SwapState()
+        # For `tf.saved_model.save`, which wants to find what functions use.
+        self._swapped = self._swap_state.variable
 
 
 class StochasticWeightAveraging(WeightAverage):
@@ -439,26 +447,6 @@ def _value(weight: Any, average: Any) -> tf.Tensor:
     return tf.cast(weight, average.dtype)
 
 
-def _component_pairs(
-    average: tf.Variable, variable: Any
-) -> list[tuple[tf.Variable, Any]]:
-    """(average, weight) on each device of a distributed variable.
-
-    A variable that is the same on every replica is averaged on each device by
-    itself. One that is not, such as Keras 2's moving mean, is read first, which
-    reduces it over the replicas.
-    """
-    averages = _variables.components(average)
-    weights = _variables.components(variable)
-    if (
-        len(averages) != len(weights)
-        or getattr(variable, "synchronization", None)
-        == tf.VariableSynchronization.ON_READ
-    ):
-        weights = [variable] * len(averages)
-    return list(zip(averages, weights))
-
-
 def _shadow(variable: Any, name: str) -> tf.Variable:
     """A variable for the average of `variable`, with its value and device."""
     dtype = (
@@ -489,6 +477,14 @@ def _require_v1_graph(argument: str) -> None:
             "collection of trainable variables exists. "
             f"Received: {argument}=None"
         )
+
+
+def _sums_over_replicas(variable: Any) -> bool:
+    return (
+        getattr(variable, "synchronization", None)
+        == tf.VariableSynchronization.ON_READ
+        and variable.aggregation == tf.VariableAggregation.SUM
+    )
 
 
 def _check_shapes(variables: list[Any], averages: list[Any]) -> None:

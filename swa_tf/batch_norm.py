@@ -8,16 +8,18 @@ statistics: they must be computed, from forward passes over the data.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
+import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _compat, _moments, _variables
+from swa_tf import _compat, _moments, _parts, _variables
 
 
 @_compat.register
@@ -139,6 +141,13 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         return _moments.normalize(self, inputs, mean, self.variance)
 
     def _merge(self, batch: _moments.Moments) -> None:
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            raise RuntimeError(
+                "`use_moving_statistics=False` in training mode merges the "
+                "moments of one replica only. Call "
+                "`swa_tf.refit_batch_norm` outside `strategy.run`."
+            )
         merged = _moments.Moments(
             tf.cast(self.n_samples, tf.float64),
             tf.cast(self.mean, tf.float64),
@@ -187,15 +196,16 @@ def refit_batch_norm(
     or none. Use training data without augmentation; 1,000 to 10,000 samples
     are enough in practice. It costs one forward pass over them.
 
-    A subclass of a batch-norm layer runs as a batch-norm layer: what it may
-    have added to `call` is left out during the refit.
+    A layer that the model calls with an explicit `training=False`, to keep it
+    as it is, should also have `trainable=False`: nothing else tells the refit.
+    A model without a batch-norm layer of `tf.keras` gives a warning.
 
     Args:
         model: A built model or layer; its batch-norm layers are found however
             deeply they are nested. It is called as `model(x, training=False)`.
         dataset: Batches, as `tf.data.Dataset` or any other iterable. A tuple
-            is (x,), (x, y) or (x, y, sample_weight), as in `Model.fit`, and
-            anything else is x: a tensor, a dictionary, nested inputs.
+            or list is (x,), (x, y) or (x, y, sample_weight), as in
+            `Model.fit`; anything else is x, a tensor or a dictionary.
         steps: The number of batches to take, > 0. None takes all.
         variance: "pooled" as above, with the variance between batches; or
             "mean_of_batches", the plain mean of the batches' variances, as in
@@ -218,15 +228,12 @@ def refit_batch_norm(
         merge.
     """
     _check_arguments(model, dataset, steps, variance)
-    layers = _batch_norm_layers(model)
-    if not layers:
+    accumulators = [_Accumulator(layer) for layer in _batch_norm_layers(model)]
+    if not accumulators:
         return
-    accumulators = [_Accumulator(layer) for layer in layers]
-    put_back = _variables.snapshot(model.variables)
+    put_back = _variables.snapshot(_parts.weights(model))
     try:
-        with contextlib.ExitStack() as collecting:
-            for accumulator in accumulators:
-                collecting.enter_context(accumulator.collecting())
+        with _collecting(accumulators):
             _forward_passes(model, dataset, steps)
     finally:
         put_back()  # what else a forward pass may write: states, counters
@@ -236,6 +243,12 @@ def refit_batch_norm(
             "`dataset` must hold samples that reach a batch-norm layer. "
             f"Received samples for none of {_names(accumulators)}"
         )
+    if len(reached) < len(accumulators):
+        warnings.warn(
+            "No sample reached these batch-norm layers, and their statistics "
+            f"stay as they are: {_names(set(accumulators) - set(reached))}",
+            stacklevel=2,
+        )
     results = [pair for a in reached for pair in a.results(variance)]
     try:
         for variable, value in results:
@@ -243,12 +256,6 @@ def refit_batch_norm(
     except BaseException:
         put_back()
         raise
-    if len(reached) < len(accumulators):
-        warnings.warn(
-            "No sample reached these batch-norm layers, and their statistics "
-            f"are as they were: {_names(set(accumulators) - set(reached))}",
-            stacklevel=2,
-        )
 
 
 class _Accumulator:
@@ -257,29 +264,30 @@ class _Accumulator:
     def __init__(self, layer: Any) -> None:
         self.layer = layer
         shape = layer.moving_mean.shape
-        self._count = tf.Variable(0.0, trainable=False, dtype=tf.float64)
-        self._mean, self._variance, self._sum_of_variances = (
-            tf.Variable(tf.zeros(shape, tf.float64), trainable=False)
-            for _ in range(3)
-        )
-        self._n_updates = tf.Variable(0, trainable=False, dtype=tf.int64)
+        zeros = tf.zeros(shape, tf.float64)
+        self._count = _local(tf.constant(0.0, tf.float64))
+        self._mean, self._variance = _local(zeros), _local(zeros)
+        self._sum_of_variances = _local(zeros)
+        self._n_updates = _local(tf.constant(0, tf.int64))
 
     @property
     def n_updates(self) -> int:
         return int(self._n_updates)
 
-    @contextlib.contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Lets the layer normalize by batch, and tell this object."""
-        attributes = vars(self.layer)
-        previous = {k: v for k, v in attributes.items() if k == "call"}
-        self._signature = inspect.signature(self.layer.call)
-        attributes["call"] = self._call
-        try:
-            yield
-        finally:
-            del attributes["call"]
-            attributes.update(previous)
+    def normalize(self, inputs: Any, mask: Any) -> Any:
+        """What the layer does in training, but for what it keeps of it."""
+        batch = _moments.batch_moments(self.layer, inputs, mask)
+        merged = _moments.Moments(
+            self._count, self._mean, self._variance
+        ).merge(batch)
+        self._count.assign(merged.count)
+        self._mean.assign(merged.mean)
+        self._variance.assign(merged.variance)
+        self._sum_of_variances.assign_add(batch.variance)
+        self._n_updates.assign_add(tf.cast(batch.count > 0, tf.int64))
+        return _moments.normalize(
+            self.layer, inputs, batch.mean, batch.variance
+        )
 
     def results(self, variance: str) -> list[tuple[Any, np.ndarray]]:
         """Each statistic of the layer and its new value."""
@@ -314,24 +322,51 @@ class _Accumulator:
             )
         return variable, value
 
-    @tf.autograph.experimental.do_not_convert
-    def _call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """What stands in for the `call` of the layer."""
-        arguments = self._signature.bind(inputs, *args, **kwargs).arguments
-        batch = _moments.batch_moments(
-            self.layer, inputs, arguments.get("mask")
-        )
-        merged = _moments.Moments(
-            self._count, self._mean, self._variance
-        ).merge(batch)
-        self._count.assign(merged.count)
-        self._mean.assign(merged.mean)
-        self._variance.assign(merged.variance)
-        self._sum_of_variances.assign_add(batch.variance)
-        self._n_updates.assign_add(tf.cast(batch.count > 0, tf.int64))
-        return _moments.normalize(
-            self.layer, inputs, batch.mean, batch.variance
-        )
+
+_COLLECTING = threading.RLock()
+
+
+@contextlib.contextmanager
+def _collecting(accumulators: list[_Accumulator]) -> Iterator[None]:
+    """Lets the layers normalize by batch, and tell their accumulators.
+
+    It replaces `call` of the class that normalizes, which hands every other
+    layer on to the original. So a subclass with a `call` of its own keeps it,
+    and is met where it calls `super().call`. One refit at a time may do this.
+    """
+    with _COLLECTING:
+        classes = {_normalizing_class(a.layer) for a in accumulators}
+        originals = {each: vars(each)["call"] for each in classes}
+        try:
+            for each, original in originals.items():
+                each.call = _collecting_call(original, accumulators)
+            yield
+        finally:
+            for each, original in originals.items():
+                each.call = original
+
+
+def _normalizing_class(layer: Any) -> Any:
+    """The first class, from the layer's own up, that is not a user's."""
+    ours = (MovingFreeBatchNormalization, *_compat.batch_norm_layers())
+    known = next(each for each in type(layer).__mro__ if each in ours)
+    return next(each for each in known.__mro__ if "call" in vars(each))
+
+
+def _collecting_call(
+    original: Callable[..., Any], accumulators: list[_Accumulator]
+) -> Callable[..., Any]:
+    by_layer = {id(a.layer): a for a in accumulators}
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(layer) not in by_layer:
+            return original(layer, *args, **kwargs)
+        given = signature.bind(layer, *args, **kwargs).arguments
+        return by_layer[id(layer)].normalize(given["inputs"], given.get("mask"))
+
+    return tf.autograph.experimental.do_not_convert(call)
 
 
 def _forward_passes(
@@ -375,11 +410,14 @@ def _inlined_functions() -> Iterator[None]:
 def _batch_norm_layers(model: Any) -> list[Any]:
     """The batch-norm layers to refit, at any depth."""
     kinds: Any = _compat.batch_norm_layers()
-    layers = [
-        part
-        for part in _parts(model)
-        if isinstance(part, kinds) and part.trainable
-    ]
+    found = [p for p in _parts.parts(model) if isinstance(p, kinds)]
+    if not found:
+        warnings.warn(
+            "`model` holds no batch-norm layer of `tf.keras` to refit. "
+            f"Received: model={model!r}",
+            stacklevel=3,
+        )
+    layers = [layer for layer in found if layer.trainable]
     unbuilt = [layer.name for layer in layers if not layer.built]
     if unbuilt:
         raise ValueError(
@@ -389,27 +427,8 @@ def _batch_norm_layers(model: Any) -> list[Any]:
     return layers
 
 
-def _parts(model: Any) -> list[Any]:
-    """The model and all that it holds, in attributes and their containers.
-
-    `tf.train.TrackableView` alone misses what Keras 3 layers hold in lists and
-    dictionaries.
-    """
-    parts: dict[int, Any] = {}
-    pending = [model]
-    while pending:
-        part = pending.pop()
-        if id(part) in parts:
-            continue
-        parts[id(part)] = part
-        if isinstance(part, dict):
-            pending += part.values()
-        elif isinstance(part, (list, tuple, set)):
-            pending += part
-        elif isinstance(part, (tf.keras.layers.Layer, tf.Module)):
-            pending += tf.train.TrackableView.children(part).values()
-            pending += vars(part).values()
-    return list(parts.values())
+def _local(value: tf.Tensor) -> tf.Variable:
+    return _variables.local_variable(value, "accumulator", None)
 
 
 def _names(accumulators: Iterable[_Accumulator]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _variables
+from swa_tf import _compat, _parts, _variables
 from swa_tf.averaging import WeightAverage
 from swa_tf.batch_norm import refit_batch_norm
 
@@ -43,13 +43,19 @@ class BackupVariables(tf.Module):
 
     Raises:
         TypeError: If `var_list` is not a list of variables.
-        ValueError: If it is empty.
+        ValueError: If it is empty, or if `device` is given inside
+            `strategy.scope()`.
     """
 
     def __init__(
         self, var_list: Iterable[Any], device: str | None = None
     ) -> None:
         super().__init__()
+        if device is not None and tf.distribute.has_strategy():
+            raise ValueError(
+                "`device` must be None inside `strategy.scope()`, where the "
+                f"strategy places variables. Received: device={device!r}"
+            )
         components = [
             component
             for variable in _variables.checked_list("var_list", var_list)
@@ -59,14 +65,13 @@ class BackupVariables(tf.Module):
         self._backups: list[tf.Variable] = []
         with tf.init_scope():
             for component in components:
-                with tf.device(device or component.device):
-                    self._backups.append(
-                        tf.Variable(
-                            _variables.initial_value(component),
-                            trainable=False,
-                            name=f"{_compat.variable_name(component)}/backup",
-                        )
+                self._backups.append(
+                    _variables.local_variable(
+                        _variables.initial_value(component),
+                        f"{_compat.variable_name(component)}/backup",
+                        device or component.device,
                     )
+                )
 
     def save(self) -> Any:
         """Copies the variables into the backup.
@@ -76,7 +81,7 @@ class BackupVariables(tf.Module):
         Returns:
             In a graph the op that copies, in eager mode None.
         """
-        return _assign_all(self._backups, self._originals.value)
+        return _assign_all(zip(self._backups, self._originals.value))
 
     def restore(self) -> Any:
         """Copies the backup into the variables.
@@ -86,13 +91,15 @@ class BackupVariables(tf.Module):
         Returns:
             In a graph the op that copies, in eager mode None.
         """
-        return _assign_all(self._originals.value, self._backups)
+        return _assign_all(zip(self._originals.value, self._backups))
 
 
 def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
     """Assigns to each variable its average, cast to the variable's dtype.
 
     The step between `BackupVariables.save` and `BackupVariables.restore`.
+    Nothing guards a swap by hand: do not call `apply`, and do not write a
+    checkpoint, before the restore.
 
     >>> variable = tf.Variable(1.0)
     >>> swa = swa_tf.StochasticWeightAveraging()
@@ -121,8 +128,9 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
     averages = _averages_of(swa, variables)
     with tf.control_dependencies(_something_averaged(swa)):
         return _assign_all(
-            [c for v in variables for c in _variables.components(v)],
-            [c for v in averages for c in _variables.components(v)],
+            pair
+            for variable, average in zip(variables, averages)
+            for pair in _variables.component_pairs(variable, average)
         )
 
 
@@ -185,7 +193,7 @@ def averaged_weights(
         )
     _something_averaged(swa)
     kept, swapped = _kept_and_swapped(swa, target)
-    if refit_data is not None and not hasattr(target, "weights"):
+    if refit_data is not None and not _is_model(target):
         raise TypeError(
             "`target` must be a model for `refit_data` to be of use. "
             f"Received: target={target!r}"
@@ -207,6 +215,10 @@ def averaged_weights(
             swa.swapped = False
 
 
+def _is_model(target: Any) -> bool:
+    return hasattr(target, "weights") or hasattr(target, "variables")
+
+
 _BUILD_HINT = (
     "(An average restored from a checkpoint knows its variables after `apply` "
     "or `build`.)"
@@ -217,12 +229,11 @@ def _kept_and_swapped(
     swa: WeightAverage, target: Any
 ) -> tuple[list[Any], list[Any]]:
     """The variables to put back at the end, and those to swap."""
-    weights = getattr(target, "weights", getattr(target, "variables", None))
-    if weights is None:
+    if not _is_model(target):
         variables = _variables.checked_list("target", target)
         _averages_of(swa, variables)
         return variables, variables
-    kept = [_compat.tf_variable(v) for v in weights]
+    kept = _parts.weights(target)
     swapped = [v for v in kept if swa.average(v) is not None]
     if not swapped:
         raise ValueError(
@@ -258,10 +269,11 @@ def _something_averaged(swa: WeightAverage) -> list[tf.Operation]:
     return [tf.debugging.assert_positive(swa.n_models, message=message)]
 
 
-def _assign_all(targets: Iterable[Any], sources: Iterable[Any]) -> Any:
+def _assign_all(pairs: Iterable[tuple[Any, Any]]) -> Any:
+    """target <- source"""
     return tf.group(
         *[
             target.assign(tf.cast(source.read_value(), target.dtype))
-            for target, source in zip(targets, sources)
+            for target, source in pairs
         ]
     )

@@ -96,6 +96,15 @@ def test_a_slow_drift_is_followed(mode, start):
     )
 
 
+def test_a_slow_drift_is_followed_in_float64():
+    ramp = np.linspace(0.0, 1.0, 400)[:, None] * np.linspace(-2e-13, 2e-13, 9)
+    average, _ = modes.function(list(1.0 + ramp), "float64")
+    # numpy's pairwise mean is itself off by about 1e-16 here.
+    np.testing.assert_allclose(
+        average - 1.0, ((1.0 + ramp) - 1.0).mean(0), atol=1.5e-15
+    )
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_constant_stays_exactly_itself(dtype):
     variable = tf.Variable([1.2345, -70.0, 1e-7, 6e4], dtype=dtype)
@@ -155,10 +164,7 @@ def test_shadow_variables():
     assert swa.average_name(variable) == "w/mean"
     assert average.device == variable.device
     assert swa.n_models.dtype == tf.int64
-    assert {v.ref() for v in swa.variables} == {
-        average.ref(),
-        swa.n_models.ref(),
-    }
+    assert swa.trainable_variables == ()
 
 
 def test_default_names_are_those_of_the_class():
@@ -403,6 +409,17 @@ def test_variable_that_differs_between_replicas_is_reduced_first():
     assert [float(v) for v in average] == [4.0, 4.0]
 
 
+def test_variable_that_sums_over_replicas_is_refused():
+    with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
+        variable = tf.Variable(
+            0.0,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
+    with pytest.raises(ValueError, match="not their sum"):
+        swa_tf.StochasticWeightAveraging().apply([variable])
+
+
 def test_shadow_of_a_mirrored_variable_is_mirrored():
     strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
     with strategy.scope():
@@ -450,6 +467,23 @@ def test_rollback_to_a_checkpoint_from_before_the_first_apply(tmp_path):
     variable.assign(5.0)
     swa.apply([variable])
     assert float(swa.average(variable)) == 5.0
+
+
+def test_module_that_averages_is_exported(tmp_path):
+    module = tf.Module()
+    module.variable = tf.Variable(1.0)
+    module.swa = swa_tf.StochasticWeightAveraging()
+
+    @tf.function(input_signature=[])
+    def step():
+        module.variable.assign_add(1.0)
+        module.swa.apply([module.variable])
+        return module.swa.average(module.variable).read_value()
+
+    module.step = step
+    assert float(module.step()) == 2.0
+    tf.saved_model.save(module, str(tmp_path / "model"))
+    assert float(tf.saved_model.load(str(tmp_path / "model")).step()) == 2.5
 
 
 RESUME = """

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
+from swa_tf import batch_norm
 
 layers = tf.keras.layers
 
@@ -287,10 +288,11 @@ def test_nothing_else_changes(make):
     variables = optimizer.variables
     others += variables() if callable(variables) else variables
     before = bits(others)
+    original = batch_norm._normalizing_class(norms(model)[0]).call
     swa_tf.refit_batch_norm(model, data_set(x, 10))
     assert bits(others) == before
     # And training goes on as usual, with the layers' own `call`.
-    assert all("call" not in vars(n) for n in norms(model))
+    assert batch_norm._normalizing_class(norms(model)[0]).call is original
     old = bits([norms(model)[0].moving_mean])
     model.fit(x + 1.0, np.zeros([32, 3]), verbose=0)
     assert bits([norms(model)[0].moving_mean]) != old
@@ -400,10 +402,11 @@ def test_failures(data, steps, error, match):
     x = np.random.default_rng(13).normal(size=[8, 4]).astype(np.float32)
     model = built(functional(), x)
     before = bits(model.variables)
+    original = batch_norm._normalizing_class(norms(model)[0]).call
     with pytest.raises(error, match=match):
         swa_tf.refit_batch_norm(model, data(x), steps)
     assert bits(model.variables) == before
-    assert all("call" not in vars(n) for n in norms(model))
+    assert batch_norm._normalizing_class(norms(model)[0]).call is original
 
 
 def test_failure_of_the_second_layer_leaves_the_first():
@@ -430,10 +433,93 @@ def test_bad_arguments():
         tf.function(lambda: swa_tf.refit_batch_norm(model, [x]))()
 
 
-def test_model_without_batch_norm_is_done_at_once():
+def test_model_without_batch_norm_warns():
     model = tf.keras.Sequential([layers.Dense(1)])
     model(np.ones([1, 2]))
-    swa_tf.refit_batch_norm(model, failing(None))
+    with pytest.warns(UserWarning, match="holds no batch-norm layer"):
+        swa_tf.refit_batch_norm(model, failing(None))
+
+
+def test_failing_write_puts_back_what_was_written(monkeypatch):
+    x = np.random.default_rng(22).normal(size=[8, 4]).astype(np.float32)
+    model = built(functional(), x)
+    before = bits(model.variables)
+    assign, written = batch_norm._assign, []
+
+    def fails_at_third(variable, value):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        assign(variable, value)
+        written.append(variable)
+
+    monkeypatch.setattr(batch_norm, "_assign", fails_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        swa_tf.refit_batch_norm(model, [x])
+    assert len(written) == 2
+    assert bits(model.variables) == before
+
+
+def test_functions_run_as_before():
+    x = np.random.default_rng(23).normal(size=[8, 4]).astype(np.float32)
+    model = built(functional(), x)
+    for eagerly in (True, False):
+        tf.config.run_functions_eagerly(eagerly)
+        swa_tf.refit_batch_norm(model, [x])
+        assert tf.config.functions_run_eagerly() == eagerly
+        np.testing.assert_allclose(
+            by_size(model)[0].moving_mean, moments(x)[0], rtol=1e-5
+        )
+
+
+def test_inside_the_scope_of_a_strategy():
+    x = np.random.default_rng(24).normal(size=[20, 4]).astype(np.float32)
+    with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
+        model = built(functional(), x)
+        swa_tf.refit_batch_norm(model, data_set(x, 8))
+    first, _ = by_size(model)
+    np.testing.assert_allclose(first.moving_variance, moments(x)[1], rtol=1e-5)
+
+
+def test_subclass_keeps_its_own_call():
+    class Rectified(layers.BatchNormalization):
+        def call(self, inputs, training=None, mask=None):
+            return tf.nn.relu(super().call(inputs, training=training))
+
+    x = np.random.default_rng(25).normal(2.0, 3.0, [32, 4]).astype(np.float32)
+    model = tf.keras.Sequential([Rectified(), layers.BatchNormalization()])
+    built(model, x)
+    swa_tf.refit_batch_norm(model, [x])
+    first, second = model.layers
+    np.testing.assert_allclose(first.moving_mean, moments(x)[0], rtol=1e-5)
+    normal = (x - moments(x)[0]) / np.sqrt(moments(x)[1] + 1e-3)
+    np.testing.assert_allclose(
+        second.moving_mean, np.maximum(normal, 0.0).mean(0), rtol=1e-4
+    )
+
+
+def test_long_axis_keeps_its_digits():
+    x = np.random.default_rng(26).normal(1000.0, 0.1, [2, 100_000, 3])
+    x = x.astype(np.float32)
+    layer = built(layers.BatchNormalization(), x)
+    swa_tf.refit_batch_norm(layer, [x])
+    np.testing.assert_allclose(layer.moving_variance, moments(x)[1], rtol=1e-6)
+
+
+def test_variance_about_a_mean_that_float32_cannot_hold():
+    low = np.float32(1000.0)
+    x = np.array([[low], [np.nextafter(low, np.float32(2000.0))]])
+    layer = built(layers.BatchNormalization(), x)
+    swa_tf.refit_batch_norm(layer, [x])
+    np.testing.assert_allclose(layer.moving_variance, moments(x)[1], rtol=1e-6)
+
+
+def test_time_distributed():
+    x = np.random.default_rng(27).normal(size=[6, 5, 3]).astype(np.float32)
+    norm = layers.BatchNormalization()
+    model = tf.keras.Sequential([layers.TimeDistributed(norm)])
+    built(model, x)
+    swa_tf.refit_batch_norm(model, data_set(x, 4))
+    np.testing.assert_allclose(norm.moving_variance, moments(x)[1], rtol=1e-5)
 
 
 def test_unreached_layer_warns():
@@ -451,7 +537,7 @@ def test_unreached_layer_warns():
     model = Two()
     model(x, training=True)
     before = bits(model.auxiliary.weights)
-    with pytest.warns(UserWarning, match="as they were: auxiliary"):
+    with pytest.warns(UserWarning, match="as they are: auxiliary"):
         swa_tf.refit_batch_norm(model, [x])
     assert bits(model.auxiliary.weights) == before
     np.testing.assert_allclose(model.main.moving_mean, moments(x)[0], rtol=1e-5)
@@ -529,6 +615,24 @@ def test_moving_free_pass_by_hand(compiled):
         output, (x[30:] - mean) / np.sqrt(variance + 1e-3), rtol=1e-4, atol=1e-5
     )
     np.testing.assert_array_equal(model.norm.moving_mean, np.zeros(4))
+
+
+def test_moving_free_pass_on_several_replicas_is_refused():
+    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    x = np.ones([4, 3], np.float32)
+    with strategy.scope():
+        model = MovingFree()
+        model(x)
+
+    @tf.function
+    def collect():
+        strategy.run(
+            lambda: model(x, training=True, use_moving_statistics=False)
+        )
+
+    with pytest.raises(RuntimeError, match="one replica only"):
+        collect()
+    assert int(tf.convert_to_tensor(model.norm.n_updates)) == 0
 
 
 def test_moving_free_before_a_pass():

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
+from swa_tf import swapping
 
 v1 = tf.compat.v1
 
@@ -103,6 +104,84 @@ def test_restores_every_replica():
         statistic.assign([9.0])
     assert [float(v[0]) for v in variable.values] == [3.0, 3.0]
     assert [float(v[0]) for v in statistic.values] == [3.0, 5.0]
+
+
+def test_plain_variable_averaged_inside_a_scope():
+    one, other = tf.Variable(1.0), tf.Variable(100.0)
+    swa = swa_tf.StochasticWeightAveraging()
+    with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
+        swa.apply([one, other])
+        backup = swa_tf.BackupVariables([one, other])
+        with pytest.raises(ValueError, match="`device` must be None"):
+            swa_tf.BackupVariables([one], device="/cpu:0")
+    one.assign(3.0)
+    other.assign(300.0)
+    swa.apply([one, other])
+    backup.save()
+    with swa_tf.averaged_weights(swa, [one, other]):
+        assert (float(one), float(other)) == (2.0, 200.0)
+        backup.restore()
+        assert (float(one), float(other)) == (3.0, 300.0)
+
+
+def test_a_second_interrupt_does_not_stop_the_restore(monkeypatch):
+    model = small_model()
+    swa = averaged(model)
+    before = bits(model.weights)
+    snapshot = swapping._variables.snapshot
+
+    def interrupted_once(variables):
+        restore, calls = snapshot(variables), []
+
+        def interrupted():
+            calls.append(None)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+            restore()
+
+        return interrupted
+
+    monkeypatch.setattr(swapping._variables, "snapshot", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        with swa_tf.averaged_weights(swa, model):
+            pass
+    assert bits(model.weights) == before
+    assert not swa.swapped
+
+
+def test_module_that_holds_keras_layers():
+    module = tf.Module()
+    module.plain = tf.Variable(1.0)
+    module.layers = {"dense": tf.keras.layers.Dense(1)}
+    module.layers["dense"](tf.ones([1, 1]))
+    variables = [module.plain, *module.layers["dense"].trainable_variables]
+    swa = swa_tf.StochasticWeightAveraging()
+    for value in (1.0, 3.0):
+        for variable in variables:
+            variable.assign(tf.fill(variable.shape, value))
+        swa.apply(variables)
+    with swa_tf.averaged_weights(swa, module):
+        assert [float(tf.squeeze(v)) for v in variables] == [2.0, 2.0, 2.0]
+    assert [float(tf.squeeze(v)) for v in variables] == [3.0, 3.0, 3.0]
+
+
+def test_metrics_keep_what_they_measured_inside():
+    class Measured(tf.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = tf.keras.layers.Dense(1)
+            self.metric = tf.keras.metrics.Mean()
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    model = Measured()
+    model(tf.ones([1, 1]))
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply(model.trainable_variables)
+    with swa_tf.averaged_weights(swa, model):
+        model.metric.update_state(7.0)
+    assert float(model.metric.result()) == 7.0
 
 
 def test_compiled_model_sees_the_averages():

@@ -1,0 +1,61 @@
+"""What a model holds: its layers and variables, however deeply nested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf import _compat
+
+
+def parts(model: Any) -> list[Any]:
+    """The model, its layers and modules, and theirs, each once.
+
+    Found in attributes, and in lists, tuples, sets and dictionaries of
+    attributes; `tf.train.TrackableView` alone misses what Keras 3 layers hold
+    in containers.
+    """
+    return [part for part in _walk(model) if not _is_variable(part)]
+
+
+def weights(model: Any) -> list[Any]:
+    """The `tf.Variable`s of the model and of its parts, each once.
+
+    Those of metrics are left out, which Keras 2 counts as weights: what was
+    measured is no part of the model.
+    """
+    listed = getattr(model, "weights", getattr(model, "variables", ()))
+    walked = list(_walk(model))
+    found = [*listed, *filter(_is_variable, walked)]
+    by_ref = {v.ref(): v for v in map(_compat.tf_variable, found)}
+    for part in walked:
+        if isinstance(part, tf.keras.metrics.Metric):
+            for variable in map(_compat.tf_variable, part.variables):
+                by_ref.pop(variable.ref(), None)
+    return list(by_ref.values())
+
+
+def _walk(model: Any) -> Iterator[Any]:
+    seen: dict[int, Any] = {}
+    pending = [model]
+    while pending:
+        part = pending.pop()
+        if id(part) in seen:
+            continue
+        seen[id(part)] = part
+        if isinstance(part, dict):
+            pending += part.values()
+        elif isinstance(part, (list, tuple, set)):
+            pending += part
+        elif _is_variable(part) or isinstance(part, tf.keras.metrics.Metric):
+            yield part
+        elif isinstance(part, (tf.keras.layers.Layer, tf.Module)):
+            yield part
+            pending += tf.train.TrackableView.children(part).values()
+            pending += vars(part).values()
+
+
+def _is_variable(part: Any) -> bool:
+    return isinstance(_compat.tf_variable(part), tf.Variable)
