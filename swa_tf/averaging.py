@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _swap_state, _variables
+from swa_tf import _compat, _rounding, _swap_state, _variables
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
@@ -406,38 +406,10 @@ def _move(
     for variable, weight in pairs:
         average = variable.read_value()
         step = tf.cast(c, average.dtype) * (_value(weight, average) - average)
-        moves.append(variable.assign(_unbiased_sum(average, step, threshold)))
+        moves.append(
+            variable.assign(_rounding.unbiased_sum(average, step, threshold))
+        )
     return tf.group(*moves)
-
-
-def _unbiased_sum(
-    average: tf.Tensor, step: tf.Tensor, threshold: tf.Tensor
-) -> tf.Tensor:
-    """The sum, rounded up or down so that the errors of many sums cancel.
-
-    Rounding to nearest loses every step below half a unit in the last place
-    (ulp): after n models that is all that a weight moves by less than
-    n * 2^-25 of itself, and the average stands still. Here the part that
-    rounding lost is rounded in turn, up to a whole ulp where it is more than
-    `threshold` of one, down to nothing otherwise. With thresholds spread
-    evenly over (0, 1) that is right on average. An exact sum stays exact.
-    """
-    total = average + step
-    lost = step - (total - average)
-    ulp = _ulp(total)
-    up = tf.abs(lost) > tf.cast(threshold, ulp.dtype) * ulp
-    return total + tf.where(up, tf.sign(lost) * ulp, tf.zeros_like(ulp))
-
-
-def _ulp(x: tf.Tensor) -> tf.Tensor:
-    """The distance from |x| to the next larger float."""
-    bits, exponent, epsilon = (
-        (tf.int64, 0x7FF0000000000000, 2.0**-52)
-        if x.dtype == tf.float64
-        else (tf.int32, 0x7F800000, 2.0**-23)
-    )
-    power = tf.bitwise.bitwise_and(tf.bitcast(x, bits), exponent)
-    return epsilon * tf.bitcast(power, x.dtype)
 
 
 def _value(weight: Any, average: Any) -> tf.Tensor:

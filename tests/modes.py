@@ -15,12 +15,12 @@ def eager(values, dtype):
     return swa.average(variable).numpy(), int(swa.n_models)
 
 
-def function(values, dtype):
+def function(values, dtype, jit_compile=False):
     """A `tf.function` in which also the first `apply` happens."""
     variable = tf.Variable(tf.zeros(values[0].shape, dtype), dtype=dtype)
     swa = swa_tf.StochasticWeightAveraging()
 
-    @tf.function
+    @tf.function(jit_compile=jit_compile)
     def step(value):
         variable.assign(tf.cast(value, dtype))
         swa.apply([variable])
@@ -32,17 +32,7 @@ def function(values, dtype):
 
 def xla(values, dtype):
     """The same, compiled by XLA."""
-    variable = tf.Variable(tf.zeros(values[0].shape, dtype), dtype=dtype)
-    swa = swa_tf.StochasticWeightAveraging()
-
-    @tf.function(jit_compile=True)
-    def step(value):
-        variable.assign(tf.cast(value, dtype))
-        swa.apply([variable])
-
-    for value in values:
-        step(tf.constant(value))
-    return swa.average(variable).numpy(), int(swa.n_models)
+    return function(values, dtype, jit_compile=True)
 
 
 def graph(values, dtype):

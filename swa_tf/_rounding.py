@@ -1,0 +1,35 @@
+"""Sums whose rounding errors cancel when there are many of them."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def unbiased_sum(
+    average: tf.Tensor, step: tf.Tensor, threshold: tf.Tensor
+) -> tf.Tensor:
+    """The sum, rounded up or down so that the errors of many sums cancel.
+
+    Rounding to nearest loses every step below half a unit in the last place
+    (ulp): after n models that is all that a weight moves by less than
+    n * 2^-25 of itself, and the average stands still. Here the part that
+    rounding lost is rounded in turn, up to a whole ulp where it is more than
+    `threshold` of one, down to nothing otherwise. With thresholds spread
+    evenly over (0, 1) that is right on average. An exact sum stays exact.
+    """
+    total = average + step
+    lost = step - (total - average)
+    ulp = _ulp(total)
+    up = tf.abs(lost) > tf.cast(threshold, ulp.dtype) * ulp
+    return total + tf.where(up, tf.sign(lost) * ulp, tf.zeros_like(ulp))
+
+
+def _ulp(x: tf.Tensor) -> tf.Tensor:
+    """The distance from |x| to the next larger float."""
+    bits, exponent, epsilon = (
+        (tf.int64, 0x7FF0000000000000, 2.0**-52)
+        if x.dtype == tf.float64
+        else (tf.int32, 0x7F800000, 2.0**-23)
+    )
+    power = tf.bitwise.bitwise_and(tf.bitcast(x, bits), exponent)
+    return epsilon * tf.bitcast(power, x.dtype)
