@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from typing import Any
 
@@ -82,6 +83,8 @@ class Trainer:
             unit="batch",
             leave=False,
             dynamic_ncols=True,
+            # A log file gets a line now and then, not one a batch.
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
         ) as progress:
             for images, labels in progress:
                 self._step(images, labels)
