@@ -119,13 +119,22 @@ class Untracked:
         self.value = value
 
 
+def read(variable: tf.Variable) -> tf.Tensor:
+    """The value of a variable now, which no later write to it changes."""
+    value = variable.read_value()
+    if variable.dtype != variable.dtype.base_dtype:
+        # TensorFlow 1's reference variables write into what they handed out.
+        value = tf.raw_ops.DeepCopy(x=value)
+    return value
+
+
 def initial_value(variable: tf.Variable) -> tf.Tensor:
     """The value a variable has now; in a v1 graph, or will be given first."""
     if tf.executing_eagerly():
         return variable.read_value()
     return tf.cond(
         tf.compat.v1.is_variable_initialized(variable),
-        variable.read_value,
+        lambda: read(variable),
         lambda: variable.initial_value,
     )
 

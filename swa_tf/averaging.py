@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _rounding, _swap_state, _variables
+from swa_tf import _compat, _rounding, _state, _variables
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
@@ -54,11 +54,11 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         >>> swa_tf.StochasticWeightAveraging().swapped
         False
         """
-        return self._swap_state.swapped
+        return self._state.swapped
 
     @swapped.setter
     def swapped(self, swapped: bool) -> None:
-        self._swap_state.set(swapped)
+        self._state.set(swapped)
 
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the shadow variables of `var_list` without averaging.
@@ -106,13 +106,15 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
         Returns:
             In a graph the op that updates the averages, in eager mode None.
+            (A `tf.function` runs it anyway, and cannot return it.)
 
         Raises:
             TypeError: If `var_list` is not a list, or holds anything but
                 floating-point variables.
             ValueError: If `var_list` is empty, is None where there is no v1
                 graph, names a variable twice, is not the list of the first
-                call, or holds a variable whose shape has changed.
+                call or of the checkpoint restored, or holds a variable whose
+                shape has changed.
             RuntimeError: If the averages are swapped in. A compiled
                 function, traced before, raises
                 `tf.errors.InvalidArgumentError`.
@@ -231,7 +233,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
         """`apply` outside replica context."""
-        self._swap_state.check(self.name)
+        self._state.check(self.name)
         if var_list is None:
             _require_v1_graph("var_list")
             var_list = tf.compat.v1.trainable_variables()
@@ -243,7 +245,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             for average, variable in zip(averages, variables)
             for pair in _variables.component_pairs(average, variable)
         ]
-        checks = self._swap_state.assertions(self.name)
+        checks = self._state.assertions(self.name)
         checks += _shape_checks(variables, averages)
         with tf.name_scope(self.name) as scope:
             with tf.control_dependencies(checks):
@@ -268,6 +270,14 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                     "`var_list` must hold variables of dtype float16, "
                     "bfloat16, float32 or float64. "
                     f"Received: {_variables.describe([variable])}"
+                )
+            if not isinstance(variable, tf.Variable) and (
+                not variable.shape.is_fully_defined()
+            ):
+                raise ValueError(
+                    "`var_list` must hold tensors of known shape. "
+                    f"Received: {_variables.describe([variable])} "
+                    f"of shape {variable.shape}"
                 )
             if _sums_over_replicas(variable):
                 raise ValueError(
@@ -317,6 +327,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             self._make_count()
         if self._averages:
             return
+        self._state.note(variables)
         averages = [
             _shadow(v, f"{_compat.variable_name(v)}/{self.name}")
             for v in variables
@@ -333,9 +344,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             self._n_models = tf.Variable(
                 0, trainable=False, dtype=tf.int64, name=f"{self.name}/n_models"
             )
-            self._swap_state = _swap_state.SwapState()
+            self._state = _state.State()
         # For `tf.saved_model.save`, which wants to find what functions use.
-        self._swapped = self._swap_state.variable
+        self._swapped = self._state.variable
 
 
 class StochasticWeightAveraging(WeightAverage):
@@ -415,7 +426,7 @@ def _move(
 def _value(weight: Any, average: Any) -> tf.Tensor:
     """The weight now, after the control dependencies, in `average`'s dtype."""
     if isinstance(weight, tf.Variable):
-        weight = weight.read_value()
+        weight = _variables.read(weight)
     return tf.cast(weight, average.dtype)
 
 
@@ -480,7 +491,11 @@ def _shape_checks(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
     # Not `assert_equal(tf.shape(variable), ...)`: TensorFlow folds that shape
     # into a constant here, from the branches of the `tf.cond` that follows.
     return [
-        tf.ensure_shape(variable.read_value(), average.shape)
+        tf.ensure_shape(
+            variable.read_value(),
+            average.shape,
+            name="shape_in_var_list_must_not_change",
+        )
         for variable, average in zip(variables, averages)
         if not variable.shape.is_fully_defined()
     ]

@@ -134,7 +134,7 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         filled = tf.debugging.assert_positive(
             tf.convert_to_tensor(self.n_updates),
             message=f"Layer {self.name} has no refit statistics yet: call "
-            "`swa_tf.refit_batch_norm` first.",
+            "`swa_tf.refit_batch_norm` first",
         )
         with tf.control_dependencies([filled] if filled is not None else []):
             mean = tf.identity(self.mean)
@@ -198,7 +198,7 @@ def refit_batch_norm(
 
     A layer that the model calls with an explicit `training=False`, to keep it
     as it is, should also have `trainable=False`: nothing else tells the refit.
-    A model without a batch-norm layer of `tf.keras` gives a warning.
+    A model without a layer to refit gives a warning.
 
     Args:
         model: A built model or layer; its batch-norm layers are found however
@@ -411,13 +411,14 @@ def _batch_norm_layers(model: Any) -> list[Any]:
     """The batch-norm layers to refit, at any depth."""
     kinds: Any = _compat.batch_norm_layers()
     found = [p for p in _parts.parts(model) if isinstance(p, kinds)]
-    if not found:
+    layers = [layer for layer in found if layer.trainable]
+    if not layers:
+        kind = "with `trainable=True`" if found else "of `tf.keras`"
         warnings.warn(
-            "`model` holds no batch-norm layer of `tf.keras` to refit. "
+            f"`model` holds no batch-norm layer {kind} to refit. "
             f"Received: model={model!r}",
             stacklevel=3,
         )
-    layers = [layer for layer in found if layer.trainable]
     unbuilt = [layer.name for layer in layers if not layer.built]
     if unbuilt:
         raise ValueError(
@@ -460,7 +461,9 @@ def _check_arguments(
             f"batches. Received: dataset={dataset!r}"
         )
     if steps is not None and (
-        not isinstance(steps, (int, np.integer)) or steps <= 0
+        isinstance(steps, bool)
+        or not isinstance(steps, (int, np.integer))
+        or steps <= 0
     ):
         raise ValueError(
             f"`steps` must be a whole number > 0 or None. Received: {steps=}"

@@ -162,7 +162,8 @@ def averaged_weights(
 
     Batch-norm statistics belong to the weights they were computed with. Give
     `refit_data`, or call `swa_tf.refit_batch_norm` inside the block, for a
-    model that has such layers.
+    model that has such layers. (A `MovingFreeBatchNormalization` uses them
+    only where it is called with `use_moving_statistics=False`.)
 
     Args:
         swa: The averages. They must have been updated at least once.
@@ -231,7 +232,7 @@ def _kept_and_swapped(
     """The variables to put back at the end, and those to swap."""
     if not _is_model(target):
         variables = _variables.checked_list("target", target)
-        _averages_of(swa, variables)
+        _averages_of(swa, variables, "target")
         return variables, variables
     kept = _parts.weights(target)
     swapped = [v for v in kept if swa.average(v) is not None]
@@ -244,12 +245,14 @@ def _kept_and_swapped(
     return kept, swapped
 
 
-def _averages_of(swa: WeightAverage, variables: list[Any]) -> list[tf.Variable]:
+def _averages_of(
+    swa: WeightAverage, variables: list[Any], argument: str = "var_list"
+) -> list[tf.Variable]:
     averages = [swa.average(variable) for variable in variables]
     unknown = [v for v, average in zip(variables, averages) if average is None]
     if unknown:
         raise ValueError(
-            f"`var_list` must hold variables that {swa.name} averages. "
+            f"`{argument}` must hold variables that {swa.name} averages. "
             f"Received in addition: {_variables.describe(unknown)}. "
             f"{_BUILD_HINT}"
         )
@@ -273,7 +276,9 @@ def _assign_all(pairs: Iterable[tuple[Any, Any]]) -> Any:
     """target <- source"""
     return tf.group(
         *[
-            target.assign(tf.cast(source.read_value(), target.dtype))
+            target.assign(
+                tf.cast(_variables.read(source), target.dtype.base_dtype)
+            )
             for target, source in pairs
         ]
     )

@@ -306,6 +306,43 @@ def test_graph_averages_tensors():
     np.testing.assert_array_equal(average, [4.0, 8.0])
 
 
+def test_graph_tensor_of_unknown_shape():
+    with tf.Graph().as_default():
+        x = v1.placeholder(tf.float32, [None], name="x")
+        with pytest.raises(ValueError, match=r"known shape.*'x'"):
+            swa_tf.StochasticWeightAveraging().apply([x])
+
+
+@pytest.mark.parametrize("use_resource", [False, True])
+def test_graph_reference_variables(use_resource):
+    # A reference variable is written in place: a value read before must not
+    # follow, neither in the average nor in the backup.
+    v1.disable_control_flow_v2()
+    try:
+        with tf.Graph().as_default(), v1.Session() as session:
+            variable = v1.Variable([0.0], use_resource=use_resource)
+            assign = variable.assign([1.0])
+            add = variable.assign_add([4.0])
+            swa = swa_tf.StochasticWeightAveraging()
+            apply = swa.apply([variable])
+            backup = swa_tf.BackupVariables([variable])
+            save, restore = backup.save(), backup.restore()
+            swap_in = swa_tf.assign_averages(swa, [variable])
+            session.run(v1.global_variables_initializer())
+            session.run(assign)
+            for expected in (1.0, 3.0, 5.0):
+                session.run(apply)
+                assert session.run(swa.average(variable)) == [expected]
+                session.run(save)
+                session.run(swap_in)
+                assert session.run(variable) == [expected]
+                session.run(add)
+                session.run(restore)
+                session.run(add)
+    finally:
+        v1.enable_control_flow_v2()
+
+
 def test_graph_none_takes_the_trainable_variables():
     with tf.Graph().as_default():
         trainable = tf.Variable(1.0)
@@ -455,6 +492,39 @@ def test_checkpoint_restores_before_and_after_the_first_apply(tmp_path):
         new.build([new_variable])
         status.assert_consumed()
         np.testing.assert_array_equal(new.average(new_variable), expected)
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("case", ["order", "shape", "fewer", "more"])
+def test_checkpoint_of_other_variables(tmp_path, case, built):
+    def make(names, sizes):
+        return [tf.Variable(tf.ones([n]), name=m) for m, n in zip(names, sizes)]
+
+    old = make("ab", [1, 1])
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply(old)
+    path = tf.train.Checkpoint(swa=swa).save(str(tmp_path / "c"))
+    new = {
+        "order": make("ba", [1, 1]),
+        "shape": make("ab", [1, 2]),
+        "fewer": make("a", [1]),
+        "more": make("abc", [1, 1, 1]),
+    }[case]
+    swa = swa_tf.StochasticWeightAveraging()
+    if built:
+        swa.build(new)
+        with pytest.raises(ValueError, match="has averages of"):
+            tf.train.Checkpoint(swa=swa).restore(path)
+        assert int(swa.n_models) == 0
+    else:
+        tf.train.Checkpoint(swa=swa).restore(path).expect_partial()
+        with pytest.raises(ValueError, match="has averages of"):
+            swa.apply(new)
+        assert int(swa.n_models) == 1
+        assert swa.average(new[0]) is None
+        renamed = make("xy", [1, 1])
+        swa.apply(renamed)
+        assert int(swa.n_models) == 2
 
 
 def test_rollback_to_a_checkpoint_from_before_the_first_apply(tmp_path):

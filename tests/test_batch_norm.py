@@ -392,6 +392,7 @@ def failing(x):
         (lambda x: [x[:0]], None, ValueError, "reach a batch-norm layer"),
         (lambda x: [x], 0, ValueError, "`steps` must be"),
         (lambda x: [x], 1.5, ValueError, "`steps` must be"),
+        (lambda x: [x], True, ValueError, "`steps` must be"),
         (lambda x: data_set(x, 4).repeat(), None, ValueError, "infinite"),
         (lambda x: x, None, TypeError, "`dataset` must be"),
         (lambda x: None, None, TypeError, "`dataset` must be"),
@@ -438,6 +439,16 @@ def test_model_without_batch_norm_warns():
     model(np.ones([1, 2]))
     with pytest.warns(UserWarning, match="holds no batch-norm layer"):
         swa_tf.refit_batch_norm(model, failing(None))
+
+
+def test_frozen_model_warns():
+    x = np.random.default_rng(28).normal(5.0, size=[8, 4]).astype(np.float32)
+    model = built(functional(), x)
+    model.trainable = False
+    before = bits(model.variables)
+    with pytest.warns(UserWarning, match="with `trainable=True` to refit"):
+        swa_tf.refit_batch_norm(model, [x])
+    assert bits(model.variables) == before
 
 
 def test_failing_write_puts_back_what_was_written(monkeypatch):
@@ -649,7 +660,8 @@ def test_moving_free_frozen_uses_what_it_has():
     swa_tf.refit_batch_norm(model, [x])
     model.norm.trainable = False
     before = bits(model.norm.weights)
-    swa_tf.refit_batch_norm(model, [x + 1.0])
+    with pytest.warns(UserWarning, match="with `trainable=True`"):
+        swa_tf.refit_batch_norm(model, [x + 1.0])
     output = model(x + 1.0, training=True, use_moving_statistics=False)
     assert bits(model.norm.weights) == before
     np.testing.assert_allclose(

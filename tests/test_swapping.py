@@ -310,7 +310,7 @@ def test_bad_targets():
     before = bits(model.weights + other.weights)
     for target, error, match in (
         (other, ValueError, "none of them averaged"),
-        (other.weights, ValueError, "Received in addition"),
+        (other.weights, ValueError, "`target` must hold.*in addition"),
         (3, TypeError, "`target` must be a list"),
         ([], ValueError, "`target` must hold at least one"),
         ([1.0], TypeError, "`target` must hold variables"),

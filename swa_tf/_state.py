@@ -1,0 +1,112 @@
+"""What an average keeps in checkpoints beside its variables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf import _compat, _variables
+
+
+class State(tf.train.experimental.PythonState):
+    """Whether the averages are swapped in, and of which variables they are.
+
+    A checkpoint written inside `averaged_weights` holds averages in place of
+    weights, and one of other variables would give each the average of another:
+    to restore either raises. TensorFlow restores this before any variable.
+
+    `swapped` serves eager mode and checkpoints, `variable` serves functions
+    that were traced before the swap.
+    """
+
+    def __init__(self) -> None:
+        self.swapped = False
+        self.variable: Any = None
+        if _variables.outermost_graph() is None:
+            self.variable = tf.Variable(False, trainable=False)
+        self._averaged: list[Any] = []
+        self._restored: list[Any] = []
+
+    def set(self, swapped: bool) -> None:
+        self.swapped = swapped
+        self.variable.assign(swapped)
+
+    def check(self, name: str) -> None:
+        """Raises if the averages of `name` are swapped in."""
+        if self.swapped:
+            raise RuntimeError(_SWAPPED.format(name=name))
+
+    def assertions(self, name: str) -> list[tf.Operation]:
+        """The same for a graph, when it runs."""
+        if self.variable is None or tf.executing_eagerly():
+            return []
+        return [
+            tf.debugging.assert_equal(
+                self.variable, False, message=_SWAPPED.format(name=name)
+            )
+        ]
+
+    def note(self, variables: Iterable[Any]) -> None:
+        """Notes the variables averaged, unless a checkpoint has others."""
+        averaged = [[_compat.variable_name(v), str(v.shape)] for v in variables]
+        _check_same(averaged, self._restored)
+        self._averaged = averaged
+
+    def serialize(self) -> str:
+        return json.dumps(
+            {
+                "swapped": self.swapped,
+                "averaged": self._averaged or self._restored,
+            }
+        )
+
+    def deserialize(self, string_value: bytes) -> None:
+        if self.swapped:
+            raise RuntimeError(
+                "A checkpoint cannot be restored inside `averaged_weights`: "
+                "its end would overwrite the weights restored. Leave it first."
+            )
+        restored = json.loads(string_value)
+        if restored["swapped"]:
+            raise ValueError(
+                "This checkpoint was written inside `averaged_weights`: its "
+                "model holds the averages in place of the trained weights, "
+                "and training cannot go on from it. To evaluate the averaged "
+                "model, restore it alone, with "
+                "`tf.train.Checkpoint(model=model)`."
+            )
+        if self._averaged:
+            _check_same(self._averaged, restored["averaged"])
+        self._restored = restored["averaged"]
+
+
+def _check_same(averaged: list[Any], restored: list[Any]) -> None:
+    """Raises unless each variable is where it was when it was averaged.
+
+    By shape, and by name where the names are the same in another order: those
+    that Keras makes up may differ from process to process.
+    """
+    if not restored:
+        return
+    names, old_names = ([name for name, _ in v] for v in (averaged, restored))
+    reordered = names != old_names and sorted(names) == sorted(old_names)
+    shapes, old_shapes = ([s for _, s in v] for v in (averaged, restored))
+    if reordered or shapes != old_shapes:
+        raise ValueError(
+            "`var_list` must hold the variables that the checkpoint has "
+            f"averages of, in their order: {_listed(restored)}. "
+            f"Received: {_listed(averaged)}"
+        )
+
+
+def _listed(variables: list[Any]) -> str:
+    return ", ".join(f"'{name}' {shape}" for name, shape in variables)
+
+
+_SWAPPED = (
+    "`apply` was called while the averages of {name} are swapped in: it would "
+    "average the averages. Leave `averaged_weights` first."
+)
