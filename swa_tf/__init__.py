@@ -15,17 +15,21 @@ from typing import Any
 from swa_tf import schedules
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.batch_norm import MovingFreeBatchNormalization, refit_batch_norm
+from swa_tf.callbacks import SWACallback
 from swa_tf.swapping import (
     BackupVariables,
     assign_averages,
     averaged_weights,
 )
+from swa_tf.timing import AveragingSchedule
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AveragingSchedule",
     "BackupVariables",
     "MovingFreeBatchNormalization",
+    "SWACallback",
     "StochasticWeightAveraging",
     "WeightAverage",
     "__version__",

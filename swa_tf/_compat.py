@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import types
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 KERAS_3: bool = getattr(tf.keras, "__version__", "2").startswith("3.")
@@ -59,3 +61,52 @@ def variable_name(variable: Any) -> str:
     if KERAS_3 and isinstance(variable, tf.keras.Variable):
         return str(variable.path)
     return str(variable.name.rsplit(":", 1)[0])
+
+
+def save_with_model(
+    model: Any,
+    name: str,
+    save: Callable[[], bytes],
+    load: Callable[[bytes], None],
+) -> None:
+    """Lets all that saves and loads the model's weights save bytes as well.
+
+    `BackupAndRestore` is meant. The bytes belong to the attribute `name` of
+    the model, and end with it. They are no weight, and change no list of any.
+    """
+    setattr(model, name, (_Operation if KERAS_3 else _State)(save, load))
+
+
+if KERAS_3:
+
+    class _Operation(tf.keras.Operation):
+        """Keras 3 saves what is `KerasSaveable`: this class, of the public."""
+
+        def __init__(
+            self, save: Callable[[], bytes], load: Callable[[bytes], None]
+        ) -> None:
+            super().__init__()
+            self._save, self._load = save, load
+
+        def save_own_variables(self, store: Any) -> None:
+            store["bytes"] = np.frombuffer(self._save(), np.uint8)
+
+        def load_own_variables(self, store: Any) -> None:
+            if "bytes" in store.keys():  # noqa: SIM118, not a dictionary
+                self._load(np.asarray(store["bytes"]).tobytes())
+
+else:
+
+    class _State(tf.train.experimental.PythonState):
+        """Keras 2 saves what TensorFlow tracks."""
+
+        def __init__(
+            self, save: Callable[[], bytes], load: Callable[[bytes], None]
+        ) -> None:
+            self._save, self._load = save, load
+
+        def serialize(self) -> bytes:
+            return self._save()
+
+        def deserialize(self, string_value: bytes) -> None:
+            self._load(string_value)

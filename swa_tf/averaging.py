@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf import _compat, _rounding, _state, _variables
+from swa_tf.timing import AveragingSchedule
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
@@ -31,12 +32,17 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     place. See `StochasticWeightAveraging` for how an average is used.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, when: AveragingSchedule | None = None
+    ) -> None:
         super().__init__()
         self._name = name
         self._averages: list[tf.Variable] = []
         self._average_of = _variables.Untracked({})
+        self._when: AveragingSchedule | None = None
+        self._n_calls: Any = None
         self._make_count()
+        self.when = when
 
     @property
     def n_models(self) -> tf.Variable:
@@ -46,6 +52,44 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         0
         """
         return _variables.components(self._n_models)[0]
+
+    @property
+    def when(self) -> AveragingSchedule | None:
+        """Which calls of `apply` average; None for each of them.
+
+        Set it before `apply` is traced: a compiled function keeps the schedule
+        that it was traced with.
+
+        >>> swa_tf.StochasticWeightAveraging().when is None
+        True
+        """
+        return self._when
+
+    @when.setter
+    def when(self, when: AveragingSchedule | None) -> None:
+        if when is not None and not isinstance(when, AveragingSchedule):
+            raise TypeError(
+                "`when` must be a `swa_tf.AveragingSchedule` or None. "
+                f"Received: when={when!r}"
+            )
+        self._when = when
+        if when is not None and self._n_calls is None:
+            self._n_calls = self._counter("n_calls")
+
+    @property
+    def n_calls(self) -> tf.Variable | None:
+        """The number of calls of `apply`, an int64 scalar `tf.Variable`.
+
+        Those that were not due included. None where there is no `when`, and
+        each call averages.
+
+        >>> when = swa_tf.AveragingSchedule(start=10)
+        >>> int(swa_tf.StochasticWeightAveraging(when=when).n_calls)
+        0
+        """
+        if self._n_calls is None:
+            return None
+        return _variables.components(self._n_calls)[0]
 
     @property
     def swapped(self) -> bool:
@@ -82,13 +126,15 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         self._make_averages(self._checked(var_list))
 
     def apply(self, var_list: Iterable[Any] | None = None) -> Any:
-        """Averages the present values of `var_list` in.
+        """Averages the present values of `var_list` in, where it is due.
 
         The first call makes a shadow variable of each, equal to the variable;
-        each later call takes the same variables. Works in eager mode, in
-        `tf.function`, in a v1 graph, and under `tf.distribute` in replica and
-        cross-replica context (in replica context not inside `tf.cond`, where
-        TensorFlow has no `merge_call`).
+        each later call takes the same variables. Without a schedule `when`
+        each call averages; with one the calls are counted, and those that are
+        due average. Works in eager mode, in `tf.function`, in a v1 graph, and
+        under `tf.distribute` in replica and cross-replica context (in replica
+        context not inside `tf.cond`, where TensorFlow has no `merge_call`: let
+        `when` decide).
 
         >>> variable = tf.Variable(1.0)
         >>> swa = swa_tf.StochasticWeightAveraging()
@@ -213,7 +259,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         return restored
 
     def reset(self) -> Any:
-        """Forgets the models averaged: the next `apply` is the first again.
+        """Forgets models and calls: the next `apply` is the first again.
 
         >>> variable = tf.Variable(1.0)
         >>> swa = swa_tf.StochasticWeightAveraging()
@@ -225,7 +271,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         Returns:
             In a graph the op that resets, in eager mode None.
         """
-        return tf.group(self._n_models.assign(0))
+        counts = [self._n_models, self._n_calls]
+        return tf.group(*[n.assign(0) for n in counts if n is not None])
 
     @abc.abstractmethod
     def _coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
@@ -249,16 +296,36 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         checks += _shape_checks(variables, averages)
         with tf.name_scope(self.name) as scope:
             with tf.control_dependencies(checks):
+                due = self._due()
                 n_models = self._n_models.read_value()
-            with tf.control_dependencies([n_models]):
-                moved = tf.cond(
+
+            def average() -> Any:
+                return tf.cond(
                     tf.equal(n_models, 0),
                     lambda: _start(pairs),
                     lambda: _move(pairs, self._coefficient(n_models), n_models),
                 )
+
+            with tf.control_dependencies([n_models]):
+                moved = (
+                    average()
+                    if due is True
+                    else tf.cond(due, average, tf.no_op)
+                )
             with tf.control_dependencies([] if moved is None else [moved]):
-                counted = self._n_models.assign_add(1)
+                counted = self._n_models.assign_add(tf.cast(due, tf.int64))
             return tf.group(counted, name=scope)
+
+    def _due(self) -> Any:
+        """Whether this call averages; counts it."""
+        if self._when is None:
+            return True
+        calls: Any = self._n_calls
+        index = calls.read_value()
+        with tf.control_dependencies([index]):
+            counted = calls.assign_add(1)
+        with tf.control_dependencies([counted]):
+            return self._when.due(tf.identity(index))
 
     def _checked(self, var_list: Iterable[Any]) -> list[Any]:
         """The `tf.Variable`s of `var_list`, or an error that says why not."""
@@ -341,12 +408,18 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         """Makes the variables of the object, outside any function."""
         self._graph = _variables.outermost_graph()
         with tf.init_scope():
-            self._n_models = tf.Variable(
-                0, trainable=False, dtype=tf.int64, name=f"{self.name}/n_models"
-            )
             self._state = _state.State()
+        self._n_models = self._counter("n_models")
+        if self._when is not None:
+            self._n_calls = self._counter("n_calls")
         # For `tf.saved_model.save`, which wants to find what functions use.
         self._swapped = self._state.variable
+
+    def _counter(self, name: str) -> tf.Variable:
+        with tf.init_scope():
+            return tf.Variable(
+                0, trainable=False, dtype=tf.int64, name=f"{self.name}/{name}"
+            )
 
 
 class StochasticWeightAveraging(WeightAverage):
@@ -383,6 +456,9 @@ class StochasticWeightAveraging(WeightAverage):
 
     Args:
         name: Suffix of the names of the shadow variables.
+        when: The automatic mode: `apply` is called after every step (or
+            epoch) and averages when this schedule says so. None is the manual
+            mode: each call averages.
 
     References:
         Izmailov et al. 2018, Averaging Weights Leads to Wider Optima and
@@ -391,8 +467,12 @@ class StochasticWeightAveraging(WeightAverage):
         of Welford 1962.
     """
 
-    def __init__(self, name: str = "StochasticWeightAveraging") -> None:
-        super().__init__(name)
+    def __init__(
+        self,
+        name: str = "StochasticWeightAveraging",
+        when: AveragingSchedule | None = None,
+    ) -> None:
+        super().__init__(name, when)
 
     def _coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         return 1.0 / tf.cast(n_models + 1, tf.float64)

@@ -228,9 +228,11 @@ def refit_batch_norm(
         merge.
     """
     _check_arguments(model, dataset, steps, variance)
-    accumulators = [_Accumulator(layer) for layer in _batch_norm_layers(model)]
-    if not accumulators:
+    layers = layers_to_refit(model)
+    if not layers:
+        _warn_of_none(model)
         return
+    accumulators = [_Accumulator(layer) for layer in _built(layers)]
     put_back = _variables.snapshot(_parts.weights(model))
     try:
         with _collecting(accumulators):
@@ -407,18 +409,27 @@ def _inlined_functions() -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
+def layers_to_refit(model: Any) -> list[Any]:
+    """The batch-norm layers of a model, at any depth, that are not frozen."""
+    return [layer for layer in _batch_norm_layers(model) if layer.trainable]
+
+
 def _batch_norm_layers(model: Any) -> list[Any]:
-    """The batch-norm layers to refit, at any depth."""
     kinds: Any = _compat.batch_norm_layers()
-    found = [p for p in _parts.parts(model) if isinstance(p, kinds)]
-    layers = [layer for layer in found if layer.trainable]
-    if not layers:
-        kind = "with `trainable=True`" if found else "of `tf.keras`"
-        warnings.warn(
-            f"`model` holds no batch-norm layer {kind} to refit. "
-            f"Received: model={model!r}",
-            stacklevel=3,
-        )
+    return [part for part in _parts.parts(model) if isinstance(part, kinds)]
+
+
+def _warn_of_none(model: Any) -> None:
+    frozen = _batch_norm_layers(model)
+    kind = "with `trainable=True`" if frozen else "of `tf.keras`"
+    warnings.warn(
+        f"`model` holds no batch-norm layer {kind} to refit. "
+        f"Received: model={model!r}",
+        stacklevel=3,
+    )
+
+
+def _built(layers: list[Any]) -> list[Any]:
     unbuilt = [layer.name for layer in layers if not layer.built]
     if unbuilt:
         raise ValueError(

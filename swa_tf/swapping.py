@@ -141,13 +141,15 @@ def averaged_weights(
     *,
     refit_data: Iterable[Any] | None = None,
     refit_steps: int | None = None,
+    keep: bool = False,
 ) -> Iterator[None]:
     """Evaluates, saves or serves the averaged model inside a `with` block.
 
     At the start the averages take the place of the trained weights; at the
     end, whatever happened inside, the trained weights are back bit for bit.
     Given a model, so are its batch-norm statistics and every other weight.
-    Inside, `model.save(...)` writes the averaged model.
+    Inside, `model.save(...)` writes the averaged model. With `keep=True` the
+    model stays averaged after the block, unless an exception leaves it.
 
     >>> layer = tf.keras.layers.Dense(1, use_bias=False)
     >>> _ = layer(tf.ones([1, 1]))
@@ -172,6 +174,8 @@ def averaged_weights(
             variables, all of which `swa` must average.
         refit_data: Batches for `refit_batch_norm`; `target` must be a model.
         refit_steps: Its `steps`.
+        keep: Whether the averages stay when the block ends without an
+            exception: for the end of the training.
 
     Raises:
         RuntimeError: On entry, if nothing was averaged yet, if the averages
@@ -206,6 +210,8 @@ def averaged_weights(
         if refit_data is not None:
             refit_batch_norm(target, refit_data, steps=refit_steps)
         yield
+        if keep:
+            restore = _nothing
     finally:
         try:
             restore()
@@ -214,6 +220,10 @@ def averaged_weights(
             raise
         finally:
             swa.swapped = False
+
+
+def _nothing() -> None:
+    """What is restored where the averages stay."""
 
 
 def _is_model(target: Any) -> bool:

@@ -1,0 +1,410 @@
+"""Weight averaging in `model.fit`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf import _checks, _files, _fit, batch_norm
+from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
+from swa_tf.swapping import averaged_weights
+from swa_tf.timing import AveragingSchedule
+
+# The calls of `apply` before averaging may start are counted from here.
+_LONG_BEFORE = -(2**62)
+
+
+class SWACallback(tf.keras.callbacks.Callback):
+    """Averages weights in `model.fit`, and leaves the averaged model.
+
+    >>> x, y = tf.ones([8, 1]), tf.ones([8, 1])
+    >>> model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> swa = swa_tf.SWACallback(start_epoch=2, verbose=0)
+    >>> _ = model.fit(x, y, epochs=5, verbose=0, callbacks=[swa])
+    >>> int(swa.averages.n_models)
+    3
+
+    Averaging: with `start_epoch` alone, after each epoch from that one on, or
+    after every `average_period`-th. With `unit="step"`, after optimizer steps,
+    inside the compiled train step: at no cost to the host, and exactly so with
+    `steps_per_execution` and `jit_compile`. Each `fit` starts a new average,
+    unless `averages` was given, which goes on.
+
+    Validation: the logs get `swa_val_loss` and so on beside `val_loss`, for
+    every callback, wherever it is in the list. Before the first average they
+    are those of the trained model, which `fit` would leave then. What else you
+    `evaluate` or `predict` in training is of the trained weights.
+
+    At the end the model has its averaged weights and, with `refit_data`,
+    batch-norm statistics for them. An exception, in training or here, leaves
+    the trained weights and statistics. It comes after all other callbacks, so
+    also after weights that `EarlyStopping` restores.
+
+    `BackupAndRestore` saves and restores the average with the model (which
+    must be built), as does all that saves the model in training.
+
+    Args:
+        start_epoch: The first epoch whose weights are averaged, counted from
+            0: an integer >= 0. Give this or `start_step`; or neither, with
+            `averages`: then its own `when` decides, or you call its `apply`
+            yourself (manual mode), and the callback does the rest.
+        average_period: From one average to the next, in `unit`s, counted
+            from the start: an integer >= 1.
+        unit: "epoch" or "step"; None is "step" with `start_step`, otherwise
+            "epoch". With `start_epoch` and "step", the first step of that
+            epoch is the first to be averaged.
+        start_step: The first optimizer step whose weights are averaged,
+            counted from 0 at the beginning of `fit`.
+        swa_learning_rate: The constant rate from `start_epoch` on, a finite
+            float >= 0. Before, the rate is left to whoever sets it (warm-up,
+            `LearningRateScheduler`, `ReduceLROnPlateau`); from then on this
+            one wins. Rates by steps: give the optimizer a schedule of
+            `swa_tf.schedules`.
+        schedule: Instead of it: a function from the epoch to the rate of all
+            epochs, for example a schedule of `swa_tf.schedules` in epochs.
+        refit_data: Batches for `swa_tf.refit_batch_norm`, before the averaged
+            model is evaluated and at the end. Training data without
+            augmentation; a model with batch normalization needs it.
+        refit_steps: How many of them to take; None takes all.
+        evaluate: What validation is of: "trained"; "averaged", then `val_...`
+            and `swa_val_...` are both of the averaged model (and it is what
+            the model holds in the `on_test_...` hooks of callbacks); or
+            "both", which validates twice.
+        averages: A `WeightAverage` to use instead of a new
+            `StochasticWeightAveraging`.
+        final_weights: What the model is left with: "averaged" or "trained".
+        filepath: Where to write the averaged model at the end: a `.keras`,
+            `.h5` or `.weights.h5` file, or, without a suffix, a SavedModel for
+            serving. What is there is replaced when the new one is complete.
+        verbose: 1 prints a line for each epoch averaged and at the end, 0
+            nothing.
+
+    Raises:
+        TypeError, ValueError: If an argument is none of the above, or does
+            not go with another; in `fit`, before training, if the rate is to
+            be set and the optimizer's cannot be.
+
+    Source: the automatic and manual modes are those of
+    torchcontrib.optim.SWA; Izmailov et al. 2018,
+    https://arxiv.org/abs/1803.05407, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        start_epoch: int | None = None,
+        average_period: int = 1,
+        unit: str | None = None,
+        *,
+        start_step: int | None = None,
+        swa_learning_rate: float | None = None,
+        schedule: Callable[[int], Any] | None = None,
+        refit_data: Iterable[Any] | None = None,
+        refit_steps: int | None = None,
+        evaluate: str = "both",
+        averages: WeightAverage | None = None,
+        final_weights: str = "averaged",
+        filepath: str | os.PathLike[str] | None = None,
+        verbose: int = 1,
+    ) -> None:
+        super().__init__()
+        if unit is None:
+            unit = "epoch" if start_step is None else "step"
+        _checks.choice("unit", unit, ("epoch", "step"))
+        _checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
+        _checks.choice("final_weights", final_weights, ("averaged", "trained"))
+        _check_averages(averages)
+        _check_filepath(filepath)
+        self._given = averages
+        self._unit = unit
+        self._start_epoch = start_epoch
+        self._when = _schedule(start_epoch, start_step, average_period, unit)
+        if self._when is None and averages is None:
+            raise ValueError(
+                "`start_epoch` or `start_step` must be given, or `averages` "
+                "for the manual mode. Received none of them"
+            )
+        manual = (self._when or getattr(averages, "when", None)) is None
+        if manual and (average_period != 1 or swa_learning_rate is not None):
+            warnings.warn(
+                "Without `start_epoch`, `average_period` and "
+                "`swa_learning_rate` are ignored: this is the manual mode.",
+                stacklevel=2,
+            )
+            swa_learning_rate = None
+        self._rate = _rates(swa_learning_rate, schedule, self._first_epoch())
+        self._refit: dict[str, Any] = {
+            "refit_data": refit_data,
+            "refit_steps": refit_steps,
+        }
+        self._evaluates = evaluate
+        self._keep = final_weights == "averaged"
+        self._filepath = filepath
+        self._verbose = verbose
+        self._results: dict[str, Any] = {}
+        self._reporter = tf.keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: logs.update(self._results)
+        )
+        self._averages: Any = None
+
+    @property
+    def averages(self) -> WeightAverage | None:
+        """The average of the present `fit` or of the last; None before.
+
+        >>> swa_tf.SWACallback(start_epoch=5).averages is None
+        True
+        """
+        return self._averages
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        # Here, for Keras may restore before our `on_train_begin`.
+        self._saved = _fit.Saved(model, self._averages)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self._rate is not None:
+            _fit.check_rate_can_be_set(getattr(self.model, "optimizer", None))
+        if self._given is None:
+            self._averages = StochasticWeightAveraging()
+        else:
+            self._averages = self._given
+        if self.model.built:  # else its first batch will build it
+            self._averages.build(self.model.trainable_variables)
+        if self._when is not None:
+            self._averages.when = self._when
+        if not self._refit["refit_data"] and self._has_batch_norm():
+            warnings.warn(
+                "The model has batch-norm layers, whose statistics do not "
+                "belong to the averaged weights: give `SWACallback` "
+                "`refit_data`, such as the training data.",
+                stacklevel=2,
+            )
+        self._epoch: int | None = None
+        self._reset_calls()
+        self._saved.attach(self._averages)
+        self._take_part()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._end_epoch()
+
+    def _reset_calls(self) -> None:
+        """Counts the calls of `apply` anew: epochs, or steps from the start."""
+        automatic = self._averages.when is not None
+        self._counts_epochs = automatic and self._unit == "epoch"
+        self._counts_steps = automatic and self._unit == "step"
+        if self._counts_epochs or self._start_epoch is not None:
+            self._averages.n_calls.assign(_LONG_BEFORE)
+        elif self._when is not None:
+            self._averages.n_calls.assign(0)
+
+    def _take_part(self) -> None:
+        """In what Keras tells no callback, or not in the order wanted."""
+        last = _fit.last_callback(self)
+        if "on_train_end" in vars(last) and last is not self:
+            raise ValueError("`fit` takes one `SWACallback`. Received: two")
+        self._overrides = _fit.Overrides(self.model)
+        self._overrides.replace("evaluate", self._validation())
+        if self._counts_steps:
+            self._overrides.replace("train_step", self._averaging_step())
+            self.model.make_train_function(force=True)
+        last.on_epoch_begin = self._begin_epoch
+        last.on_train_end = self._finish
+
+    def _averaging_step(self) -> Callable[..., Any]:
+        """The model's train step, and `apply` after it."""
+        train_step, model = self.model.train_step, self.model
+
+        def averaging_step(*args: Any, **kwargs: Any) -> Any:
+            logs = train_step(*args, **kwargs)
+            self._averages.apply(model.trainable_variables)
+            return logs
+
+        return averaging_step
+
+    def _begin_epoch(self, epoch: int, logs: Any = None) -> None:
+        """Comes after every other callback's `on_epoch_begin`."""
+        n_calls = self._averages.n_calls
+        if self._counts_epochs:
+            if int(n_calls) == epoch - 1:
+                # Restored from a backup that was made before our turn.
+                self._apply(epoch - 1)
+            n_calls.assign(epoch)
+        elif self._start_epoch is not None and epoch >= self._start_epoch:
+            n_calls.assign(tf.maximum(n_calls, 0))
+        self._epoch = epoch
+        self._results.clear()
+        rate = None if self._rate is None else self._rate(epoch)
+        if rate is not None:
+            self.model.optimizer.learning_rate = rate
+
+    def _end_epoch(self) -> None:
+        """Comes before the validation, or else with `on_epoch_end`."""
+        if self._counts_epochs and int(self._averages.n_calls) == self._epoch:
+            self._apply(self._epoch)
+
+    def _apply(self, epoch: int) -> None:
+        before = int(self._averages.n_models)
+        self._averages.apply(self.model.trainable_variables)
+        n_models = int(self._averages.n_models)
+        if n_models > before:
+            self._print(f"Epoch {epoch + 1}: averaged {n_models} model(s)")
+
+    def _validation(self) -> Callable[..., Any]:
+        """`evaluate` of the model, and in the validation of `fit` also ours."""
+        evaluate = self.model.evaluate
+
+        def validation(*args: Any, **kwargs: Any) -> Any:
+            callbacks = getattr(kwargs.get("callbacks"), "callbacks", [])
+            if not any(each is self for each in callbacks):
+                return evaluate(*args, **kwargs)  # called by the user
+            self._end_epoch()
+            if self._evaluates == "trained":
+                return evaluate(*args, **kwargs)
+            if callbacks[0] is not self._reporter:
+                callbacks.insert(0, self._reporter)
+            if int(self._averages.n_models) == 0:
+                trained = averaged = evaluate(*args, **kwargs)
+            elif self._evaluates == "averaged":
+                with self._swapped_in():
+                    trained = averaged = evaluate(*args, **kwargs)
+            else:
+                trained = evaluate(*args, **kwargs)
+                kwargs.pop("_use_cached_eval_dataset", None)
+                kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
+                with self._swapped_in():
+                    averaged = evaluate(*args, **kwargs)
+            self._results.update(
+                {f"swa_val_{name}": value for name, value in averaged.items()}
+            )
+            return trained
+
+        return validation
+
+    def _swapped_in(self, keep: bool = False) -> Any:
+        refit = self._refit if self._has_batch_norm() else {}
+        return averaged_weights(self._averages, self.model, keep=keep, **refit)
+
+    def _has_batch_norm(self) -> bool:
+        return bool(batch_norm.layers_to_refit(self.model))
+
+    def _finish(self, logs: Any = None) -> None:
+        """Comes after every other callback's `on_train_end`."""
+        last = _fit.last_callback(self)
+        for name in ("on_epoch_begin", "on_train_end"):
+            vars(last).pop(name, None)
+        self._overrides.undo()
+        if self._epoch is None:  # restored after the last epoch
+            self._begin_epoch(self.params["epochs"])
+        self._saved.detach()
+        n_models = int(self._averages.n_models)
+        if n_models == 0:
+            warnings.warn(
+                "`SWACallback` averaged nothing, as training ended before "
+                f"{self._when or 'anything was due'}: the model keeps its "
+                "trained weights.",
+                stacklevel=2,
+            )
+            return
+        with self._swapped_in(keep=self._keep):
+            if self._filepath is not None:
+                with _files.replaced(self._filepath) as path:
+                    _save(self.model, path)
+                self._print(f"The averaged model is in {self._filepath}")
+        if self._keep:
+            self._print(f"The model is the average of {n_models} model(s)")
+
+    def _print(self, line: str) -> None:
+        if self._verbose:
+            sys.stdout.write(f"\n{line}\n")
+
+    def _first_epoch(self) -> int | None:
+        """The first epoch to average; None where steps say when."""
+        when = getattr(self._given, "when", None)
+        if self._start_epoch is None and self._unit == "epoch" and when:
+            return int(when.start)
+        return self._start_epoch
+
+
+def _schedule(
+    start_epoch: Any, start_step: Any, average_period: Any, unit: str
+) -> AveragingSchedule | None:
+    """When to call `apply` in `unit`s; None where nothing says so."""
+    starts = {"start_epoch": start_epoch, "start_step": start_step}
+    given = {k: v for k, v in starts.items() if v is not None}
+    if len(given) > 1:
+        raise ValueError(
+            "Only one of `start_epoch` and `start_step` must be given. "
+            f"Received: {start_epoch=}, {start_step=}"
+        )
+    for name, start in given.items():
+        _checks.integer(name, start, at_least=0)
+    _checks.integer("average_period", average_period, at_least=1)
+    if start_step is not None and unit != "step":
+        raise ValueError(
+            f'`start_step` goes with unit="step". Received: {unit=}'
+        )
+    if not given:
+        return None
+    # The steps before the first of `start_epoch` count below 0.
+    start = 0 if unit == "step" and start_step is None else max(given.values())
+    return AveragingSchedule(start, average_period)
+
+
+def _rates(
+    swa_learning_rate: Any, schedule: Any, first_epoch: int | None
+) -> Callable[[int], float | None] | None:
+    """The rate to set for an epoch; None, or a None, leaves it alone."""
+    if schedule is not None:
+        if swa_learning_rate is not None or not callable(schedule):
+            raise ValueError(
+                "`schedule` must be a function of the epoch, and "
+                "`swa_learning_rate` None beside it. "
+                f"Received: {schedule=}, {swa_learning_rate=}"
+            )
+        return lambda epoch: float(schedule(epoch))
+    if swa_learning_rate is None:
+        return None
+    rate = _checks.real("swa_learning_rate", swa_learning_rate)
+    if first_epoch is None:
+        raise ValueError(
+            "`swa_learning_rate` goes with `start_epoch`: it is set at the "
+            "beginning of epochs. For a rate by steps give the optimizer "
+            "`swa_tf.schedules.SWALearningRate`. "
+            f"Received: {swa_learning_rate=}"
+        )
+    return lambda epoch: rate if epoch >= first_epoch else None
+
+
+def _check_averages(averages: Any) -> None:
+    if averages is not None and not isinstance(averages, WeightAverage):
+        raise TypeError(
+            "`averages` must be a `WeightAverage`, such as "
+            "`StochasticWeightAveraging()`, or None. "
+            f"Received: averages={averages!r}"
+        )
+
+
+def _check_filepath(filepath: Any) -> None:
+    if filepath is None:
+        return
+    suffix = pathlib.Path(filepath).suffix
+    if suffix not in ("", ".keras", ".h5"):
+        raise ValueError(
+            "`filepath` must end in .keras, .h5 or .weights.h5, or have no "
+            f"suffix. Received: filepath={os.fspath(filepath)!r}"
+        )
+
+
+def _save(model: Any, path: pathlib.Path) -> None:
+    if path.name.endswith(".weights.h5"):
+        model.save_weights(str(path))
+    elif path.suffix:
+        model.save(str(path))
+    else:
+        model.export(str(path))

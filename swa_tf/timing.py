@@ -1,0 +1,71 @@
+"""When to average, apart from what is averaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf import _checks
+
+
+class AveragingSchedule:
+    """When to average: from `start` on, every `period` steps or epochs.
+
+        due(i)  =  i >= start  and  (i - start) mod period == 0
+
+    with i counted from 0: `start` steps are left out, the next is averaged,
+    then every `period`-th after it. The period counts from the start, not
+    from 0.
+
+    >>> schedule = swa_tf.AveragingSchedule(start=2, period=2)
+    >>> [i for i in range(7) if schedule.due(i)]
+    [2, 4, 6]
+
+    Given to an average, it is the automatic mode of a training loop: `apply`
+    is called after every optimizer step, counts its calls, and averages when
+    it is due, with no word to the host.
+
+    >>> swa = swa_tf.StochasticWeightAveraging(when=schedule)
+    >>> variable = tf.Variable(0.0)
+    >>> for value in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0):
+    ...     _ = variable.assign(value)
+    ...     swa.apply([variable])
+    >>> float(swa.average(variable)), int(swa.n_models)
+    (5.0, 3)
+
+    Args:
+        start: The first step (or epoch) to average, counted from 0: an
+            integer >= 0. torchcontrib and the paper call it `swa_start`.
+        period: From one average to the next, an integer >= 1: `swa_freq`, or
+            the paper's cycle length c.
+
+    Raises:
+        ValueError: If `start` or `period` is none of these.
+    """
+
+    def __init__(self, start: int = 0, period: int = 1) -> None:
+        self.start = _checks.integer("start", start, at_least=0)
+        self.period = _checks.integer("period", period, at_least=1)
+
+    def due(self, index: Any) -> Any:
+        """Whether to average after the step (or epoch) number `index`.
+
+        >>> swa_tf.AveragingSchedule(start=1).due(0)
+        False
+
+        Args:
+            index: Counted from 0: an integer, or an integer tensor of any
+                shape, also in a `tf.function`.
+
+        Returns:
+            A bool; for a tensor, a boolean tensor of its shape.
+        """
+        since = index - self.start
+        if tf.is_tensor(since):
+            on_time = tf.equal(tf.math.floormod(since, self.period), 0)
+            return tf.logical_and(since >= 0, on_time)
+        return bool(since >= 0 and since % self.period == 0)
+
+    def __repr__(self) -> str:
+        return f"AveragingSchedule(start={self.start}, period={self.period})"
