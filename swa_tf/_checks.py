@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+import tensorflow as tf
 
 
 def integer(name: str, value: Any, at_least: int) -> int:
@@ -18,12 +22,12 @@ def integer(name: str, value: Any, at_least: int) -> int:
     return int(value)
 
 
-def real(name: str, value: Any) -> float:
-    """`value`, a finite number >= 0, as a float; an int stays one."""
+def real(name: str, value: Any, wanted: str = "a finite number >= 0") -> Any:
+    """`value`, finite and >= 0, as an int or a float, or an error."""
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_real and 0 <= float(value) < math.inf):
         raise ValueError(
-            f"`{name}` must be a finite number >= 0. Received: {name}={value!r}"
+            f"`{name}` must be {wanted}. Received: {name}={value!r}"
         )
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
@@ -31,7 +35,35 @@ def real(name: str, value: Any) -> float:
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises unless `value` is one of `choices`."""
     if value not in choices:
-        quoted = ", ".join(f'"{each}"' for each in choices)
+        *first, last = (f'"{each}"' for each in choices)
         raise ValueError(
-            f"`{name}` must be one of {quoted}. Received: {name}={value!r}"
+            f"`{name}` must be {', '.join(first)} or {last}. "
+            f"Received: {name}={value!r}"
+        )
+
+
+def batches(
+    dataset: Any,
+    steps: Any,
+    dataset_argument: str = "dataset",
+    steps_argument: str = "steps",
+) -> None:
+    """Raises unless `dataset` can be iterated over, for so many `steps`."""
+    if not isinstance(dataset, Iterable) or isinstance(
+        dataset, (np.ndarray, tf.Tensor, tf.Variable, dict, str)
+    ):
+        raise TypeError(
+            f"`{dataset_argument}` must be a `tf.data.Dataset` or another "
+            "iterable of batches. "
+            f"Received: {dataset_argument}={dataset!r}"
+        )
+    if steps is not None:
+        integer(steps_argument, steps, at_least=1)
+    elif (
+        isinstance(dataset, tf.data.Dataset)
+        and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    ):
+        raise ValueError(
+            f"`{steps_argument}` must be given for an infinite "
+            f"`{dataset_argument}`. Received: {steps_argument}=None"
         )

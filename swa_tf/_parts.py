@@ -37,6 +37,13 @@ def weights(model: Any) -> list[Any]:
     return list(by_ref.values())
 
 
+def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:
+    """The batch-norm layers of a model; if `trainable`, those not frozen."""
+    kinds: Any = _compat.batch_norm_layers()
+    layers = [part for part in parts(model) if isinstance(part, kinds)]
+    return [each for each in layers if each.trainable or not trainable]
+
+
 def _walk(model: Any) -> Iterator[Any]:
     seen: dict[int, Any] = {}
     pending = [model]

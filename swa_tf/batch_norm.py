@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _compat, _moments, _parts, _variables
+from swa_tf import _checks, _compat, _moments, _parts, _variables
 
 
 @_compat.register
@@ -228,7 +228,7 @@ def refit_batch_norm(
         merge.
     """
     _check_arguments(model, dataset, steps, variance)
-    layers = layers_to_refit(model)
+    layers = _parts.batch_norm_layers(model, trainable=True)
     if not layers:
         _warn_of_none(model)
         return
@@ -409,18 +409,8 @@ def _inlined_functions() -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def layers_to_refit(model: Any) -> list[Any]:
-    """The batch-norm layers of a model, at any depth, that are not frozen."""
-    return [layer for layer in _batch_norm_layers(model) if layer.trainable]
-
-
-def _batch_norm_layers(model: Any) -> list[Any]:
-    kinds: Any = _compat.batch_norm_layers()
-    return [part for part in _parts.parts(model) if isinstance(part, kinds)]
-
-
 def _warn_of_none(model: Any) -> None:
-    frozen = _batch_norm_layers(model)
+    frozen = _parts.batch_norm_layers(model)
     kind = "with `trainable=True`" if frozen else "of `tf.keras`"
     warnings.warn(
         f"`model` holds no batch-norm layer {kind} to refit. "
@@ -464,32 +454,5 @@ def _check_arguments(
         raise TypeError(
             f"`model` must be a model or layer. Received: model={model!r}"
         )
-    if not isinstance(dataset, Iterable) or isinstance(
-        dataset, (np.ndarray, tf.Tensor, tf.Variable, dict, str)
-    ):
-        raise TypeError(
-            "`dataset` must be a `tf.data.Dataset` or another iterable of "
-            f"batches. Received: dataset={dataset!r}"
-        )
-    if steps is not None and (
-        isinstance(steps, bool)
-        or not isinstance(steps, (int, np.integer))
-        or steps <= 0
-    ):
-        raise ValueError(
-            f"`steps` must be a whole number > 0 or None. Received: {steps=}"
-        )
-    if variance not in ("pooled", "mean_of_batches"):
-        raise ValueError(
-            '`variance` must be "pooled" or "mean_of_batches". '
-            f"Received: {variance=}"
-        )
-    if (
-        steps is None
-        and isinstance(dataset, tf.data.Dataset)
-        and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-    ):
-        raise ValueError(
-            "`steps` must be given for an infinite `dataset`. "
-            "Received: steps=None"
-        )
+    _checks.choice("variance", variance, ("pooled", "mean_of_batches"))
+    _checks.batches(dataset, steps)

@@ -11,8 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _checks, _files, _fit, batch_norm
+from swa_tf import _checks, _files, _fit, _parts
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
+from swa_tf.schedules import per_epoch
 from swa_tf.swapping import averaged_weights
 from swa_tf.timing import AveragingSchedule
 
@@ -121,6 +122,12 @@ class SWACallback(tf.keras.callbacks.Callback):
         _checks.choice("final_weights", final_weights, ("averaged", "trained"))
         _check_averages(averages)
         _check_filepath(filepath)
+        if refit_data is not None:
+            _checks.batches(
+                refit_data, refit_steps, "refit_data", "refit_steps"
+            )
+        elif refit_steps is not None:
+            _checks.integer("refit_steps", refit_steps, at_least=1)
         self._given = averages
         self._unit = unit
         self._start_epoch = start_epoch
@@ -178,7 +185,7 @@ class SWACallback(tf.keras.callbacks.Callback):
             self._averages.build(self.model.trainable_variables)
         if self._when is not None:
             self._averages.when = self._when
-        if not self._refit["refit_data"] and self._has_batch_norm():
+        if self._refit["refit_data"] is None and self._has_batch_norm():
             warnings.warn(
                 "The model has batch-norm layers, whose statistics do not "
                 "belong to the averaged weights: give `SWACallback` "
@@ -291,7 +298,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         return averaged_weights(self._averages, self.model, keep=keep, **refit)
 
     def _has_batch_norm(self) -> bool:
-        return bool(batch_norm.layers_to_refit(self.model))
+        return bool(_parts.batch_norm_layers(self.model, trainable=True))
 
     def _finish(self, logs: Any = None) -> None:
         """Comes after every other callback's `on_train_end`."""
@@ -361,13 +368,12 @@ def _rates(
 ) -> Callable[[int], float | None] | None:
     """The rate to set for an epoch; None, or a None, leaves it alone."""
     if schedule is not None:
-        if swa_learning_rate is not None or not callable(schedule):
+        if swa_learning_rate is not None:
             raise ValueError(
-                "`schedule` must be a function of the epoch, and "
-                "`swa_learning_rate` None beside it. "
-                f"Received: {schedule=}, {swa_learning_rate=}"
+                "Only one of `swa_learning_rate` and `schedule` must be given. "
+                f"Received: {swa_learning_rate=}, {schedule=}"
             )
-        return lambda epoch: float(schedule(epoch))
+        return per_epoch(schedule)
     if swa_learning_rate is None:
         return None
     rate = _checks.real("swa_learning_rate", swa_learning_rate)

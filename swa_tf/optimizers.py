@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat
+from swa_tf import _checks, _compat
 
 _addons = _compat.tensorflow_addons()
 _SGD: Any = _addons.optimizers.SGDW if _addons else tf.keras.optimizers.SGD
@@ -46,11 +46,7 @@ class _DecoupledDecay(_Mixin):
         scale_decay_by_learning_rate: bool,
         **kwargs: Any,
     ) -> None:
-        if weight_decay_on not in ("all", "kernels"):
-            raise ValueError(
-                '`weight_decay_on` must be "all" or "kernels". '
-                f"Received: weight_decay_on={weight_decay_on!r}"
-            )
+        _checks.choice("weight_decay_on", weight_decay_on, ("all", "kernels"))
         if isinstance(learning_rate, numbers.Real):  # Or a schedule.
             learning_rate = _number(
                 "learning_rate", learning_rate, ">= 0", lambda x: x >= 0

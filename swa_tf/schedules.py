@@ -1,34 +1,75 @@
-"""Learning-rate plans for training whose weights are averaged."""
+"""Learning-rate plans for training whose weights are averaged.
+
+Steps count from 0. Given to an optimizer, a plan's steps are batches; made a
+function by `per_epoch`, they are epochs.
+
+Rates are computed in float64, which counts steps exactly up to 2^53, and are
+rounded once at the end. Float32 counts to 2^24 only: an optimizer that hands
+its step over as float32 (the legacy ones of Keras and those of TensorFlow
+Addons do) is off by at most one part in 2^24 of the step from there on.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-import numbers
-from typing import Any
+from typing import Any, Callable
 
 import tensorflow as tf
 
-from swa_tf import _compat
+from swa_tf import _checks, _compat
+
+_keras = tf.keras.optimizers.schedules
 
 
-def _check_rate(name: str, rate: Any) -> float:
-    if not (isinstance(rate, numbers.Real) and 0 <= float(rate) < math.inf):
-        raise ValueError(
-            f"`{name}` must be finite and >= 0. Received: {name}={rate!r}"
+def _check_schedule(schedule: Any) -> None:
+    if not callable(schedule) or isinstance(schedule, type):
+        raise TypeError(
+            "`schedule` must be a LearningRateSchedule, or a function of the "
+            f"step. Received: schedule={schedule!r}"
         )
-    return float(rate)
 
 
-def _check_steps(name: str, steps: Any) -> int:
-    if not (isinstance(steps, numbers.Integral) and int(steps) >= 0):
-        raise ValueError(
-            f"`{name}` must be an integer >= 0. Received: {name}={steps!r}"
-        )
-    return int(steps)
+def _progress(step: tf.Tensor, start: float, length: float) -> tf.Tensor:
+    """0 up to `start`, 1 from `start + length` on, a straight line between."""
+    done = tf.cast(step, tf.float64) - start
+    if length == 0:
+        return tf.cast(done > 0.0, tf.float64)
+    return tf.clip_by_value(done / length, 0.0, 1.0)
+
+
+def _between(first: Any, last: float, weight: tf.Tensor) -> tf.Tensor:
+    """`(1 - weight) * first + weight * last`, exact at 0 and at 1."""
+    line = first + (last - first) * weight
+    return tf.where(weight < 1.0, line, tf.constant(last, tf.float64))
+
+
+class _Plan(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule whose attributes are its arguments.
+
+    `_rate` gives it in float64.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        super().__init__()
+        self.name = name
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """The learning rate at `step`, of Keras's float type."""
+        with tf.name_scope(self.name or type(self).__name__):
+            rate = self._rate(tf.convert_to_tensor(step))
+            return tf.cast(rate, tf.keras.backend.floatx())
+
+    def _rate(self, step: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        arguments = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in arguments}
 
 
 @_compat.register
-class LinearRamp(tf.keras.optimizers.schedules.LearningRateSchedule):
+class LinearRamp(_Plan):
     """One rate, then a straight line to another, then that one.
 
         rate(step) = initial                                if step <= start
@@ -43,65 +84,43 @@ class LinearRamp(tf.keras.optimizers.schedules.LearningRateSchedule):
     >>> [round(float(rate(step)), 3) for step in range(8)]
     [0.5, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1]
 
-    The line is computed in float64, which counts steps exactly up to 2^53,
-    and the rate is rounded once at the end. Float32 counts to 2^24 only: an
-    optimizer that hands its step over as float32 (the legacy ones of Keras
-    and those of TensorFlow Addons do) is off by at most one part in 2^24 of
-    the step from there on, and the line goes in steps that much wider.
-
     Args:
         initial_learning_rate: The rate up to and including step `ramp_start`,
-            a finite float >= 0.
+            finite and >= 0.
         final_learning_rate: The rate from step `ramp_start + ramp_steps` on,
-            a finite float >= 0; with `ramp_steps` 0, from the step after.
-        ramp_start: The last step before the ramp, an integer >= 0.
-        ramp_steps: The ramp's length in steps, an integer >= 0.
+            finite and >= 0; with `ramp_steps` 0, after step `ramp_start`.
+        ramp_start: The end of the first rate, in steps, finite and >= 0.
+        ramp_steps: The ramp's length in steps, finite and >= 0.
         name: The name of the schedule's operations.
 
     Raises:
-        ValueError: If a rate is negative or not finite, or a number of steps
-            negative or not an integer.
+        ValueError: If a number is negative, not finite, or no number.
     """
 
     def __init__(
         self,
         initial_learning_rate: float,
         final_learning_rate: float,
-        ramp_start: int,
-        ramp_steps: int,
+        ramp_start: float,
+        ramp_steps: float,
         name: str | None = None,
     ) -> None:
-        super().__init__()
-        self.initial_learning_rate = _check_rate(
+        super().__init__(name)
+        self.initial_learning_rate = _checks.real(
             "initial_learning_rate", initial_learning_rate
         )
-        self.final_learning_rate = _check_rate(
+        self.final_learning_rate = _checks.real(
             "final_learning_rate", final_learning_rate
         )
-        self.ramp_start = _check_steps("ramp_start", ramp_start)
-        self.ramp_steps = _check_steps("ramp_steps", ramp_steps)
-        self.name = name
+        self.ramp_start = _checks.real("ramp_start", ramp_start)
+        self.ramp_steps = _checks.real("ramp_steps", ramp_steps)
 
-    def __call__(self, step: Any) -> tf.Tensor:
-        """The learning rate at `step`, a scalar of Keras's float type."""
-        with tf.name_scope(self.name or "LinearRamp"):
-            initial = tf.constant(self.initial_learning_rate, tf.float64)
-            final = tf.constant(self.final_learning_rate, tf.float64)
-            done = tf.cast(step, tf.float64) - self.ramp_start
-            # The line is never used where `ramp_steps` is 0.
-            line = initial + (final - initial) * done / max(self.ramp_steps, 1)
-            rate = tf.where(done < self.ramp_steps, line, final)
-            rate = tf.where(done <= 0, initial, rate)
-            return tf.cast(rate, tf.keras.backend.floatx())
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "initial_learning_rate": self.initial_learning_rate,
-            "final_learning_rate": self.final_learning_rate,
-            "ramp_start": self.ramp_start,
-            "ramp_steps": self.ramp_steps,
-            "name": self.name,
-        }
+    def _rate(self, step: tf.Tensor) -> tf.Tensor:
+        return _between(
+            self.initial_learning_rate,
+            self.final_learning_rate,
+            _progress(step, self.ramp_start, self.ramp_steps),
+        )
 
 
 def published_plan(
@@ -124,8 +143,8 @@ def published_plan(
     falls at once, after `swa_start`.
 
     Args:
-        learning_rate: The rate before SWA, a finite float >= 0.
-        swa_learning_rate: The rate at the end, a finite float >= 0.
+        learning_rate: The rate before SWA, finite and >= 0.
+        swa_learning_rate: The rate at the end, finite and >= 0.
         swa_start: The step at which SWA starts, an integer >= 0.
         total_steps: The length of the training in steps, an integer.
 
@@ -140,8 +159,9 @@ def published_plan(
     which is one step above `learning_rate` at one place and divides by zero
     where SWA starts as the ramp ends; this does neither.
     """
-    total_steps = _check_steps("total_steps", total_steps)
-    if _check_steps("swa_start", swa_start) > total_steps:
+    total_steps = _checks.integer("total_steps", total_steps, at_least=0)
+    swa_start = _checks.integer("swa_start", swa_start, at_least=0)
+    if swa_start > total_steps:
         raise ValueError(
             "`swa_start` must be <= `total_steps`. Received: "
             f"swa_start={swa_start!r}, total_steps={total_steps!r}"
@@ -153,3 +173,268 @@ def published_plan(
         ramp_start=swa_start,
         ramp_steps=max(ramp_end - swa_start, 0),
     )
+
+
+def paper_plan(
+    learning_rate: float, swa_learning_rate: float, swa_start: float
+) -> LinearRamp:
+    """The plan of the SWA paper's code, down to the SWA rate before SWA starts.
+
+    `learning_rate` up to step 0.5 * swa_start, a straight line to
+    `swa_learning_rate` at step 0.9 * swa_start, and `swa_learning_rate` from
+    there on. Weights are averaged from `swa_start`.
+
+    >>> rate = swa_tf.schedules.paper_plan(0.5, 0.1, swa_start=10)
+    >>> [round(float(rate(step)), 3) for step in (0, 5, 6, 8, 9, 10)]
+    [0.5, 0.5, 0.4, 0.2, 0.1, 0.1]
+
+    With `swa_start` 0 only step 0 has `learning_rate`, as step 0 always has.
+
+    Args:
+        learning_rate: The rate at the start, finite and >= 0.
+        swa_learning_rate: The rate during SWA, finite and >= 0.
+        swa_start: The step at which SWA starts, finite and >= 0.
+
+    Returns:
+        The `LinearRamp` of this plan.
+
+    Raises:
+        ValueError: If a number is negative, not finite, or no number.
+
+    Source: https://github.com/timgaripov/swa, train.py, `schedule`, by the
+    authors of Izmailov et al. (2018), arXiv:1803.05407.
+    """
+    swa_start = _checks.real("swa_start", swa_start)
+    ramp_start = swa_start / 2
+    return LinearRamp(
+        learning_rate,
+        swa_learning_rate,
+        ramp_start=ramp_start,
+        ramp_steps=9 * swa_start / 10 - ramp_start,
+    )
+
+
+@_compat.register
+class Cyclical(_Plan):
+    """Straight down from one rate to another, again and again.
+
+        rate(step) = (1 - t) * max + t * min
+        t          = (mod(step - start, period) + 1) / period
+
+    and the maximum before `start`. The last step of each cycle has exactly
+    the minimum; average the weights after it. The next step jumps back up.
+    With `period` 1 the rate is the minimum from `start` on.
+
+    >>> rate = swa_tf.schedules.Cyclical(0.5, 0.1, period=4, start=2)
+    >>> [round(float(rate(step)), 3) for step in range(8)]
+    [0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.4, 0.3]
+
+    Args:
+        max_learning_rate: The rate that each cycle falls from, the paper's
+            alpha_1, finite and >= 0.
+        min_learning_rate: The rate that each cycle ends with, the paper's
+            alpha_2, from 0 to `max_learning_rate`.
+        period: The length c of a cycle in steps, an integer >= 1.
+        start: The first step of the first cycle, an integer >= 0.
+        name: The name of the schedule's operations.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Source: Izmailov et al. (2018), arXiv:1803.05407, section 3.1, whose
+    iterations count from 1.
+    """
+
+    def __init__(
+        self,
+        max_learning_rate: float,
+        min_learning_rate: float,
+        period: int,
+        start: int = 0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.max_learning_rate = _checks.real(
+            "max_learning_rate", max_learning_rate
+        )
+        self.min_learning_rate = _checks.real(
+            "min_learning_rate", min_learning_rate
+        )
+        if self.min_learning_rate > self.max_learning_rate:
+            raise ValueError(
+                "`min_learning_rate` must be <= `max_learning_rate`. Received: "
+                f"min_learning_rate={min_learning_rate!r}, "
+                f"max_learning_rate={max_learning_rate!r}"
+            )
+        self.period = _checks.integer("period", period, at_least=1)
+        self.start = _checks.integer("start", start, at_least=0)
+
+    def _rate(self, step: tf.Tensor) -> tf.Tensor:
+        done = tf.cast(step, tf.float64) - self.start
+        weight = (tf.math.floormod(done, self.period) + 1.0) / self.period
+        weight = tf.where(done < 0.0, tf.zeros_like(weight), weight)
+        return _between(self.max_learning_rate, self.min_learning_rate, weight)
+
+
+@_compat.register
+class SWALearningRate(_Plan):
+    """Any learning rate up to the start of SWA, then annealed to SWA's own.
+
+        rate(step) = initial(step)                       if step <= swa_start
+        rate(step) = (1 - w) * initial(swa_start) + w * swa     after it
+
+    with `t = min((step - swa_start) / anneal_steps, 1)` and `w = t` ("linear")
+    or `w = (1 - cos(pi * t)) / 2` ("cos"). With `anneal_steps` 0 it jumps
+    after `swa_start`. The SWA rate may be above the initial one.
+
+    So an optimizer that has a schedule gets its SWA rate:
+
+    >>> decay = tf.keras.optimizers.schedules.CosineDecay(0.4, decay_steps=8)
+    >>> rate = swa_tf.schedules.SWALearningRate(
+    ...     decay, 0.1, swa_start=4, anneal_steps=2
+    ... )
+    >>> [round(float(rate(step)), 3) for step in (0, 4, 5, 6, 7)]
+    [0.4, 0.2, 0.15, 0.1, 0.1]
+
+    Args:
+        initial_learning_rate: The rate up to and including step `swa_start`: a
+            float, finite and >= 0, or a
+            `tf.keras.optimizers.schedules.LearningRateSchedule`.
+        swa_learning_rate: The rate from step `swa_start + anneal_steps` on,
+            finite and >= 0; with `anneal_steps` 0, after step `swa_start`.
+        swa_start: The last step before the annealing, an integer >= 0.
+        anneal_steps: The annealing's length in steps, an integer >= 0.
+        anneal_strategy: "cos" or "linear".
+        name: The name of the schedule's operations.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Source: torch.optim.swa_utils.SWALR.
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: Any,
+        swa_learning_rate: float,
+        swa_start: int,
+        anneal_steps: int,
+        anneal_strategy: str = "cos",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        if not isinstance(initial_learning_rate, _keras.LearningRateSchedule):
+            initial_learning_rate = _checks.real(
+                "initial_learning_rate",
+                initial_learning_rate,
+                "a LearningRateSchedule, or a finite number >= 0",
+            )
+        self.initial_learning_rate = initial_learning_rate
+        self.swa_learning_rate = _checks.real(
+            "swa_learning_rate", swa_learning_rate
+        )
+        self.swa_start = _checks.integer("swa_start", swa_start, at_least=0)
+        self.anneal_steps = _checks.integer(
+            "anneal_steps", anneal_steps, at_least=0
+        )
+        _checks.choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
+        self.anneal_strategy = anneal_strategy
+
+    def _rate(self, step: tf.Tensor) -> tf.Tensor:
+        initial = self.initial_learning_rate
+        if isinstance(initial, _keras.LearningRateSchedule):
+            held = tf.minimum(tf.cast(step, tf.float64), self.swa_start)
+            initial = tf.cast(initial(tf.cast(held, step.dtype)), tf.float64)
+        weight = _progress(step, self.swa_start, self.anneal_steps)
+        if self.anneal_strategy == "cos":
+            weight = (1.0 - tf.cos(math.pi * weight)) / 2.0
+        return _between(initial, self.swa_learning_rate, weight)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        if isinstance(self.initial_learning_rate, _keras.LearningRateSchedule):
+            config["initial_learning_rate"] = _keras.serialize(
+                self.initial_learning_rate
+            )
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SWALearningRate:
+        initial = config["initial_learning_rate"]
+        if isinstance(initial, dict):
+            initial = _keras.deserialize(initial)
+        return cls(**{**config, "initial_learning_rate": initial})
+
+
+def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
+    """A schedule as a function of the epoch, for `LearningRateScheduler`.
+
+    That callback sets the rate of an optimizer whose own rate is a number.
+
+    >>> plan = swa_tf.schedules.paper_plan(0.5, 0.1, swa_start=100)
+    >>> rate = swa_tf.schedules.per_epoch(plan)
+    >>> [round(rate(epoch), 3) for epoch in (0, 50, 60, 90)]
+    [0.5, 0.5, 0.4, 0.1]
+    >>> callback = tf.keras.callbacks.LearningRateScheduler(rate)
+
+    Args:
+        schedule: A `LearningRateSchedule`, or a function of the step; its
+            steps are read as epochs, from 0.
+
+    Returns:
+        A function from an epoch to its rate as a Python float: Keras 3 refuses
+        tensors.
+
+    Raises:
+        TypeError: If `schedule` is neither.
+    """
+    _check_schedule(schedule)
+
+    def rate(epoch: int) -> float:
+        return float(schedule(epoch))
+
+    return rate
+
+
+def plot_schedule(
+    schedule: Callable[[Any], Any], steps: int, ax: Any = None
+) -> Any:
+    """Draws the learning rate over the steps 0 to `steps - 1`.
+
+    Needs matplotlib, and no display: save the figure, or look at it in a
+    notebook.
+
+    >>> plan = swa_tf.schedules.Cyclical(0.5, 0.1, period=10)
+    >>> ax = swa_tf.schedules.plot_schedule(plan, steps=40)
+    >>> len(ax.lines[0].get_xdata())
+    40
+
+    Args:
+        schedule: A `LearningRateSchedule`, or a function of the step.
+        steps: The number of steps to draw, an integer >= 1.
+        ax: The matplotlib axes to draw on; None makes a figure.
+
+    Returns:
+        The axes; `ax.figure.savefig("plan.png")` saves them.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+        TypeError: If `schedule` is neither.
+        ValueError: If `steps` is not an integer >= 1.
+    """
+    _check_schedule(schedule)
+    steps = _checks.integer("steps", steps, at_least=1)
+    if ax is None:
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError(
+                "`plot_schedule` needs matplotlib: pip install matplotlib"
+            ) from error
+        # Not by way of pyplot, which would ask for a display.
+        ax = Figure().add_subplot()
+    rates: Any = [float(schedule(step)) for step in range(steps)]
+    ax.plot(range(steps), rates)
+    ax.set_xlabel("step")
+    ax.set_ylabel("learning rate")
+    return ax

@@ -6,19 +6,19 @@ import tensorflow as tf
 import swa_tf
 
 
-def eager(values, dtype):
+def eager(values, dtype, when=None):
     variable = tf.Variable(tf.zeros(values[0].shape, dtype))
-    swa = swa_tf.StochasticWeightAveraging()
+    swa = swa_tf.StochasticWeightAveraging(when=when)
     for value in values:
         variable.assign(tf.cast(value, dtype))
         swa.apply([variable])
     return swa.average(variable).numpy(), int(swa.n_models)
 
 
-def function(values, dtype, jit_compile=False):
+def function(values, dtype, jit_compile=False, when=None):
     """A `tf.function` in which also the first `apply` happens."""
     variable = tf.Variable(tf.zeros(values[0].shape, dtype), dtype=dtype)
-    swa = swa_tf.StochasticWeightAveraging()
+    swa = swa_tf.StochasticWeightAveraging(when=when)
 
     @tf.function(jit_compile=jit_compile)
     def step(value):
@@ -30,17 +30,17 @@ def function(values, dtype, jit_compile=False):
     return swa.average(variable).numpy(), int(swa.n_models)
 
 
-def xla(values, dtype):
+def xla(values, dtype, when=None):
     """The same, compiled by XLA."""
-    return function(values, dtype, jit_compile=True)
+    return function(values, dtype, jit_compile=True, when=when)
 
 
-def graph(values, dtype):
+def graph(values, dtype, when=None):
     """A v1 graph: one op, run in a session, after the op that trains."""
     with tf.Graph().as_default():
         value = tf.compat.v1.placeholder(values[0].dtype, values[0].shape)
         variable = tf.Variable(tf.zeros(values[0].shape, dtype), dtype=dtype)
-        swa = swa_tf.StochasticWeightAveraging()
+        swa = swa_tf.StochasticWeightAveraging(when=when)
         assign = variable.assign(tf.cast(value, dtype))
         with tf.control_dependencies([assign]):
             apply = swa.apply([variable])
@@ -70,20 +70,20 @@ def _same_on_both(strategy, variable):
     return first
 
 
-def cross_replica(values, dtype):
+def cross_replica(values, dtype, when=None):
     strategy, variable = _mirrored(values, dtype)
-    swa = swa_tf.StochasticWeightAveraging()
+    swa = swa_tf.StochasticWeightAveraging(when=when)
     for value in values:
         variable.assign(tf.cast(value, dtype))
         swa.apply([variable])
     return _same_on_both(strategy, swa.average(variable)), int(swa.n_models)
 
 
-def replica(values, dtype):
+def replica(values, dtype, when=None):
     """`apply` inside `strategy.run`, in a `tf.function`."""
     strategy, variable = _mirrored(values, dtype)
     with strategy.scope():
-        swa = swa_tf.StochasticWeightAveraging()
+        swa = swa_tf.StochasticWeightAveraging(when=when)
 
     def step(value):
         variable.assign(tf.cast(value, dtype))

@@ -18,7 +18,11 @@ EXEMPT = {
     "averaging.WeightAverage": "abstract; its subclasses have examples",
     "batch_norm.MovingFreeBatchNormalization.build": "Keras calls it",
     "batch_norm.MovingFreeBatchNormalization.call": "Keras calls it",
-    "schedules.LinearRamp.get_config": "Keras calls it",
+    "callbacks.SWACallback.on_epoch_end": "Keras calls it",
+    "callbacks.SWACallback.on_train_begin": "Keras calls it",
+    "callbacks.SWACallback.set_model": "Keras calls it",
+    "schedules.SWALearningRate.from_config": "Keras calls it",
+    "schedules.SWALearningRate.get_config": "Keras calls it",
 }
 
 MODULES = {

@@ -1,0 +1,62 @@
+"""One small training with `fit`, for the tests of `SWACallback`."""
+
+import numpy as np
+import tensorflow as tf
+
+import swa_tf
+
+N_BATCHES, BATCH_SIZE = 4, 8
+EPOCHS = 6
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 4]).astype(np.float32)
+Y = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 1]).astype(np.float32)
+BATCHES = list(zip(np.split(X, N_BATCHES), np.split(Y, N_BATCHES)))
+MODES = {"compiled": {}, "eager": {"run_eagerly": True}}
+
+
+def data():
+    return tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH_SIZE)
+
+
+def make_model(optimizer=None, **compile_arguments):
+    """A model with batch norm whose weights do not settle: the rate is high."""
+    tf.keras.utils.set_random_seed(1)
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input([4]),
+            tf.keras.layers.Dense(5),
+            tf.keras.layers.BatchNormalization(),
+            tf.keras.layers.Dense(1),
+        ]
+    )
+    optimizer = optimizer or tf.keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(optimizer, "mse", **compile_arguments)
+    return model
+
+
+def fit(model, *callbacks, **arguments):
+    settings = {"epochs": EPOCHS, "validation_data": (X, Y), **arguments}
+    return model.fit(
+        X,
+        Y,
+        batch_size=BATCH_SIZE,
+        shuffle=False,
+        verbose=0,
+        callbacks=list(callbacks),
+        **settings,
+    )
+
+
+def callback(start_epoch=2, **arguments):
+    settings = {"refit_data": data(), "verbose": 0, **arguments}
+    return swa_tf.SWACallback(start_epoch, **settings)
+
+
+def weights(model):
+    return [v.numpy() for v in model.weights]
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+        np.testing.assert_array_equal(a, b)

@@ -1,0 +1,476 @@
+"""SWACallback against the same training in a loop, and by hand."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import swa_tf
+from tests import fitting
+from tests.fitting import X, Y, assert_same, callback, fit, make_model, weights
+
+keras_callbacks = tf.keras.callbacks
+
+# 1. The same training in a loop.
+
+
+def loop(model, swa, epochs=fitting.EPOCHS, after_step=None, after_epoch=None):
+    for epoch in range(epochs):
+        for x, y in fitting.BATCHES:
+            model.train_on_batch(x, y)
+            if after_step:
+                swa.apply(model.trainable_variables)
+        if after_epoch and epoch >= 2:
+            swa.apply(model.trainable_variables)
+
+
+@functools.lru_cache
+def epochs_loop(mode):
+    """The weights after training, and the averaged ones with a refit."""
+    model = make_model(**fitting.MODES[mode])
+    swa = swa_tf.StochasticWeightAveraging()
+    loop(model, swa, after_epoch=True)
+    trained = weights(model)
+    with swa_tf.averaged_weights(swa, model, refit_data=fitting.data()):
+        return trained, weights(model)
+
+
+@pytest.mark.parametrize("mode", fitting.MODES)
+@pytest.mark.parametrize("evaluate", ["averaged", "trained", "both"])
+def test_epochs_equal_a_loop(mode, evaluate):
+    trained, averaged = epochs_loop(mode)
+    model = make_model(**fitting.MODES[mode])
+    swa = callback(evaluate=evaluate, final_weights="trained")
+    fit(model, swa)
+    assert_same(weights(model), trained)
+    model = make_model(**fitting.MODES[mode])
+    fit(model, callback(evaluate=evaluate))
+    assert_same(weights(model), averaged)
+
+
+@functools.lru_cache
+def steps_loop(mode):
+    model = make_model(**fitting.MODES[mode])
+    when = swa_tf.AveragingSchedule(start=3, period=2)
+    swa = swa_tf.StochasticWeightAveraging(when=when)
+    loop(model, swa, after_step=True)
+    with swa_tf.averaged_weights(swa, model, refit_data=fitting.data()):
+        return weights(model)
+
+
+@pytest.mark.parametrize("mode", fitting.MODES)
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_steps_equal_a_loop(mode, steps_per_execution):
+    """Averaging step 3, 5, 7, ... inside the compiled train step."""
+    model = make_model(
+        steps_per_execution=steps_per_execution, **fitting.MODES[mode]
+    )
+    swa = callback(None, start_step=3, average_period=2)
+    fit(model, swa)
+    assert int(swa.averages.n_models) == 11  # 3, 5, ..., 23
+    assert_same(weights(model), steps_loop(mode))
+
+
+def test_steps_from_an_epoch_on():
+    seen = []
+    model = make_model()
+    record = keras_callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(
+            model.layers[0].kernel.numpy().astype(np.float64)
+        )
+    )
+    swa = callback(4, unit="step", average_period=3)
+    fit(model, record, swa)
+    # Epochs 4 and 5 are steps 16 to 23.
+    expected = np.mean([seen[i] for i in (16, 19, 22)], axis=0)
+    np.testing.assert_allclose(model.layers[0].kernel, expected, rtol=1e-6)
+
+
+# 2. Worked out by hand.
+
+
+def test_three_steps_of_sgd():
+    """1.0 - 0.1 a step: 0.9, 0.8 and 0.7, on average 0.8."""
+
+    class Scalar(tf.keras.layers.Layer):
+        def build(self, input_shape):
+            self.w = self.add_weight(name="w", shape=[], initializer="ones")
+
+        def call(self, x):
+            return self.w * x
+
+    model = tf.keras.Sequential([tf.keras.Input([1]), Scalar()])
+    model.compile(
+        tf.keras.optimizers.SGD(1.0), lambda y, output: tf.reduce_mean(output)
+    )
+    ones = np.full([3, 1], 0.1, np.float32)
+    swa = callback(None, start_step=0, refit_data=None, final_weights="trained")
+    model.fit(ones, ones, batch_size=1, verbose=0, callbacks=[swa])
+    np.testing.assert_allclose(model.layers[0].w, 0.7, rtol=1e-6)
+    average = swa.averages.average(model.layers[0].w)
+    np.testing.assert_allclose(average, 0.8, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("start", "period", "expected"),
+    [
+        (2, 2, 5.0),  # 3, 5 and 7
+        (0, 1, 4.0),  # all
+        (0, 3, 4.0),  # 1, 4 and 7
+        (1, 4, 4.0),  # 2 and 6
+        (6, 5, 7.0),  # 7
+    ],
+)
+def test_weights_one_to_seven(start, period, expected):
+    """Epoch i ends with weight i + 1, which another callback sets."""
+    model = make_model(tf.keras.optimizers.SGD(0.0))
+    kernel = model.layers[0].kernel
+    set_weight = keras_callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: kernel.assign(
+            tf.fill([4, 5], epoch + 1.0)
+        )
+    )
+    fit(model, callback(start, average_period=period), set_weight, epochs=7)
+    np.testing.assert_array_equal(kernel, np.full([4, 5], expected))
+
+
+# What else the logs, the rate and the file are to be.
+
+
+class Rates(keras_callbacks.Callback):
+    """Records the rate that each epoch trains with."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 0:
+            rate = self.model.optimizer.learning_rate
+            self.seen.append(round(float(tf.convert_to_tensor(rate)), 6))
+
+
+def halves(epoch):
+    return 0.1 * 0.5**epoch
+
+
+@pytest.mark.parametrize("swa_first", [True, False])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_swa_learning_rate_after_a_scheduler(swa_first, policy):
+    """The scheduler has its way up to the start, then the constant rate."""
+    tf.keras.mixed_precision.set_global_policy(policy)
+    rates, scheduler = Rates(), keras_callbacks.LearningRateScheduler(halves)
+    swa = callback(3, swa_learning_rate=0.04, evaluate="trained")
+    order = [swa, scheduler] if swa_first else [scheduler, swa]
+    fit(make_model(), *order, rates, validation_data=None)
+    assert rates.seen == [0.1, 0.05, 0.025, 0.04, 0.04, 0.04]
+
+
+def test_swa_learning_rate_with_reduce_on_plateau():
+    """The plateau halves the rate each epoch: nothing improves by 100."""
+    plateau = keras_callbacks.ReduceLROnPlateau(
+        "loss", factor=0.5, patience=1, min_delta=100.0
+    )
+    rates = Rates()
+    swa = callback(3, swa_learning_rate=0.04, evaluate="trained")
+    fit(make_model(), swa, plateau, rates, validation_data=None)
+    assert rates.seen == [0.1, 0.1, 0.05, 0.04, 0.04, 0.04]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda epoch: 0.1 - 0.01 * epoch,
+        swa_tf.schedules.LinearRamp(0.1, 0.05, 0, 5),
+    ],
+    ids=["function", "LinearRamp"],
+)
+def test_schedule_of_all_epochs(schedule):
+    rates = Rates()
+    swa = callback(schedule=schedule, evaluate="trained")
+    fit(make_model(), swa, rates, validation_data=None)
+    np.testing.assert_allclose(
+        rates.seen, [0.1, 0.09, 0.08, 0.07, 0.06, 0.05], rtol=1e-6
+    )
+
+
+def test_a_rate_that_cannot_be_set_raises_before_training():
+    decay = tf.keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
+    model = make_model(tf.keras.optimizers.SGD(decay))
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"SWALearningRate"):
+        fit(model, callback(swa_learning_rate=0.01))
+    assert_same(weights(model), before)
+    # What the error advises.
+    rate = swa_tf.schedules.SWALearningRate(decay, 0.01, 8, anneal_steps=4)
+    fit(make_model(tf.keras.optimizers.SGD(rate)), callback(), epochs=3)
+
+
+def test_logs_are_seen_by_callbacks_before_and_after(tmp_path):
+    seen = {}
+
+    def record(name):
+        return keras_callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: seen.setdefault(name, []).append(
+                dict(logs)
+            )
+        )
+
+    csv = keras_callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    best = keras_callbacks.ModelCheckpoint(
+        str(tmp_path / "best.weights.h5"),
+        monitor="swa_val_loss",
+        mode="min",
+        save_best_only=True,
+        save_weights_only=True,
+    )
+    board = keras_callbacks.TensorBoard(str(tmp_path / "board"))
+    history = fit(
+        make_model(),
+        *[csv, record("before"), callback(2), record("after"), best, board],
+    ).history
+    averaged, trained = history["swa_val_loss"], history["val_loss"]
+    for logs in seen.values():
+        assert [each["swa_val_loss"] for each in logs] == averaged
+    table = np.genfromtxt(tmp_path / "log.csv", delimiter=",", names=True)
+    np.testing.assert_allclose(table["swa_val_loss"], averaged)
+    assert (tmp_path / "best.weights.h5").exists()
+    # Before the first average, the model that `fit` would leave is the trained.
+    assert averaged[:2] == trained[:2]
+    assert all(a != b for a, b in zip(averaged[2:], trained[2:]))
+    boards = [
+        tf.compat.v1.train.summary_iterator(str(path))
+        for path in (tmp_path / "board" / "train").iterdir()
+    ]
+    tags = {v.tag for b in boards for event in b for v in event.summary.value}
+    assert "epoch_swa_val_loss" in tags
+
+
+@pytest.mark.parametrize("swa_first", [True, False])
+def test_early_stopping_on_the_averaged_model(swa_first):
+    """It stops at once, and what it restores is not what is left."""
+    stopping = keras_callbacks.EarlyStopping(
+        "swa_val_loss", mode="max", patience=0, restore_best_weights=True
+    )
+    model, swa = make_model(), callback(0)
+    callbacks = [swa, stopping] if swa_first else [stopping, swa]
+    history = fit(model, *callbacks, epochs=50).history
+    assert len(history["loss"]) < 50
+    kernel = model.layers[0].kernel
+    np.testing.assert_array_equal(kernel, swa.averages.average(kernel))
+
+
+@pytest.mark.parametrize("evaluate", ["averaged", "both"])
+def test_swa_val_is_of_the_averaged_model(evaluate):
+    model = make_model()
+    swa = callback(evaluate=evaluate)
+    history = fit(model, swa).history
+    expected = model.evaluate(X, Y, batch_size=fitting.BATCH_SIZE, verbose=0)
+    assert history["swa_val_loss"][-1] == expected
+    same = history["val_loss"][2:] == history["swa_val_loss"][2:]
+    assert same == (evaluate == "averaged")
+
+
+def test_validation_in_some_epochs():
+    history = fit(make_model(), callback(), validation_freq=2).history
+    assert len(history["swa_val_loss"]) == len(history["val_loss"]) == 3
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5", ""])
+@pytest.mark.parametrize("final_weights", ["averaged", "trained"])
+def test_file_of_the_averaged_model(suffix, final_weights, tmp_path):
+    path = tmp_path / f"averaged{suffix}"
+    model = make_model()
+    swa = callback(
+        filepath=path, final_weights=final_weights, evaluate="trained"
+    )
+    fit(model, swa, validation_data=None)
+    if final_weights == "trained":
+        fit(model := make_model(), callback(), validation_data=None)
+    expected = model.predict(X, verbose=0)
+    if suffix == ".weights.h5":
+        loaded = make_model()
+        loaded.load_weights(path)
+    elif suffix:
+        loaded = tf.keras.models.load_model(path, compile=False)
+    else:
+        loaded = tf.saved_model.load(str(path))
+        np.testing.assert_allclose(
+            loaded.serve(X), expected, rtol=1e-5, atol=1e-6
+        )
+        return
+    assert_same(loaded.predict(X, verbose=0), expected)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "averaged.keras"
+    path.write_text("what was there")
+    model, trained = make_model(), make_model()
+    fit(trained)
+    monkeypatch.setattr(
+        type(model), "save", lambda *_: (_ for _ in ()).throw(OSError("full"))
+    )
+    with pytest.raises(OSError, match="full"):
+        fit(model, callback(filepath=path, evaluate="trained"))
+    assert path.read_text() == "what was there"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert_same(weights(model), weights(trained))
+
+
+def test_manual_mode():
+    """Who calls `apply` himself, here after epochs 1 and 4."""
+    swa = swa_tf.StochasticWeightAveraging()
+    kernels = []
+
+    class Applies(keras_callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch in (1, 4):
+                swa.apply(self.model.trainable_variables)
+                kernels.append(self.model.layers[0].kernel.numpy())
+
+    model = make_model()
+    fit(model, Applies(), callback(None, averages=swa))
+    expected = np.mean(np.float64(kernels), axis=0)
+    np.testing.assert_allclose(model.layers[0].kernel, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_schedule_of_the_average_itself(unit):
+    when = swa_tf.AveragingSchedule(start=1, period=2)
+    swa = swa_tf.StochasticWeightAveraging(when=when)
+    fit(make_model(), callback(None, averages=swa, unit=unit), epochs=4)
+    # Epochs 1 and 3; steps 1, 3, ..., 15.
+    assert int(swa.n_models) == {"epoch": 2, "step": 8}[unit]
+
+
+def test_average_given_goes_on_and_average_made_does_not():
+    given = swa_tf.StochasticWeightAveraging()
+    model = make_model()
+    ends = {"final_weights": "trained", "evaluate": "trained"}
+    going_on, anew = callback(0, averages=given, **ends), callback(0, **ends)
+    fit(model, going_on, epochs=3)
+    fit(model, going_on, epochs=5, initial_epoch=3)
+    assert int(given.n_models) == 5
+    fit(model, anew, epochs=3)
+    fit(model, anew, epochs=5, initial_epoch=3)
+    assert int(anew.averages.n_models) == 2
+
+
+def test_nothing_averaged():
+    model, trained = make_model(), make_model()
+    fit(trained)
+    with pytest.warns(UserWarning, match="averaged nothing"):
+        fit(model, callback(fitting.EPOCHS))
+    assert_same(weights(model), weights(trained))
+
+
+def test_batch_norm_without_data_warns():
+    with pytest.warns(UserWarning, match="`refit_data`"):
+        fit(make_model(), callback(refit_data=None), epochs=1)
+
+
+def test_what_it_prints(capsys, tmp_path):
+    path = tmp_path / "averaged.weights.h5"
+    fit(make_model(), callback(4, verbose=1, filepath=path))
+    printed = capsys.readouterr().out
+    assert printed.split("\n\n") == [
+        "\nEpoch 5: averaged 1 model(s)",
+        "Epoch 6: averaged 2 model(s)",
+        f"The averaged model is in {path}",
+        "The model is the average of 2 model(s)\n",
+    ]
+
+
+def test_two_callbacks_raise():
+    with pytest.raises(ValueError, match="one `SWACallback`"):
+        fit(make_model(), callback(), callback())
+
+
+def test_averages_of_another_model_raise_before_training():
+    other = tf.keras.Sequential([tf.keras.Input([4]), tf.keras.layers.Dense(1)])
+    given = swa_tf.StochasticWeightAveraging()
+    given.apply(other.trainable_variables)
+    model = make_model()
+    before = weights(model)
+    with pytest.raises(ValueError, match="`var_list` must hold"):
+        fit(model, callback(averages=given))
+    assert_same(weights(model), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "`start_epoch` or `start_step` must be given"),
+        ({"start_epoch": -1}, "`start_epoch` must be an integer >= 0.*-1"),
+        ({"start_epoch": 1.5}, "`start_epoch` must be an integer >= 0.*1.5"),
+        ({"start_step": True}, "`start_step` must be an integer >= 0.*True"),
+        ({"start_epoch": 1, "start_step": 1}, "Only one of"),
+        ({"start_step": 1, "unit": "epoch"}, '`start_step` goes with unit="st'),
+        ({"start_epoch": 1, "unit": "batch"}, '`unit` must be "epoch" or'),
+        ({"start_epoch": 1, "average_period": 0}, "`average_period` must be"),
+        ({"start_epoch": 1, "swa_learning_rate": -1.0}, "`swa_learning_rate`"),
+        ({"start_step": 1, "swa_learning_rate": 1.0}, "`swa_learning_rate` g"),
+        (
+            {"start_epoch": 1, "schedule": halves, "swa_learning_rate": 0.1},
+            "Only one of `swa_learning_rate` and `schedule`",
+        ),
+        ({"start_epoch": 1, "evaluate": "swa"}, "`evaluate` must be"),
+        ({"start_epoch": 1, "final_weights": "x"}, "`final_weights` must be"),
+        ({"start_epoch": 1, "filepath": "a.txt"}, "`filepath` must end in"),
+        ({"start_epoch": 1, "refit_steps": 0}, "`refit_steps` must be an"),
+        (
+            {"start_epoch": 1, "refit_data": fitting.data().repeat()},
+            "`refit_steps` must be given for an infinite `refit_data`",
+        ),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        swa_tf.SWACallback(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"averages": [1.0]}, "`averages` must be a `WeightAverage`"),
+        ({"schedule": 0.1}, "`schedule` must be a"),
+        ({"refit_data": fitting.X}, "`refit_data` must be a `tf.data.Dataset`"),
+    ],
+)
+def test_arguments_of_another_kind(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        swa_tf.SWACallback(1, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"average_period": 5}, {"swa_learning_rate": 0.1}]
+)
+def test_some_but_not_all_given_warns(arguments):
+    swa = swa_tf.StochasticWeightAveraging()
+    with pytest.warns(UserWarning, match="manual mode"):
+        swa_tf.SWACallback(averages=swa, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("start", "n_models"), [({"start_epoch": 1}, 3), ({"start_step": 2}, 14)]
+)
+def test_distributed(start, n_models):
+    """Two replicas see half a batch each, and average the same weights."""
+    strategy = tf.distribute.MirroredStrategy(
+        ["/cpu:0", "/cpu:1"],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+    with strategy.scope():
+        model = make_model()
+    kernel, seen = model.layers[0].kernel, []
+    record = keras_callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(kernel.numpy())
+    )
+    swa = callback(**{"start_epoch": None, **start})
+    fit(model, record, swa, epochs=4, validation_freq=4)
+    assert int(swa.averages.n_models) == n_models
+    averaged = seen[7::4] if "start_epoch" in start else seen[2:]
+    expected = np.mean(np.float64(averaged), axis=0)
+    np.testing.assert_allclose(kernel.numpy(), expected, rtol=1e-5)

@@ -1,0 +1,216 @@
+"""SWACallback in trainings that are interrupted, watched and resumed."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import fitting
+from tests.fitting import X, Y, assert_same, callback, fit, make_model, weights
+
+keras_callbacks = tf.keras.callbacks
+
+
+class Raises(keras_callbacks.Callback):
+    """Raises in the hook that it is told, at the given count of it."""
+
+    def __init__(self, hook, error=KeyboardInterrupt, count=1):
+        super().__init__()
+
+        def fail(*args, **kwargs):
+            self.left -= 1
+            if self.left == 0:
+                raise error(hook)
+
+        self.left = count
+        setattr(self, hook, fail)
+
+    def _implements_train_batch_hooks(self):  # Keras 2 looks at the class
+        return True
+
+    _implements_test_batch_hooks = _implements_train_batch_hooks
+
+
+# 3. Interrupted.
+
+HOOKS = [
+    "on_train_begin",
+    "on_epoch_begin",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_test_begin",
+    "on_test_batch_begin",
+    "on_test_batch_end",
+    "on_test_end",
+    "on_epoch_end",
+    "on_train_end",
+]
+
+
+@functools.lru_cache
+def interrupted(hook):
+    """In epoch 3, once averages exist, but for the hooks that come once."""
+    once = hook in ("on_train_begin", "on_train_end")
+    per_epoch = fitting.N_BATCHES if "batch" in hook else 1
+    count = 1 if once else 3 * per_epoch + 1
+    model = make_model()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, Raises(hook, count=count))
+    return count, weights(model), model.evaluate(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "swa_first"),
+    [("both", True), ("both", False), ("averaged", True)],
+)
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_interrupt_leaves_the_trained_weights(hook, evaluate, swa_first):
+    count, trained, loss = interrupted(hook)
+    model = make_model()
+    callbacks = [callback(1, evaluate=evaluate), Raises(hook, count=count)]
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, *(callbacks if swa_first else callbacks[::-1]))
+    assert_same(weights(model), trained)
+    assert model.evaluate(X, Y, verbose=0) == loss
+    assert_same(weights(model), trained)
+
+
+def test_an_error_in_the_final_refit_leaves_the_trained_weights():
+    def broken():
+        yield from fitting.data().take(1)
+        raise OSError("the disk is gone")
+
+    class Data:
+        def __iter__(self):
+            return broken()
+
+    model, expected = make_model(), make_model()
+    fit(expected)
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(model, callback(refit_data=Data(), evaluate="trained"))
+    assert_same(weights(model), weights(expected))
+
+
+def test_the_next_fit_puts_back_what_an_interrupt_left():
+    model = make_model()
+    swa = callback(None, start_step=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, swa, Raises("on_train_batch_end", count=6))
+    n_models = int(swa.averages.n_models)
+    assert n_models > 0
+    model.train_on_batch(X, Y)
+    fit(model, epochs=1)
+    assert int(swa.averages.n_models) == n_models
+    own = {"evaluate", "fit", "train_on_batch", "train_step"}
+    assert not own & vars(model).keys()
+
+
+def test_predict_by_the_user_is_of_the_trained_weights():
+    """Those that the same training without a callback has at that point."""
+
+    class Keeps(keras_callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.predictions = []
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self._keep()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self._keep()
+
+        def on_test_begin(self, logs=None):
+            self._keep()
+
+        def on_test_end(self, logs=None):
+            self._keep()
+
+        def on_train_end(self, logs=None):
+            self._keep()
+
+        def _keep(self):
+            self.predictions.append(self.model.predict(X, verbose=0))
+
+    plain, averaged = Keeps(), Keeps()
+    fit(make_model(), plain)
+    model = make_model()
+    swa = callback()
+    fit(model, swa, averaged)
+    assert_same(averaged.predictions, plain.predictions)
+    # After the training, of the averaged model.
+    assert not np.array_equal(
+        model.predict(X, verbose=0), plain.predictions[-1]
+    )
+    kernel = model.layers[0].kernel
+    np.testing.assert_array_equal(kernel, swa.averages.average(kernel))
+
+
+def test_evaluate_by_the_user_is_of_the_trained_weights():
+    found = []
+
+    class Evaluates(keras_callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            loss = self.model.evaluate(
+                X, Y, batch_size=fitting.BATCH_SIZE, verbose=0
+            )
+            found.append((loss, logs["val_loss"], logs["swa_val_loss"]))
+
+    fit(make_model(), callback(0), Evaluates())
+    for loss, val_loss, _ in found:
+        assert loss == val_loss
+    assert found[-1][0] != found[-1][2]
+
+
+# 4. Resumed.
+
+RESUMED = {
+    "epoch": {},
+    "step": {"start_epoch": None, "start_step": 5, "average_period": 3},
+    "step from an epoch": {"unit": "step", "average_period": 3},
+}
+
+
+def train_with_backup(unit, path, *others, swa_first=True, **arguments):
+    model = make_model()
+    swa = callback(evaluate="trained", **RESUMED[unit])
+    backup = keras_callbacks.BackupAndRestore(str(path / "backup"))
+    order = [swa, backup] if swa_first else [backup, swa]
+    fit(model, *order, *others, **arguments)
+    return int(swa.averages.n_models), weights(model)
+
+
+@functools.lru_cache
+def uninterrupted(unit):
+    model, swa = make_model(), callback(**RESUMED[unit])
+    fit(model, swa, validation_data=None)
+    return int(swa.averages.n_models), weights(model)
+
+
+@pytest.mark.parametrize("unit", RESUMED)
+@pytest.mark.parametrize(
+    ("crash", "swa_first", "validation_data"),
+    [(1, True, (X, Y)), (3, False, None), (5, False, (X, Y)), (5, True, None)],
+)
+def test_resumed_equals_uninterrupted(
+    unit, crash, swa_first, validation_data, tmp_path
+):
+    settings = {"swa_first": swa_first, "validation_data": validation_data}
+    crashing = Raises("on_epoch_begin", RuntimeError, crash + 1)
+    with pytest.raises(RuntimeError):
+        train_with_backup(unit, tmp_path, crashing, **settings)
+    n_models, found = train_with_backup(unit, tmp_path, **settings)
+    assert n_models == uninterrupted(unit)[0]
+    assert_same(found, uninterrupted(unit)[1])
+
+
+def test_resumed_after_the_last_epoch(tmp_path):
+    """The crash came between the last backup and the end."""
+    settings = {"swa_first": False, "validation_data": None}
+    crashing = Raises("on_train_end", RuntimeError)
+    backup = keras_callbacks.BackupAndRestore(str(tmp_path / "backup"))
+    with pytest.raises(RuntimeError):
+        fit(make_model(), crashing, backup, callback(), validation_data=None)
+    n_models, found = train_with_backup("epoch", tmp_path, **settings)
+    assert n_models == uninterrupted("epoch")[0]
+    assert_same(found, uninterrupted("epoch")[1])

@@ -1,0 +1,53 @@
+"""Files and folders that are replaced whole or not at all."""
+
+import pytest
+
+from swa_tf import _files
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_file(existing, tmp_path):
+    path = tmp_path / "folder" / "model.weights.h5"
+    if existing:
+        path.parent.mkdir()
+        path.write_text("old")
+    with _files.replaced(path) as new:
+        assert new.name == path.name
+        new.write_text("new")
+        assert path.exists() == existing
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_folder(existing, tmp_path):
+    path = tmp_path / "model"
+    if existing:
+        path.mkdir()
+        (path / "old").write_text("old")
+    with _files.replaced(path) as new:
+        new.mkdir()
+        (new / "new").write_text("new")
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_leaves_what_was_there(error, tmp_path):
+    path = tmp_path / "model.keras"
+    path.write_text("old")
+    with pytest.raises(error):
+        with _files.replaced(path) as new:
+            new.write_text("half")
+            raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_does_not_replace_a_file(tmp_path):
+    path = tmp_path / "model"
+    path.write_text("old")
+    with pytest.raises(OSError, match="model"):
+        with _files.replaced(path) as new:
+            new.mkdir()
+    assert path.read_text() == "old"
