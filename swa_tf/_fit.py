@@ -89,6 +89,11 @@ class Saved:
         with np.load(io.BytesIO(saved)) as arrays:
             values = [arrays[f"arr_{i}"] for i in range(len(arrays))]
         if len(values) > len(self._average.variables):
+            if not self._model.built:
+                raise ValueError(
+                    "The model must be built before `fit` for its average to "
+                    "be restored: call it once on a batch."
+                )
             self._average.build(self._model.trainable_variables)
         variables = self._average.variables
         shapes = [tuple(v.shape) for v in variables]

@@ -80,8 +80,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     def n_calls(self) -> tf.Variable | None:
         """The number of calls of `apply`, an int64 scalar `tf.Variable`.
 
-        Those that were not due included. None where there is no `when`, and
-        each call averages.
+        Those that were not due included; assigning an integer counts on from
+        there. None where there is no `when`, and each call averages.
 
         >>> when = swa_tf.AveragingSchedule(start=10)
         >>> int(swa_tf.StochasticWeightAveraging(when=when).n_calls)
@@ -90,6 +90,10 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         if self._n_calls is None:
             return None
         return _variables.components(self._n_calls)[0]
+
+    @n_calls.setter
+    def n_calls(self, n_calls: int) -> None:
+        self._n_calls.assign(n_calls)
 
     @property
     def swapped(self) -> bool:

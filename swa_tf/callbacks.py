@@ -181,8 +181,9 @@ class SWACallback(tf.keras.callbacks.Callback):
             self._averages = StochasticWeightAveraging()
         else:
             self._averages = self._given
+        self._weights: list[Any] = []
         if self.model.built:  # else its first batch will build it
-            self._averages.build(self.model.trainable_variables)
+            self._averages.build(self._trainable_variables())
         if self._when is not None:
             self._averages.when = self._when
         if self._refit["refit_data"] is None and self._has_batch_norm():
@@ -206,14 +207,21 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._counts_epochs = automatic and self._unit == "epoch"
         self._counts_steps = automatic and self._unit == "step"
         if self._counts_epochs or self._start_epoch is not None:
-            self._averages.n_calls.assign(_LONG_BEFORE)
+            self._averages.n_calls = _LONG_BEFORE
         elif self._when is not None:
-            self._averages.n_calls.assign(0)
+            self._averages.n_calls = 0
+
+    def _trainable_variables(self) -> list[Any]:
+        """Those when `fit` began: it trains what it was compiled for."""
+        if not self._weights:
+            self._weights = list(self.model.trainable_variables)
+        return self._weights
 
     def _take_part(self) -> None:
         """In what Keras tells no callback, or not in the order wanted."""
         last = _fit.last_callback(self)
-        if "on_train_end" in vars(last) and last is not self:
+        other = getattr(vars(last).get("on_train_end"), "__self__", self)
+        if other is not self and other.params is self.params:
             raise ValueError("`fit` takes one `SWACallback`. Received: two")
         self._overrides = _fit.Overrides(self.model)
         self._overrides.replace("evaluate", self._validation())
@@ -225,25 +233,24 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _averaging_step(self) -> Callable[..., Any]:
         """The model's train step, and `apply` after it."""
-        train_step, model = self.model.train_step, self.model
+        train_step = self.model.train_step
 
         def averaging_step(*args: Any, **kwargs: Any) -> Any:
             logs = train_step(*args, **kwargs)
-            self._averages.apply(model.trainable_variables)
+            self._averages.apply(self._trainable_variables())
             return logs
 
         return averaging_step
 
     def _begin_epoch(self, epoch: int, logs: Any = None) -> None:
         """Comes after every other callback's `on_epoch_begin`."""
-        n_calls = self._averages.n_calls
         if self._counts_epochs:
-            if int(n_calls) == epoch - 1:
+            if int(self._averages.n_calls) == epoch - 1:
                 # Restored from a backup that was made before our turn.
                 self._apply(epoch - 1)
-            n_calls.assign(epoch)
+            self._averages.n_calls = epoch
         elif self._start_epoch is not None and epoch >= self._start_epoch:
-            n_calls.assign(tf.maximum(n_calls, 0))
+            self._averages.n_calls = max(int(self._averages.n_calls), 0)
         self._epoch = epoch
         self._results.clear()
         rate = None if self._rate is None else self._rate(epoch)
@@ -257,7 +264,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _apply(self, epoch: int) -> None:
         before = int(self._averages.n_models)
-        self._averages.apply(self.model.trainable_variables)
+        self._averages.apply(self._trainable_variables())
         n_models = int(self._averages.n_models)
         if n_models > before:
             self._print(f"Epoch {epoch + 1}: averaged {n_models} model(s)")

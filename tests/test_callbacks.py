@@ -358,6 +358,23 @@ def test_average_given_goes_on_and_average_made_does_not():
     assert int(anew.averages.n_models) == 2
 
 
+def test_a_layer_unfrozen_in_training_waits_for_the_next_compile():
+    """As Keras does: what is compiled trains on as it is."""
+    model = make_model()
+    model.layers[0].trainable = False
+    model.compile("sgd", "mse")
+    kernel = model.layers[0].kernel.numpy()
+    unfreeze = keras_callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(
+            model.layers[0], "trainable", True
+        )
+    )
+    swa = callback(0)
+    fit(model, unfreeze, swa, epochs=3)
+    assert int(swa.averages.n_models) == 3
+    np.testing.assert_array_equal(model.layers[0].kernel, kernel)
+
+
 def test_nothing_averaged():
     model, trained = make_model(), make_model()
     fit(trained)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import swa_tf
 from benchmarks import evaluation, report
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def _blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+def _blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -67,7 +68,9 @@ def test_table_is_the_one_that_the_benchmark_makes():
             assert len(cell.split(".")[1]) == len(zero.split(".")[1])
 
 
-def test_python_blocks_run(tmp_path, monkeypatch):
+@pytest.fixture
+def trained_on(tmp_path, monkeypatch):
+    """The names that a document takes for granted."""
     monkeypatch.chdir(tmp_path)
     inputs = np.random.default_rng(0).normal(size=[8, 4]).astype(np.float32)
     labels = np.arange(8) % 3
@@ -79,20 +82,43 @@ def test_python_blocks_run(tmp_path, monkeypatch):
         ]
     )
     model.build([None, 4])
-    trained_on = {
+    loss_fn = tf.keras.losses.SparseCategoricalCrossentropy(True)
+    model.compile("sgd", loss_fn)
+    dataset = tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(4)
+    optimizer = tf.keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+    return {
         "model": model,
-        "optimizer": tf.keras.optimizers.SGD(0.1),
-        "loss_fn": tf.keras.losses.SparseCategoricalCrossentropy(True),
-        "dataset": tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(
-            4
-        ),
+        "optimizer": optimizer,
+        "loss_fn": loss_fn,
+        "dataset": dataset,
+        "validation": dataset,
         "epochs": 4,
         "swa_start": 1,
+        "swa_tf": swa_tf,
+        "tf": tf,
     }
+
+
+def _run(text, names):
     # A file, because AutoGraph reads the source of what it compiles.
-    script = tmp_path / "readme.py"
-    script.write_text("\n".join(_blocks("python")), encoding="utf-8")
-    exec(compile(script.read_text(), str(script), "exec"), trained_on)
+    script = pathlib.Path("document.py")
+    script.write_text("\n".join(_blocks("python", text)), encoding="utf-8")
+    exec(compile(script.read_text(), str(script), "exec"), names)
+
+
+def test_python_blocks_run(trained_on):
+    _run(README, trained_on)
     assert int(trained_on["swa"].n_models) == 3
-    averaged = tf.keras.models.load_model("averaged.keras", compile=False)
-    assert not np.array_equal(averaged(inputs), model(inputs))
+
+
+def test_python_blocks_of_the_keras_document_run(trained_on):
+    trained_on["dataset"] = trained_on["dataset"].repeat(10)
+    _run((ROOT / "docs" / "keras.md").read_text("utf-8"), trained_on)
+    # 20 steps: 10 and 15.
+    assert int(trained_on["swa"].n_models) == 2
+    inputs = tf.keras.Input([4])
+    model = trained_on["Averaged"](inputs, tf.keras.layers.Dense(3)(inputs))
+    model.compile("sgd", trained_on["loss_fn"])
+    model.fit(trained_on["dataset"], verbose=0)
+    assert int(trained_on["average"].n_models) == 2
