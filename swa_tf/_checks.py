@@ -54,8 +54,8 @@ def batches(
     ):
         raise TypeError(
             f"`{dataset_argument}` must be a `tf.data.Dataset` or another "
-            "iterable of batches. "
-            f"Received: {dataset_argument}={dataset!r}"
+            "iterable of batches; [x] is one batch. "
+            f"Received: {dataset_argument} of type {type(dataset).__name__}"
         )
     if steps is not None:
         integer(steps_argument, steps, at_least=1)

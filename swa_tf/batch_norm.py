@@ -374,14 +374,14 @@ def _collecting_call(
 def _forward_passes(
     model: Any, dataset: Iterable[Any], steps: int | None
 ) -> None:
-    @tf.function(reduce_retracing=True)
-    def forward(inputs: Any) -> None:
-        with _inlined_functions():
-            model(inputs, training=False)
-
+    forward = _ForwardPass(model)
+    if isinstance(dataset, tf.data.Dataset):
+        specs = _inputs_of(dataset.element_spec)
+        if all(spec.shape.rank is not None for spec in tf.nest.flatten(specs)):
+            forward.trace(specs)
     taken = 0
     for batch in itertools.islice(dataset, steps):
-        forward(tf.keras.utils.unpack_x_y_sample_weight(batch)[0])
+        forward(_inputs_of(batch))
         taken += 1
     if taken == 0:
         raise ValueError(
@@ -392,6 +392,52 @@ def _forward_passes(
             f"`dataset` must hold `steps`={steps} batches. "
             f"Received: {taken} batches"
         )
+
+
+def _inputs_of(batch: Any) -> Any:
+    return tf.keras.utils.unpack_x_y_sample_weight(batch)[0]
+
+
+class _ForwardPass:
+    """The model in inference mode, traced for specs that grow as they must.
+
+    A `tf.function` would do the same, but warn of each new one, and trace
+    twice where the last batch is short.
+    """
+
+    def __init__(self, model: Any) -> None:
+        @tf.function
+        def forward(inputs: Any) -> None:
+            with _inlined_functions():
+                model(inputs, training=False)
+
+        self._forward = forward
+        self._specs: list[tf.TypeSpec] = []
+
+    def trace(self, specs: Any) -> None:
+        self._specs = tf.nest.flatten(specs)
+        self._traced = self._forward.get_concrete_function(specs)
+
+    def __call__(self, inputs: Any) -> None:
+        inputs = tf.nest.map_structure(_tensor, inputs)
+        values = tf.nest.flatten(inputs)
+        specs = [tf.type_spec_from_value(value) for value in values]
+        known = self._specs or specs
+        if not self._specs or not all(map(_fits, values, known)):
+            wider = [
+                a.most_specific_common_supertype([b]) or b
+                for a, b in zip(known, specs)
+            ]
+            self.trace(tf.nest.pack_sequence_as(inputs, wider))
+        self._traced(inputs)
+
+
+def _tensor(value: Any) -> Any:
+    return value if tf.is_tensor(value) else tf.convert_to_tensor(value)
+
+
+def _fits(value: Any, spec: tf.TypeSpec) -> bool:
+    return bool(spec.is_compatible_with(value))
 
 
 @contextlib.contextmanager

@@ -194,6 +194,8 @@ class SWACallback(tf.keras.callbacks.Callback):
                 stacklevel=2,
             )
         self._epoch: int | None = None
+        # The results of the average of so many models, until there are more.
+        self._evaluated: tuple[int, Any] = (0, None)
         self._reset_calls()
         self._saved.attach(self._averages)
         self._take_part()
@@ -220,7 +222,8 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _take_part(self) -> None:
         """In what Keras tells no callback, or not in the order wanted."""
         last = _fit.last_callback(self)
-        other = getattr(vars(last).get("on_train_end"), "__self__", self)
+        hook = vars(last).get("on_train_end")
+        other: Any = getattr(hook, "__self__", self)
         if other is not self and other.params is self.params:
             raise ValueError("`fit` takes one `SWACallback`. Received: two")
         self._overrides = _fit.Overrides(self.model)
@@ -289,16 +292,25 @@ class SWACallback(tf.keras.callbacks.Callback):
                     trained = averaged = evaluate(*args, **kwargs)
             else:
                 trained = evaluate(*args, **kwargs)
-                kwargs.pop("_use_cached_eval_dataset", None)
-                kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
-                with self._swapped_in():
-                    averaged = evaluate(*args, **kwargs)
+                averaged = self._evaluate_average(evaluate, args, kwargs)
             self._results.update(
                 {f"swa_val_{name}": value for name, value in averaged.items()}
             )
             return trained
 
         return validation
+
+    def _evaluate_average(
+        self, evaluate: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """A second validation, which no other callback hears of."""
+        n_models = int(self._averages.n_models)
+        if self._evaluated[0] != n_models:
+            kwargs.pop("_use_cached_eval_dataset", None)
+            kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
+            with self._swapped_in():
+                self._evaluated = n_models, evaluate(*args, **kwargs)
+        return self._evaluated[1]
 
     def _swapped_in(self, keep: bool = False) -> Any:
         refit = self._refit if self._has_batch_norm() else {}

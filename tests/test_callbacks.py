@@ -272,6 +272,24 @@ def test_swa_val_is_of_the_averaged_model(evaluate):
     assert same == (evaluate == "averaged")
 
 
+def test_an_average_that_has_not_changed_is_validated_once():
+    """Averaged in epochs 1 and 4: two validations more than the six."""
+    passes = []
+    seen = tf.data.Dataset.from_generator(
+        lambda: passes.append(1) or iter([(X, Y)]),
+        output_signature=(tf.TensorSpec([32, 4]), tf.TensorSpec([32, 1])),
+    )
+    history = fit(
+        make_model(),
+        callback(1, average_period=3),
+        validation_data=seen,
+    ).history
+    assert len(passes) - fitting.EPOCHS in (2, 3)  # 3: Keras 2 looks first
+    first, *others = history["swa_val_loss"][1:]
+    assert others[:2] == [first, first]
+    assert others[2] == others[3] != first
+
+
 def test_validation_in_some_epochs():
     history = fit(make_model(), callback(), validation_freq=2).history
     assert len(history["swa_val_loss"]) == len(history["val_loss"]) == 3

@@ -133,3 +133,47 @@ def test_swapping_between_calls():
         predict(tf.ones([2, 1]))
     update.assert_traces(first=1)
     predict.assert_traces(first=1)
+
+
+def _counting_model():
+    """Batch norm over the last axis, and how often its model was traced."""
+    traces = []
+
+    class Counting(tf.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norm = tf.keras.layers.BatchNormalization()
+
+        def call(self, x, training=None):
+            if not tf.executing_eagerly():
+                traces.append(x.shape)
+            return self.norm(x, training=training)
+
+    model = Counting()
+    model(tf.ones([1, 1]))
+    traces.clear()
+    return model, traces
+
+
+def _batches(*sizes):
+    return [tf.random.normal([size, 1]) for size in sizes]
+
+
+def test_a_refit_traces_once_with_a_short_last_batch():
+    model, traces = _counting_model()
+    dataset = tf.data.Dataset.from_tensor_slices(_batches(10)[0]).batch(4)
+    swa_tf.refit_batch_norm(model, dataset)
+    assert [shape.as_list() for shape in traces] == [[None, 1]]
+
+
+def test_a_refit_of_batches_of_all_sizes_traces_twice():
+    model, traces = _counting_model()
+    swa_tf.refit_batch_norm(model, _batches(4, 4, 3, 5, 1, 4))
+    assert [shape.as_list() for shape in traces] == [[4, 1], [None, 1]]
+
+
+def test_many_refits_give_no_retracing_warning(caplog):
+    model, _ = _counting_model()
+    for _ in range(8):
+        swa_tf.refit_batch_norm(model, _batches(4, 4, 3))
+    assert "retracing" not in caplog.text
