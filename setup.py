@@ -18,7 +18,7 @@ ADDONS = ["tensorflow==2.15.*", "tensorflow-addons==0.23.*"]
 # Each tf_keras asks for the TensorFlow of its own number, so it stays out of
 # `test`, which is also installed beside `addons`.
 LEGACY = ["tf_keras"]
-EXAMPLES = ["scikit-learn"]
+EXAMPLES = ["matplotlib", "scikit-learn"]
 BENCHMARKS = ["matplotlib", "rich", "scikit-learn", "tensorboard", "tqdm"]
 TEST = [
     *BENCHMARKS,
