@@ -129,14 +129,21 @@ def read(variable: tf.Variable) -> tf.Tensor:
 
 
 def initial_value(variable: tf.Variable) -> tf.Tensor:
-    """The value a variable has now; in a v1 graph, or will be given first."""
-    if tf.executing_eagerly():
-        return variable.read_value()
-    return tf.cond(
-        tf.compat.v1.is_variable_initialized(variable),
-        lambda: read(variable),
-        lambda: variable.initial_value,
-    )
+    """The value a variable has now; in a v1 graph, or will be given first.
+
+    Zeros for one that the `tf.function` under construction has just made:
+    TensorFlow gives it its value after the trace.
+    """
+    initialized = tf.compat.v1.is_variable_initialized(variable)
+    if not tf.executing_eagerly():
+        return tf.cond(
+            initialized,
+            lambda: read(variable),
+            lambda: variable.initial_value,
+        )
+    if not initialized:
+        return tf.zeros(variable.shape, variable.dtype)
+    return variable.read_value()
 
 
 def snapshot(variables: Iterable[Any]) -> Callable[[], None]:

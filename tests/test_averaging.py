@@ -688,3 +688,20 @@ def test_changed_shape(compiled):
     np.testing.assert_array_equal(swa.average(variable), [1.0, 2.0])
     assert float(swa.average(other)) == 1.0
     assert int(swa.n_models) == 1
+
+
+def test_variables_made_by_the_function_that_averages():
+    """As a Keras 3 model that its first batch builds, inside the step."""
+    model = tf.keras.Sequential([tf.keras.layers.Dense(2, use_bias=False)])
+    swa = swa_tf.StochasticWeightAveraging()
+
+    @tf.function
+    def step(value):
+        model(tf.ones([1, 3]))
+        model.layers[0].kernel.assign(tf.fill([3, 2], value))
+        swa.apply(model.trainable_variables)
+
+    for value in (1.0, 2.0, 6.0):
+        step(tf.constant(value))
+    average = swa.average(model.layers[0].kernel)
+    np.testing.assert_array_equal(average, np.full([3, 2], 3.0))
