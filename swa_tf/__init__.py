@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from swa_tf import schedules
+from swa_tf import _compat, schedules
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.batch_norm import MovingFreeBatchNormalization, refit_batch_norm
 from swa_tf.callbacks import SWACallback
@@ -39,6 +39,11 @@ __all__ = [
     "refit_batch_norm",
     "schedules",
 ]
+
+
+if _compat.KERAS_3:
+    # It loads what has been registered by then, and imports nothing itself.
+    importlib.import_module("swa_tf.optimizers")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ where it is needed; what differs is hidden behind the functions below.
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib.util
 import types
 from collections.abc import Callable
@@ -68,13 +69,29 @@ def save_with_model(
     name: str,
     save: Callable[[], bytes],
     load: Callable[[bytes], None],
-) -> None:
+) -> Callable[[], None]:
     """Lets all that saves and loads the model's weights save bytes as well.
 
-    `BackupAndRestore` is meant. The bytes belong to the attribute `name` of
-    the model, and end with it. They are no weight, and change no list of any.
+    `BackupAndRestore` is meant. The bytes belong to an attribute `name` of the
+    model; they are no weight, and change no list of any.
+
+    Returns:
+        A function that ends it.
     """
-    setattr(model, name, (_Operation if KERAS_3 else _State)(save, load))
+    if KERAS_3:
+        saved: Any = _Operation(save, load)
+    else:
+        # In between, for Keras 2 forgets no attribute that it tracks.
+        saved = tf.train.Checkpoint(state=_State(save, load))
+    setattr(model, name, saved)
+
+    def end() -> None:
+        if not KERAS_3:
+            del saved.state
+        if getattr(model, name, None) is saved:
+            delattr(model, name)
+
+    return end
 
 
 if KERAS_3:
@@ -106,7 +123,9 @@ else:
             self._save, self._load = save, load
 
         def serialize(self) -> bytes:
-            return self._save()
+            # A SavedModel is written inside a graph; a new thread is eager.
+            with concurrent.futures.ThreadPoolExecutor(1) as thread:
+                return thread.submit(self._save).result()
 
         def deserialize(self, string_value: bytes) -> None:
             self._load(string_value)

@@ -57,22 +57,18 @@ class Saved:
     training, maybe before there is an average: then it is kept until `attach`.
     """
 
-    _NAME = "swa_tf_average"
-
     def __init__(self, model: Any, average: WeightAverage | None) -> None:
         self._model = model
         self._average = average
         self._restored = b""
-        _compat.save_with_model(model, self._NAME, self._save, self._load)
+        self.detach = _compat.save_with_model(
+            model, "swa_tf_average", self._save, self._load
+        )
 
     def attach(self, average: WeightAverage) -> None:
         self._average = average
         if self._restored:
             self._load(self._restored)
-
-    def detach(self) -> None:
-        if hasattr(self._model, self._NAME):
-            delattr(self._model, self._NAME)
 
     def _save(self) -> bytes:
         if self._average is None:

@@ -339,13 +339,27 @@ def _collecting(accumulators: list[_Accumulator]) -> Iterator[None]:
     with _COLLECTING:
         classes = {_normalizing_class(a.layer) for a in accumulators}
         originals = {each: vars(each)["call"] for each in classes}
+        own = [a.layer for a in accumulators if _holds_its_call(a.layer)]
         try:
+            for layer in own:
+                del layer.call
             for each, original in originals.items():
                 each.call = _collecting_call(original, accumulators)
             yield
         finally:
             for each, original in originals.items():
                 each.call = original
+            for layer in own:
+                layer.call = layer.call
+
+
+def _holds_its_call(layer: Any) -> bool:
+    """Whether its class's `call` is an attribute of the layer as well.
+
+    Keras 2 leaves it there when it has written a SavedModel.
+    """
+    own = vars(layer).get("call")
+    return getattr(own, "__func__", None) is type(layer).call
 
 
 def _normalizing_class(layer: Any) -> Any:
