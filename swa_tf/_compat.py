@@ -78,18 +78,20 @@ def save_with_model(
     Returns:
         A function that ends it.
     """
+    saved: Any
     if KERAS_3:
-        saved: Any = _Operation(save, load)
+        saved = _Operation(save, load)
     else:
         # In between, for Keras 2 forgets no attribute that it tracks.
         saved = tf.train.Checkpoint(state=_State(save, load))
     setattr(model, name, saved)
 
     def end() -> None:
+        if getattr(model, name, None) is not saved:
+            return
         if not KERAS_3:
             del saved.state
-        if getattr(model, name, None) is saved:
-            delattr(model, name)
+        delattr(model, name)
 
     return end
 

@@ -29,11 +29,12 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         yield new
         if new.is_dir() and path.is_dir():  # a folder cannot be replaced
             old = scratch / f"old-{path.name}"
-            path.rename(old)
             try:
+                path.rename(old)
                 new.rename(path)
             except BaseException:
-                old.rename(path)
+                if old.exists() and not path.exists():
+                    old.rename(path)
                 raise
         else:
             os.replace(new, path)

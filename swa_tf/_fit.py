@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,41 +14,58 @@ from swa_tf.averaging import WeightAverage
 
 
 class Overrides:
-    """Methods of one model, replaced until they are put back.
+    """Attributes of objects, replaced until they are put back.
 
     Keras tells a callback nothing of an exception, so it cannot put them back
-    then. Each replacement must work as the method does outside the callback's
-    `fit`, and the next `fit` puts them back first.
+    then. Each replacement must work as the original does outside the
+    callback's `fit`, and the model's next `fit` puts them back first.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, at_undo: Callable[[], None]) -> None:
         self._model = model
-        self._originals: dict[str, Any] = {}
-        for name in ("fit", "train_on_batch"):
-            self._replace_by_undoing(name)
+        self._at_undo = at_undo
+        self._originals: dict[tuple[int, str], tuple[Any, str, Any]] = {}
+        self.replace(model, "fit", self._undo_and_fit)
 
-    def replace(self, name: str, replacement: Any) -> None:
-        """Replaces the method `name`; `undo` puts it back."""
-        self._originals.setdefault(name, vars(self._model).get(name))
-        vars(self._model)[name] = replacement
+    def replace(self, target: Any, name: str, replacement: Any) -> None:
+        """Replaces an attribute of `target`; `undo` puts it back."""
+        original = vars(target).get(name)
+        self._originals.setdefault((id(target), name), (target, name, original))
+        vars(target)[name] = replacement
+
+    def replace_train_step(self, replacement: Any) -> None:
+        """Compiles `fit` with another train step, and nothing else."""
+        model, train_on_batch = self._model, self._model.train_on_batch
+        functions = {"plain": None}
+
+        def plain_train_on_batch(*args: Any, **kwargs: Any) -> Any:
+            ours = vars(model).pop("train_step"), model.train_function
+            model.train_function = functions["plain"]
+            try:
+                return train_on_batch(*args, **kwargs)
+            finally:
+                functions["plain"] = model.train_function
+                vars(model)["train_step"], model.train_function = ours
+
+        self.replace(model, "train_step", replacement)
+        self.replace(model, "train_on_batch", plain_train_on_batch)
+        model.make_train_function(force=True)
 
     def undo(self) -> None:
-        compiled = "train_step" in self._originals
-        for name, original in self._originals.items():
+        compiled = (id(self._model), "train_step") in self._originals
+        for target, name, original in self._originals.values():
             if original is None:
-                vars(self._model).pop(name, None)
+                vars(target).pop(name, None)
             else:
-                vars(self._model)[name] = original
+                vars(target)[name] = original
         self._originals.clear()
+        self._at_undo()
         if compiled:
             self._model.make_train_function(force=True)
 
-    def _replace_by_undoing(self, name: str) -> None:
-        def undo_and_call(*args: Any, **kwargs: Any) -> Any:
-            self.undo()
-            return getattr(self._model, name)(*args, **kwargs)
-
-        self.replace(name, undo_and_call)
+    def _undo_and_fit(self, *args: Any, **kwargs: Any) -> Any:
+        self.undo()
+        return self._model.fit(*args, **kwargs)
 
 
 class Saved:
@@ -55,15 +73,19 @@ class Saved:
 
     So `BackupAndRestore` restores it. Keras restores at the beginning of the
     training, maybe before there is an average: then it is kept until `attach`.
+    Weights that are loaded later, in training, bring no average.
     """
 
-    def __init__(self, model: Any, average: WeightAverage | None) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
-        self._average = average
-        self._restored = b""
+        self._average: WeightAverage | None = None
         self.detach = _compat.save_with_model(
             model, "swa_tf_average", self._save, self._load
         )
+        # What came by now is of a checkpoint that was loaded before: TensorFlow
+        # keeps what it found no place for.
+        self._restored = b""
+        self.restorable = True
 
     def attach(self, average: WeightAverage) -> None:
         self._average = average
@@ -71,25 +93,26 @@ class Saved:
             self._load(self._restored)
 
     def _save(self) -> bytes:
-        if self._average is None:
-            return b""
+        if self._average is None or self._average.swapped:
+            return b""  # no training, or the averaged model is saved
         values = [v.read_value().numpy() for v in self._average.variables]
         buffer = io.BytesIO()
         np.savez(buffer, *values)
         return buffer.getvalue()
 
     def _load(self, saved: bytes) -> None:
-        self._restored = saved
-        if self._average is None or not saved:
+        if self.restorable:
+            self._restored = saved
+        if not self.restorable or self._average is None or not saved:
             return
         with np.load(io.BytesIO(saved)) as arrays:
             values = [arrays[f"arr_{i}"] for i in range(len(arrays))]
-        if len(values) > len(self._average.variables):
-            if not self._model.built:
-                raise ValueError(
-                    "The model must be built before `fit` for its average to "
-                    "be restored: call it once on a batch."
-                )
+        if not self._model.built:
+            raise ValueError(
+                "The model must be built before `fit` for its average to be "
+                "restored: call it once on a batch."
+            )
+        if len(values) > len(self._average.variables):  # in manual mode
             self._average.build(self._model.trainable_variables)
         variables = self._average.variables
         shapes = [tuple(v.shape) for v in variables]
@@ -104,14 +127,14 @@ class Saved:
                 component.assign(value)
 
 
-def last_callback(callback: Any) -> Any:
-    """The callback that Keras calls last: its own `History`.
+def last_callback(callback: Any, history: Any) -> Any:
+    """The callback that Keras calls after those of the user: its `History`.
 
-    What must come after all other callbacks is hung on to it. Without one, in
-    a `CallbackList` that the user made, it is `callback` itself.
+    What must come after them is hung on to it. Where it is not of this `fit`,
+    as in a `CallbackList` that the user made, it is `callback` itself.
     """
-    history = getattr(callback.model, "history", None)
-    if getattr(history, "params", None) is callback.params:
+    params = getattr(callback, "params", None)
+    if params is not None and getattr(history, "params", None) is params:
         return history
     return callback
 

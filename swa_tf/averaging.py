@@ -87,7 +87,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         >>> int(swa_tf.StochasticWeightAveraging(when=when).n_calls)
         0
         """
-        if self._n_calls is None:
+        if self._when is None:
             return None
         return _variables.components(self._n_calls)[0]
 
@@ -226,8 +226,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
         A `Saver` made with the result reads the average of each variable into
         the variable itself, and every other variable of the graph as it is.
-        The count `n_models` is not among them: who reads the averages into
-        the weights evaluates, and does not go on averaging.
+        The counts of models and calls are not among them: who reads the
+        averages into the weights evaluates, and does not go on averaging.
 
         >>> with tf.Graph().as_default():
         ...     variable = tf.Variable(1.0, name="w")
@@ -256,7 +256,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             ]
         averaged = [_compat.tf_variable(v) for v in moving_avg_variables]
         restored = {self.average_name(v): v for v in averaged}
-        skip = {v.ref() for v in [*averaged, self._n_models]}
+        counts = [self._n_models, self._n_calls]
+        skip = {v.ref() for v in [*averaged, *counts] if v is not None}
         for variable in v1.global_variables():
             if variable.ref() not in skip:
                 restored.setdefault(_compat.variable_name(variable), variable)

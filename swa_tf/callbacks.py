@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import tensorflow as tf
@@ -33,7 +33,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     3
 
     Averaging: with `start_epoch` alone, after each epoch from that one on, or
-    after every `average_period`-th. With `unit="step"`, after optimizer steps,
+    after every `average_period`-th. With `unit="step"`, after train steps,
     inside the compiled train step: at no cost to the host, and exactly so with
     `steps_per_execution` and `jit_compile`. Each `fit` starts a new average,
     unless `averages` was given, which goes on.
@@ -61,13 +61,13 @@ class SWACallback(tf.keras.callbacks.Callback):
         unit: "epoch" or "step"; None is "step" with `start_step`, otherwise
             "epoch". With `start_epoch` and "step", the first step of that
             epoch is the first to be averaged.
-        start_step: The first optimizer step whose weights are averaged,
+        start_step: The first train step (batch) whose weights are averaged,
             counted from 0 at the beginning of `fit`.
         swa_learning_rate: The constant rate from `start_epoch` on, a finite
             float >= 0. Before, the rate is left to whoever sets it (warm-up,
-            `LearningRateScheduler`, `ReduceLROnPlateau`); from then on this
-            one wins. Rates by steps: give the optimizer a schedule of
-            `swa_tf.schedules`.
+            `LearningRateScheduler`, `ReduceLROnPlateau`); from then on it is
+            set at the beginning of each epoch, last. Rates by steps: give the
+            optimizer a schedule of `swa_tf.schedules`.
         schedule: Instead of it: a function from the epoch to the rate of all
             epochs, for example a schedule of `swa_tf.schedules` in epochs.
         refit_data: Batches for `swa_tf.refit_batch_norm`, before the averaged
@@ -126,9 +126,11 @@ class SWACallback(tf.keras.callbacks.Callback):
             _checks.batches(
                 refit_data, refit_steps, "refit_data", "refit_steps"
             )
+            _check_enough(refit_data, refit_steps, again=evaluate != "trained")
         elif refit_steps is not None:
             _checks.integer("refit_steps", refit_steps, at_least=1)
         self._given = averages
+        self._when_given = getattr(averages, "when", None)
         self._unit = unit
         self._start_epoch = start_epoch
         self._when = _schedule(start_epoch, start_step, average_period, unit)
@@ -156,8 +158,9 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._verbose = verbose
         self._results: dict[str, Any] = {}
         self._reporter = tf.keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: logs.update(self._results)
+            on_epoch_end=self._report
         )
+        self._training = False
         self._averages: Any = None
 
     @property
@@ -171,21 +174,18 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
-        # Here, for Keras may restore before our `on_train_begin`.
-        self._saved = _fit.Saved(model, self._averages)
+        # Here, for Keras may restore before our `on_train_begin`, and other
+        # callbacks may change `model.history`.
+        self._saved = _fit.Saved(model)
+        self._history = getattr(model, "history", None)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if self._rate is not None:
-            _fit.check_rate_can_be_set(getattr(self.model, "optimizer", None))
-        if self._given is None:
-            self._averages = StochasticWeightAveraging()
-        else:
-            self._averages = self._given
         self._weights: list[Any] = []
-        if self.model.built:  # else its first batch will build it
-            self._averages.build(self._trainable_variables())
-        if self._when is not None:
-            self._averages.when = self._when
+        try:
+            self._averages = self._average_to_use()
+        except BaseException:
+            self._saved.detach()
+            raise
         if self._refit["refit_data"] is None and self._has_batch_norm():
             warnings.warn(
                 "The model has batch-norm layers, whose statistics do not "
@@ -194,14 +194,38 @@ class SWACallback(tf.keras.callbacks.Callback):
                 stacklevel=2,
             )
         self._epoch: int | None = None
-        # The results of the average of so many models, until there are more.
-        self._evaluated: tuple[int, Any] = (0, None)
         self._reset_calls()
         self._saved.attach(self._averages)
-        self._take_part()
+        self._install()
+        self._training = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._end_epoch()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        if not self._training:  # the user's `evaluate` of another time
+            self._saved.detach()
+
+    def on_predict_begin(self, logs: Any = None) -> None:
+        self.on_test_begin()
+
+    def _average_to_use(self) -> WeightAverage:
+        """That of this `fit`, or an error if it is not for this model."""
+        if self._rate is not None:
+            _fit.check_rate_can_be_set(getattr(self.model, "optimizer", None))
+        last = _fit.last_callback(self, self._history)
+        hook: Any = getattr(vars(last).get("on_train_end"), "__self__", None)
+        if hook is not None and hook.params is self.params:
+            raise ValueError("`fit` takes one `SWACallback`. Received: two")
+        average = self._given
+        if average is None:
+            average = StochasticWeightAveraging()
+        if self._when is not None:
+            average.when = self._when
+        if average.when is not None and self.model.built:
+            # Otherwise the first batch builds it, or the user says what of it.
+            average.build(self._trainable_variables())
+        return average
 
     def _reset_calls(self) -> None:
         """Counts the calls of `apply` anew: epochs, or steps from the start."""
@@ -219,20 +243,15 @@ class SWACallback(tf.keras.callbacks.Callback):
             self._weights = list(self.model.trainable_variables)
         return self._weights
 
-    def _take_part(self) -> None:
-        """In what Keras tells no callback, or not in the order wanted."""
-        last = _fit.last_callback(self)
-        hook = vars(last).get("on_train_end")
-        other: Any = getattr(hook, "__self__", self)
-        if other is not self and other.params is self.params:
-            raise ValueError("`fit` takes one `SWACallback`. Received: two")
-        self._overrides = _fit.Overrides(self.model)
-        self._overrides.replace("evaluate", self._validation())
+    def _install(self) -> None:
+        """Takes part in what Keras tells no callback, or not in this order."""
+        self._overrides = _fit.Overrides(self.model, self._saved.detach)
+        self._overrides.replace(self.model, "evaluate", self._validation())
         if self._counts_steps:
-            self._overrides.replace("train_step", self._averaging_step())
-            self.model.make_train_function(force=True)
-        last.on_epoch_begin = self._begin_epoch
-        last.on_train_end = self._finish
+            self._overrides.replace_train_step(self._averaging_step())
+        last = _fit.last_callback(self, self._history)
+        self._overrides.replace(last, "on_epoch_begin", self._begin_epoch)
+        self._overrides.replace(last, "on_train_end", self._finish)
 
     def _averaging_step(self) -> Callable[..., Any]:
         """The model's train step, and `apply` after it."""
@@ -248,17 +267,21 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _begin_epoch(self, epoch: int, logs: Any = None) -> None:
         """Comes after every other callback's `on_epoch_begin`."""
         if self._counts_epochs:
-            if int(self._averages.n_calls) == epoch - 1:
-                # Restored from a backup that was made before our turn.
-                self._apply(epoch - 1)
+            self._catch_up(epoch)
             self._averages.n_calls = epoch
         elif self._start_epoch is not None and epoch >= self._start_epoch:
             self._averages.n_calls = max(int(self._averages.n_calls), 0)
         self._epoch = epoch
+        self._saved.restorable = False
         self._results.clear()
         rate = None if self._rate is None else self._rate(epoch)
         if rate is not None:
             self.model.optimizer.learning_rate = rate
+
+    def _catch_up(self, epoch: int) -> None:
+        """After a backup that was made before our turn in the last epoch."""
+        if self._counts_epochs and int(self._averages.n_calls) == epoch - 1:
+            self._apply(epoch - 1)
 
     def _end_epoch(self) -> None:
         """Comes before the validation, or else with `on_epoch_end`."""
@@ -266,8 +289,17 @@ class SWACallback(tf.keras.callbacks.Callback):
             self._apply(self._epoch)
 
     def _apply(self, epoch: int) -> None:
+        weights = self._trainable_variables()
+        if not all(tf.reduce_all(tf.math.is_finite(w)) for w in weights):
+            warnings.warn(
+                f"Epoch {epoch + 1} is not averaged: its weights are not all "
+                "finite.",
+                stacklevel=2,
+            )
+            self._averages.n_calls = epoch + 1
+            return
         before = int(self._averages.n_models)
-        self._averages.apply(self._trainable_variables())
+        self._averages.apply(weights)
         n_models = int(self._averages.n_models)
         if n_models > before:
             self._print(f"Epoch {epoch + 1}: averaged {n_models} model(s)")
@@ -292,7 +324,11 @@ class SWACallback(tf.keras.callbacks.Callback):
                     trained = averaged = evaluate(*args, **kwargs)
             else:
                 trained = evaluate(*args, **kwargs)
-                averaged = self._evaluate_average(evaluate, args, kwargs)
+                # Again, with nobody else to hear of it.
+                kwargs.pop("_use_cached_eval_dataset", None)
+                kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
+                with self._swapped_in():
+                    averaged = evaluate(*args, **kwargs)
             self._results.update(
                 {f"swa_val_{name}": value for name, value in averaged.items()}
             )
@@ -300,17 +336,8 @@ class SWACallback(tf.keras.callbacks.Callback):
 
         return validation
 
-    def _evaluate_average(
-        self, evaluate: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
-        """A second validation, which no other callback hears of."""
-        n_models = int(self._averages.n_models)
-        if self._evaluated[0] != n_models:
-            kwargs.pop("_use_cached_eval_dataset", None)
-            kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
-            with self._swapped_in():
-                self._evaluated = n_models, evaluate(*args, **kwargs)
-        return self._evaluated[1]
+    def _report(self, epoch: int, logs: Any) -> None:
+        logs.update(self._results)
 
     def _swapped_in(self, keep: bool = False) -> Any:
         refit = self._refit if self._has_batch_norm() else {}
@@ -321,13 +348,11 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _finish(self, logs: Any = None) -> None:
         """Comes after every other callback's `on_train_end`."""
-        last = _fit.last_callback(self)
-        for name in ("on_epoch_begin", "on_train_end"):
-            vars(last).pop(name, None)
+        self._training = False
         self._overrides.undo()
-        if self._epoch is None:  # restored after the last epoch
-            self._begin_epoch(self.params["epochs"])
-        self._saved.detach()
+        if self._epoch is None:  # resumed after the last epoch
+            self._catch_up(self.params["epochs"])
+        self._averages.when = self._when_given
         n_models = int(self._averages.n_models)
         if n_models == 0:
             warnings.warn(
@@ -392,7 +417,8 @@ def _rates(
                 "Only one of `swa_learning_rate` and `schedule` must be given. "
                 f"Received: {swa_learning_rate=}, {schedule=}"
             )
-        return per_epoch(schedule)
+        rate_of = per_epoch(schedule)
+        return lambda epoch: _rate_of_schedule(rate_of, epoch)
     if swa_learning_rate is None:
         return None
     rate = _checks.real("swa_learning_rate", swa_learning_rate)
@@ -418,12 +444,47 @@ def _check_averages(averages: Any) -> None:
 def _check_filepath(filepath: Any) -> None:
     if filepath is None:
         return
-    suffix = pathlib.Path(filepath).suffix
-    if suffix not in ("", ".keras", ".h5"):
+    path = pathlib.Path(filepath)
+    if (
+        path.suffix not in ("", ".keras", ".h5")
+        or not path.name
+        or "://" in os.fspath(filepath)
+        or any(parent.is_file() for parent in path.parents)
+    ):
         raise ValueError(
-            "`filepath` must end in .keras, .h5 or .weights.h5, or have no "
-            f"suffix. Received: filepath={os.fspath(filepath)!r}"
+            "`filepath` must be a local path that ends in .keras, .h5 or "
+            ".weights.h5, or has no suffix. "
+            f"Received: filepath={os.fspath(filepath)!r}"
         )
+
+
+def _check_enough(refit_data: Any, refit_steps: Any, again: bool) -> None:
+    """As much as can be known before the training."""
+    if again and refit_steps is None and isinstance(refit_data, Iterator):
+        raise ValueError(
+            "`refit_data` must be iterable again for each validation, or "
+            "`refit_steps` given. Received: an iterator, of type "
+            f"{type(refit_data).__name__}"
+        )
+    if isinstance(refit_data, tf.data.Dataset):
+        batches = int(refit_data.cardinality())  # < 0 if unknown or infinite
+    else:
+        batches = len(refit_data) if isinstance(refit_data, Sized) else -1
+    if 0 <= batches < (refit_steps or 1):
+        raise ValueError(
+            f"`refit_data` must hold at least {refit_steps or 1} batches. "
+            f"Received: {batches}"
+        )
+
+
+def _rate_of_schedule(rate_of: Callable[[int], float], epoch: int) -> Any:
+    try:
+        rate: Any = rate_of(epoch)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`schedule` must give a number for epoch {epoch}: {error}"
+        ) from error
+    return _checks.real(f"schedule({epoch})", rate)
 
 
 def _save(model: Any, path: pathlib.Path) -> None:

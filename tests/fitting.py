@@ -11,7 +11,11 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 4]).astype(np.float32)
 Y = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 1]).astype(np.float32)
 BATCHES = list(zip(np.split(X, N_BATCHES), np.split(Y, N_BATCHES)))
-MODES = {"compiled": {}, "eager": {"run_eagerly": True}}
+MODES = {
+    "compiled": {},
+    "jit_compile": {"jit_compile": True},
+    "eager": {"run_eagerly": True},
+}
 
 
 def data():
@@ -30,7 +34,9 @@ def make_model(optimizer=None, **compile_arguments):
         ]
     )
     optimizer = optimizer or tf.keras.optimizers.SGD(0.1, momentum=0.9)
-    model.compile(optimizer, "mse", **compile_arguments)
+    # Not Keras 3's "auto", which takes XLA, and XLA takes its time.
+    settings = {"jit_compile": False, **compile_arguments}
+    model.compile(optimizer, "mse", **settings)
     return model
 
 

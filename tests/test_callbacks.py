@@ -1,5 +1,6 @@
 """SWACallback against the same training in a loop, and by hand."""
 
+import copy
 import functools
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
+from swa_tf import _compat
 from tests import fitting
 from tests.fitting import X, Y, assert_same, callback, fit, make_model, weights
 
@@ -155,6 +157,13 @@ def halves(epoch):
     return 0.1 * 0.5**epoch
 
 
+def predicts_at_the_beginning():
+    """For which Keras 2 puts another `History` on the model."""
+    predicts = keras_callbacks.Callback()
+    predicts.on_train_begin = lambda logs: predicts.model.predict(X, verbose=0)
+    return predicts
+
+
 @pytest.mark.parametrize("swa_first", [True, False])
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_swa_learning_rate_after_a_scheduler(swa_first, policy):
@@ -163,7 +172,8 @@ def test_swa_learning_rate_after_a_scheduler(swa_first, policy):
     rates, scheduler = Rates(), keras_callbacks.LearningRateScheduler(halves)
     swa = callback(3, swa_learning_rate=0.04, evaluate="trained")
     order = [swa, scheduler] if swa_first else [scheduler, swa]
-    fit(make_model(), *order, rates, validation_data=None)
+    first = predicts_at_the_beginning()
+    fit(make_model(), first, *order, rates, validation_data=None)
     assert rates.seen == [0.1, 0.05, 0.025, 0.04, 0.04, 0.04]
 
 
@@ -272,24 +282,6 @@ def test_swa_val_is_of_the_averaged_model(evaluate):
     assert same == (evaluate == "averaged")
 
 
-def test_an_average_that_has_not_changed_is_validated_once():
-    """Averaged in epochs 1 and 4: two validations more than the six."""
-    passes = []
-    seen = tf.data.Dataset.from_generator(
-        lambda: passes.append(1) or iter([(X, Y)]),
-        output_signature=(tf.TensorSpec([32, 4]), tf.TensorSpec([32, 1])),
-    )
-    history = fit(
-        make_model(),
-        callback(1, average_period=3),
-        validation_data=seen,
-    ).history
-    assert len(passes) - fitting.EPOCHS in (2, 3)  # 3: Keras 2 looks first
-    first, *others = history["swa_val_loss"][1:]
-    assert others[:2] == [first, first]
-    assert others[2] == others[3] != first
-
-
 def test_validation_in_some_epochs():
     history = fit(make_model(), callback(), validation_freq=2).history
     assert len(history["swa_val_loss"]) == len(history["val_loss"]) == 3
@@ -352,6 +344,52 @@ def test_manual_mode():
     fit(model, Applies(), callback(None, averages=swa))
     expected = np.mean(np.float64(kernels), axis=0)
     np.testing.assert_allclose(model.layers[0].kernel, expected, rtol=1e-6)
+
+
+def test_manual_mode_of_some_weights():
+    model = make_model()
+    last = model.layers[-1].trainable_variables
+    swa = swa_tf.StochasticWeightAveraging()
+    apply = keras_callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: swa.apply(last)
+    )
+    fit(model, apply, callback(None, averages=swa), epochs=3)
+    assert int(swa.n_models) == 3
+    np.testing.assert_array_equal(last[0], swa.average(last[0]))
+
+
+def test_a_copy_of_the_callback_logs_as_well():
+    """Tuners copy what they are given, for each trial."""
+    copied = copy.deepcopy(callback(1, refit_data=[X]))
+    history = fit(make_model(), copied, epochs=3).history
+    assert history["swa_val_loss"][2] != history["val_loss"][2]
+
+
+def test_a_callback_list_of_the_user():
+    model = make_model()
+    swa = callback(1)
+    callbacks = keras_callbacks.CallbackList(
+        [swa], add_history=True, model=model, epochs=3, verbose=0
+    )
+    model.fit(X, Y, batch_size=8, epochs=3, verbose=0, callbacks=callbacks)
+    assert int(swa.averages.n_models) == 2
+    kernel = model.layers[0].kernel
+    np.testing.assert_array_equal(kernel, swa.averages.average(kernel))
+
+
+def test_weights_of_another_training_bring_no_average(tmp_path):
+    """Only what is restored in this `fit` is of it."""
+    path = tmp_path / "trained.weights.h5"
+    paths = [path] if _compat.KERAS_3 else [path, tmp_path / "checkpoint"]
+    for path in paths:
+        keep = keras_callbacks.ModelCheckpoint(
+            str(path), save_weights_only=True
+        )
+        fit(make_model(), callback(0), keep, epochs=3, validation_data=None)
+        model, swa = make_model(), callback(1)
+        model.load_weights(str(path))
+        fit(model, swa, epochs=3, validation_data=None)
+        assert int(swa.averages.n_models) == 2
 
 
 @pytest.mark.parametrize("unit", ["epoch", "step"])
@@ -419,8 +457,32 @@ def test_what_it_prints(capsys, tmp_path):
 
 
 def test_two_callbacks_raise():
-    with pytest.raises(ValueError, match="one `SWACallback`"):
-        fit(make_model(), callback(), callback())
+    one = callback()
+    for callbacks in ([one, callback()], [one, one]):
+        with pytest.raises(ValueError, match="one `SWACallback`"):
+            fit(make_model(), *callbacks)
+
+
+def test_weights_that_are_not_finite_are_not_averaged():
+    diverge = keras_callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: (
+            model.layers[0].kernel.assign(tf.fill([4, 5], np.inf))
+            if epoch == 3
+            else None
+        )
+    )
+    stop = keras_callbacks.TerminateOnNaN()
+    model, swa = make_model(), callback(0, evaluate="trained")
+    with pytest.warns(UserWarning, match="Epoch 4 is not averaged"):
+        fit(model, diverge, stop, swa)
+    assert int(swa.averages.n_models) == 3
+    assert all(np.isfinite(w).all() for w in weights(model))
+
+
+@pytest.mark.parametrize("rate", [None, "low", -1.0, np.nan])
+def test_a_schedule_that_gives_no_rate(rate):
+    with pytest.raises(ValueError, match="schedule"):
+        fit(make_model(), callback(schedule=lambda epoch: rate))
 
 
 def test_averages_of_another_model_raise_before_training():
@@ -453,8 +515,26 @@ def test_averages_of_another_model_raise_before_training():
         ),
         ({"start_epoch": 1, "evaluate": "swa"}, "`evaluate` must be"),
         ({"start_epoch": 1, "final_weights": "x"}, "`final_weights` must be"),
-        ({"start_epoch": 1, "filepath": "a.txt"}, "`filepath` must end in"),
+        ({"start_epoch": 1, "filepath": "a.txt"}, "`filepath` must be a local"),
         ({"start_epoch": 1, "refit_steps": 0}, "`refit_steps` must be an"),
+        ({"start_epoch": 1, "filepath": "gs://a/b.keras"}, "a local path"),
+        ({"start_epoch": 1, "filepath": ""}, "`filepath` must be a local"),
+        (
+            {"start_epoch": 1, "filepath": f"{__file__}/a.keras"},
+            "`filepath` must be a local",
+        ),
+        (
+            {"start_epoch": 1, "refit_data": []},
+            "`refit_data` must hold at least 1 batches. Received: 0",
+        ),
+        (
+            {"start_epoch": 1, "refit_data": fitting.data(), "refit_steps": 5},
+            "`refit_data` must hold at least 5 batches. Received: 4",
+        ),
+        (
+            {"start_epoch": 1, "refit_data": iter([fitting.X])},
+            "`refit_data` must be iterable again",
+        ),
         (
             {"start_epoch": 1, "refit_data": fitting.data().repeat()},
             "`refit_steps` must be given for an infinite `refit_data`",

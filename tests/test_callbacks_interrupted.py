@@ -103,7 +103,56 @@ def test_the_next_fit_puts_back_what_an_interrupt_left():
     fit(model, epochs=1)
     assert int(swa.averages.n_models) == n_models
     own = {"evaluate", "fit", "train_on_batch", "train_step"}
-    assert not own & vars(model).keys()
+    assert not (own | {"swa_tf_average"}) & vars(model).keys()
+
+
+def test_train_on_batch_by_the_user_is_no_step_of_fit():
+    model = make_model()
+    swa = callback(None, start_step=0, evaluate="trained")
+    trains = keras_callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: model.train_on_batch(X, Y)
+    )
+    fit(model, swa, trains, epochs=3)
+    assert int(swa.averages.n_models) == 3 * fitting.N_BATCHES
+
+
+def test_weights_loaded_in_training_bring_no_average(tmp_path):
+    """As a callback that goes back to the best weights loads them."""
+    path = str(tmp_path / "kept.weights.h5")
+
+    class GoesBack(keras_callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.save_weights(path)
+            if epoch == 4:
+                self.model.load_weights(path)
+
+    swa = callback(0, evaluate="trained")
+    fit(make_model(), swa, GoesBack())
+    assert int(swa.averages.n_models) == fitting.EPOCHS
+
+
+def test_a_history_used_again_after_an_interrupt():
+    model, history = make_model(), keras_callbacks.History()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, callback(0), Raises("on_epoch_end", count=3), history)
+    trained = make_model()
+    trained.set_weights(model.get_weights())
+    for each in (model, trained):
+        each.compile("sgd", "mse", jit_compile=False)
+    fit(model, history, epochs=1)
+    fit(trained, epochs=1)
+    assert_same(weights(model), weights(trained))
+
+
+def test_evaluate_with_the_callback_itself_changes_nothing():
+    model, swa = make_model(), callback(0)
+    fit(model, swa, epochs=2)
+    averages = swa.averages
+    model.evaluate(X, Y, verbose=0, callbacks=[swa])
+    model.predict(X, verbose=0, callbacks=[swa])
+    assert swa.averages is averages
+    assert "swa_tf_average" not in vars(model)
 
 
 def test_predict_by_the_user_is_of_the_trained_weights():

@@ -19,6 +19,8 @@ EXEMPT = {
     "batch_norm.MovingFreeBatchNormalization.build": "Keras calls it",
     "batch_norm.MovingFreeBatchNormalization.call": "Keras calls it",
     "callbacks.SWACallback.on_epoch_end": "Keras calls it",
+    "callbacks.SWACallback.on_predict_begin": "Keras calls it",
+    "callbacks.SWACallback.on_test_begin": "Keras calls it",
     "callbacks.SWACallback.on_train_begin": "Keras calls it",
     "callbacks.SWACallback.set_model": "Keras calls it",
     "schedules.SWALearningRate.from_config": "Keras calls it",
