@@ -87,11 +87,11 @@ def save_with_model(
     setattr(model, name, saved)
 
     def end() -> None:
-        if getattr(model, name, None) is not saved:
-            return
-        if not KERAS_3:
-            del saved.state
-        delattr(model, name)
+        attached: Any = getattr(model, name, None)
+        if attached is saved:
+            if not KERAS_3:
+                del attached.state
+            delattr(model, name)
 
     return end
 

@@ -79,12 +79,13 @@ class Saved:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._average: WeightAverage | None = None
+        self._restored = b""
+        # What comes at once is of a checkpoint that was loaded before:
+        # TensorFlow keeps what it found no place for.
+        self.restorable = False
         self.detach = _compat.save_with_model(
             model, "swa_tf_average", self._save, self._load
         )
-        # What came by now is of a checkpoint that was loaded before: TensorFlow
-        # keeps what it found no place for.
-        self._restored = b""
         self.restorable = True
 
     def attach(self, average: WeightAverage) -> None:
@@ -101,9 +102,10 @@ class Saved:
         return buffer.getvalue()
 
     def _load(self, saved: bytes) -> None:
-        if self.restorable:
-            self._restored = saved
-        if not self.restorable or self._average is None or not saved:
+        if not self.restorable:
+            return
+        self._restored = saved
+        if self._average is None or not saved:
             return
         with np.load(io.BytesIO(saved)) as arrays:
             values = [arrays[f"arr_{i}"] for i in range(len(arrays))]
