@@ -220,11 +220,11 @@ class SWACallback(tf.keras.callbacks.Callback):
         average = self._given
         if average is None:
             average = StochasticWeightAveraging()
-        if self._when is not None:
-            average.when = self._when
-        if average.when is not None and self.model.built:
+        when = self._when or average.when
+        if when is not None and self.model.built:
             # Otherwise the first batch builds it, or the user says what of it.
             average.build(self._trainable_variables())
+        average.when = when
         return average
 
     def _reset_calls(self) -> None:
@@ -245,13 +245,17 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _install(self) -> None:
         """Takes part in what Keras tells no callback, or not in this order."""
-        self._overrides = _fit.Overrides(self.model, self._saved.detach)
+        self._overrides = _fit.Overrides(self.model, self._release)
         self._overrides.replace(self.model, "evaluate", self._validation())
         if self._counts_steps:
             self._overrides.replace_train_step(self._averaging_step())
         last = _fit.last_callback(self, self._history)
         self._overrides.replace(last, "on_epoch_begin", self._begin_epoch)
         self._overrides.replace(last, "on_train_end", self._finish)
+
+    def _release(self) -> None:
+        self._saved.detach()
+        self._averages.when = self._when_given
 
     def _averaging_step(self) -> Callable[..., Any]:
         """The model's train step, and `apply` after it."""
@@ -348,11 +352,10 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _finish(self, logs: Any = None) -> None:
         """Comes after every other callback's `on_train_end`."""
-        self._training = False
-        self._overrides.undo()
         if self._epoch is None:  # resumed after the last epoch
             self._catch_up(self.params["epochs"])
-        self._averages.when = self._when_given
+        self._training = False
+        self._overrides.undo()
         n_models = int(self._averages.n_models)
         if n_models == 0:
             warnings.warn(

@@ -1,6 +1,7 @@
 """One small training with `fit`, for the tests of `SWACallback`."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import swa_tf
@@ -16,6 +17,11 @@ MODES = {
     "jit_compile": {"jit_compile": True},
     "eager": {"run_eagerly": True},
 }
+
+
+def slow(*values):
+    """A parameter beside a quick one of its kind, which `.ci/run` tests."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def data():

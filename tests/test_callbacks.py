@@ -10,7 +10,16 @@ import tensorflow as tf
 import swa_tf
 from swa_tf import _compat
 from tests import fitting
-from tests.fitting import X, Y, assert_same, callback, fit, make_model, weights
+from tests.fitting import (
+    X,
+    Y,
+    assert_same,
+    callback,
+    fit,
+    make_model,
+    slow,
+    weights,
+)
 
 keras_callbacks = tf.keras.callbacks
 
@@ -39,7 +48,9 @@ def epochs_loop(mode):
 
 
 @pytest.mark.parametrize("mode", fitting.MODES)
-@pytest.mark.parametrize("evaluate", ["averaged", "trained", "both"])
+@pytest.mark.parametrize(
+    "evaluate", ["both", slow("averaged"), slow("trained")]
+)
 def test_epochs_equal_a_loop(mode, evaluate):
     trained, averaged = epochs_loop(mode)
     model = make_model(**fitting.MODES[mode])
@@ -62,7 +73,7 @@ def steps_loop(mode):
 
 
 @pytest.mark.parametrize("mode", fitting.MODES)
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.parametrize("steps_per_execution", [slow(1), 2])
 def test_steps_equal_a_loop(mode, steps_per_execution):
     """Averaging step 3, 5, 7, ... inside the compiled train step."""
     model = make_model(
@@ -118,10 +129,10 @@ def test_three_steps_of_sgd():
     ("start", "period", "expected"),
     [
         (2, 2, 5.0),  # 3, 5 and 7
-        (0, 1, 4.0),  # all
-        (0, 3, 4.0),  # 1, 4 and 7
-        (1, 4, 4.0),  # 2 and 6
-        (6, 5, 7.0),  # 7
+        slow(0, 1, 4.0),  # all
+        slow(0, 3, 4.0),  # 1, 4 and 7
+        slow(1, 4, 4.0),  # 2 and 6
+        slow(6, 5, 7.0),  # 7
     ],
 )
 def test_weights_one_to_seven(start, period, expected):
@@ -288,7 +299,7 @@ def test_validation_in_some_epochs():
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5", ""])
-@pytest.mark.parametrize("final_weights", ["averaged", "trained"])
+@pytest.mark.parametrize("final_weights", ["averaged", slow("trained")])
 def test_file_of_the_averaged_model(suffix, final_weights, tmp_path):
     path = tmp_path / f"averaged{suffix}"
     model = make_model()
@@ -409,6 +420,7 @@ def test_average_given_goes_on_and_average_made_does_not():
     fit(model, going_on, epochs=3)
     fit(model, going_on, epochs=5, initial_epoch=3)
     assert int(given.n_models) == 5
+    assert given.when is None  # as it was given
     fit(model, anew, epochs=3)
     fit(model, anew, epochs=5, initial_epoch=3)
     assert int(anew.averages.n_models) == 2
@@ -569,7 +581,8 @@ def test_some_but_not_all_given_warns(arguments):
 
 
 @pytest.mark.parametrize(
-    ("start", "n_models"), [({"start_epoch": 1}, 3), ({"start_step": 2}, 14)]
+    ("start", "n_models"),
+    [({"start_epoch": 1}, 3), slow({"start_step": 2}, 14)],
 )
 def test_distributed(start, n_models):
     """Two replicas see half a batch each, and average the same weights."""

@@ -7,7 +7,16 @@ import pytest
 import tensorflow as tf
 
 from tests import fitting
-from tests.fitting import X, Y, assert_same, callback, fit, make_model, weights
+from tests.fitting import (
+    X,
+    Y,
+    assert_same,
+    callback,
+    fit,
+    make_model,
+    slow,
+    weights,
+)
 
 keras_callbacks = tf.keras.callbacks
 
@@ -62,7 +71,11 @@ def interrupted(hook):
 
 @pytest.mark.parametrize(
     ("evaluate", "swa_first"),
-    [("both", True), ("both", False), ("averaged", True)],
+    [
+        ("both", True),
+        slow("both", False),
+        slow("averaged", True),
+    ],
 )
 @pytest.mark.parametrize("hook", HOOKS)
 def test_an_interrupt_leaves_the_trained_weights(hook, evaluate, swa_first):
@@ -236,7 +249,9 @@ def uninterrupted(unit):
     return int(swa.averages.n_models), weights(model)
 
 
-@pytest.mark.parametrize("unit", RESUMED)
+@pytest.mark.parametrize(
+    "unit", ["epoch", *(slow(unit) for unit in RESUMED if unit != "epoch")]
+)
 @pytest.mark.parametrize(
     ("crash", "swa_first", "validation_data"),
     [(1, True, (X, Y)), (3, False, None), (5, False, (X, Y)), (5, True, None)],
