@@ -130,6 +130,7 @@ class TestEndToEnd:
             ]
         assert [s for s, _ in scalars["train/learning_rate"]] == [1, 2, 3]
 
+    @pytest.mark.slow
     def test_killed_and_resumed(self, whole, tmp_path):
         path, output, seconds = whole
         killed = tmp_path / "killed"

@@ -47,7 +47,7 @@ def epochs_loop(mode):
         return trained, weights(model)
 
 
-@pytest.mark.parametrize("mode", fitting.MODES)
+@pytest.mark.parametrize("mode", ["compiled", slow("jit_compile"), "eager"])
 @pytest.mark.parametrize(
     "evaluate", ["both", slow("averaged"), slow("trained")]
 )
@@ -72,7 +72,7 @@ def steps_loop(mode):
         return weights(model)
 
 
-@pytest.mark.parametrize("mode", fitting.MODES)
+@pytest.mark.parametrize("mode", ["compiled", slow("jit_compile"), "eager"])
 @pytest.mark.parametrize("steps_per_execution", [slow(1), 2])
 def test_steps_equal_a_loop(mode, steps_per_execution):
     """Averaging step 3, 5, 7, ... inside the compiled train step."""

@@ -12,6 +12,9 @@ from tests.test_examples import run
 
 pytest.importorskip("matplotlib", reason="the example draws its curves")
 
+# Each test starts TensorFlow anew.
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -35,7 +38,6 @@ def logged(output, name):
     return [100 * float(value) for value in found]
 
 
-@pytest.mark.slow
 def test_default(tmp_path):
     plot = tmp_path / "curves.png"
     output = keras_fit(f"--plot={plot}")

@@ -11,6 +11,9 @@ from tests.test_examples import run
 
 pytest.importorskip("matplotlib", reason="the example draws its curves")
 
+# Each test starts TensorFlow anew.
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG\r\n\x1a\n"
 MODELS = ["last", "best validation", "SWA"]
 STEPS = 35  # Of an epoch with 1,150 images in batches of 32.
@@ -36,7 +39,6 @@ def losses(output):
     ]
 
 
-@pytest.mark.slow
 def test_default(tmp_path):
     plot = tmp_path / "curves.png"
     output = vgg(f"--plot={plot}")
@@ -55,7 +57,6 @@ def test_default(tmp_path):
     assert plot.read_bytes().startswith(PNG)
 
 
-@pytest.mark.slow
 def test_what_is_compared():
     """Training that ends with the best epoch has its weights as its last.
 
@@ -75,7 +76,6 @@ def test_what_is_compared():
     assert accuracies(ended) == dict.fromkeys(MODELS, expected)
 
 
-@pytest.mark.slow
 def test_real_images(shared_data):
     output = vgg(
         "--dataset=cifar10",

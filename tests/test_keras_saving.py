@@ -411,6 +411,7 @@ def check_optimizer(loaded, optimizer, form):
         assert slots(loaded) == slots(optimizer)
 
 
+@pytest.mark.slow  # as the next test, but for the way in
 @pytest.mark.parametrize("make", KINDS, ids=name_of)
 def test_averaged_model_in_the_block(make, tmp_path):
     model, averages = trained(make, final_weights="trained")
