@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -66,4 +66,33 @@ def batches(
         raise ValueError(
             f"`{steps_argument}` must be given for an infinite "
             f"`{dataset_argument}`. Received: {steps_argument}=None"
+        )
+
+
+def enough_batches(
+    dataset: Any,
+    steps: Any,
+    dataset_argument: str,
+    steps_argument: str,
+    *,
+    again: bool,
+) -> None:
+    """Raises if it is known already that there are too few for `steps`.
+
+    `again` says that they will be iterated over more than once.
+    """
+    if again and steps is None and isinstance(dataset, Iterator):
+        raise ValueError(
+            f"`{dataset_argument}` must be iterable again for each validation, "
+            f"or `{steps_argument}` given. Received: an iterator, of type "
+            f"{type(dataset).__name__}"
+        )
+    if isinstance(dataset, tf.data.Dataset):
+        found = int(dataset.cardinality())  # < 0 if unknown or infinite
+    else:
+        found = len(dataset) if isinstance(dataset, Sized) else -1
+    if 0 <= found < (steps or 1):
+        raise ValueError(
+            f"`{dataset_argument}` must hold at least {steps or 1} batches. "
+            f"Received: {found}"
         )

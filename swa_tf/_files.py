@@ -7,7 +7,31 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A hidden folder beside `path`, which is gone at the end.
+
+    From there a rename to `path` stays in one file system, and so is atomic.
+    Folders made on the way to it are gone as well if the block raises.
+    """
+    path = pathlib.Path(path)
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            yield pathlib.Path(scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except BaseException:
+        for parent in made:  # the innermost first
+            with contextlib.suppress(OSError):  # no longer empty
+                parent.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -19,24 +43,53 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     one is complete, and stays for good if the block raises.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: a rename within one file system is atomic.
-    scratch = pathlib.Path(
-        tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
-    )
-    try:
-        new = scratch / path.name
+    with scratch_folder(path) as scratch:
+        new, old = scratch / path.name, scratch / f"old-{path.name}"
         yield new
-        if new.is_dir() and path.is_dir():  # a folder cannot be replaced
-            old = scratch / f"old-{path.name}"
-            try:
+        try:
+            if new.is_dir() and path.is_dir():  # a folder cannot be replaced
                 path.rename(old)
-                new.rename(path)
-            except BaseException:
-                if old.exists() and not path.exists():
-                    old.rename(path)
-                raise
-        else:
             os.replace(new, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            if os.path.lexists(old) and not path.exists():
+                old.rename(path)
+
+
+def move(files: Iterable[pathlib.Path], folder: pathlib.Path) -> None:
+    """Moves files into a folder, in order, and all of them or none."""
+    moved = []
+    try:
+        for file in files:
+            moved.append(folder / file.name)
+            os.rename(file, moved[-1])
+    except BaseException:
+        for file in moved:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def check_model_path(name: str, path: Any) -> None:
+    """Raises unless `save_model` can write to `path`."""
+    local = pathlib.Path(path)
+    if (
+        local.suffix not in ("", ".keras", ".h5")
+        or not local.name
+        or "://" in os.fspath(path)
+        or any(parent.is_file() for parent in local.parents)
+    ):
+        raise ValueError(
+            f"`{name}` must be a local path that ends in .keras, .h5 or "
+            ".weights.h5, or has no suffix. "
+            f"Received: {name}={os.fspath(path)!r}"
+        )
+
+
+def save_model(model: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a model as the suffix says, without one for serving."""
+    with replaced(path) as new:
+        if new.name.endswith(".weights.h5"):
+            model.save_weights(str(new))
+        elif new.suffix:
+            model.save(str(new))
+        else:
+            model.export(str(new))

@@ -36,10 +36,12 @@ class Overrides:
     def replace_train_step(self, replacement: Any) -> None:
         """Compiles `fit` with another train step, and nothing else."""
         model, train_on_batch = self._model, self._model.train_on_batch
+        original = vars(model).get("train_step")
         functions = {"plain": None}
 
         def plain_train_on_batch(*args: Any, **kwargs: Any) -> Any:
-            ours = vars(model).pop("train_step"), model.train_function
+            ours = vars(model)["train_step"], model.train_function
+            _put_back(model, "train_step", original)
             model.train_function = functions["plain"]
             try:
                 return train_on_batch(*args, **kwargs)
@@ -54,10 +56,7 @@ class Overrides:
     def undo(self) -> None:
         compiled = (id(self._model), "train_step") in self._originals
         for target, name, original in self._originals.values():
-            if original is None:
-                vars(target).pop(name, None)
-            else:
-                vars(target)[name] = original
+            _put_back(target, name, original)
         self._originals.clear()
         self._at_undo()
         if compiled:
@@ -66,6 +65,14 @@ class Overrides:
     def _undo_and_fit(self, *args: Any, **kwargs: Any) -> Any:
         self.undo()
         return self._model.fit(*args, **kwargs)
+
+
+def _put_back(target: Any, name: str, original: Any) -> None:
+    """Gives an object its own attribute again; None if it had none."""
+    if original is None:
+        vars(target).pop(name, None)
+    else:
+        vars(target)[name] = original
 
 
 class Saved:

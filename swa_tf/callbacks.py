@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -121,12 +120,12 @@ class SWACallback(tf.keras.callbacks.Callback):
         _checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
         _checks.choice("final_weights", final_weights, ("averaged", "trained"))
         _check_averages(averages)
-        _check_filepath(filepath)
+        if filepath is not None:
+            _files.check_model_path("filepath", filepath)
         if refit_data is not None:
-            _checks.batches(
-                refit_data, refit_steps, "refit_data", "refit_steps"
-            )
-            _check_enough(refit_data, refit_steps, again=evaluate != "trained")
+            batches = (refit_data, refit_steps, "refit_data", "refit_steps")
+            _checks.batches(*batches)
+            _checks.enough_batches(*batches, again=evaluate != "trained")
         elif refit_steps is not None:
             _checks.integer("refit_steps", refit_steps, at_least=1)
         self._given = averages
@@ -134,20 +133,22 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._unit = unit
         self._start_epoch = start_epoch
         self._when = _schedule(start_epoch, start_step, average_period, unit)
-        if self._when is None and averages is None:
+        when = self._when or self._when_given
+        if when is None and averages is None:
             raise ValueError(
                 "`start_epoch` or `start_step` must be given, or `averages` "
                 "for the manual mode. Received none of them"
             )
-        manual = (self._when or getattr(averages, "when", None)) is None
-        if manual and (average_period != 1 or swa_learning_rate is not None):
+        ignored = average_period != 1 or swa_learning_rate is not None
+        if when is None and ignored:
             warnings.warn(
                 "Without `start_epoch`, `average_period` and "
                 "`swa_learning_rate` are ignored: this is the manual mode.",
                 stacklevel=2,
             )
             swa_learning_rate = None
-        self._rate = _rates(swa_learning_rate, schedule, self._first_epoch())
+        first_epoch = when.start if when and unit == "epoch" else start_epoch
+        self._rate = _rates(swa_learning_rate, schedule, first_epoch)
         self._refit: dict[str, Any] = {
             "refit_data": refit_data,
             "refit_steps": refit_steps,
@@ -329,7 +330,6 @@ class SWACallback(tf.keras.callbacks.Callback):
             else:
                 trained = evaluate(*args, **kwargs)
                 # Again, with nobody else to hear of it.
-                kwargs.pop("_use_cached_eval_dataset", None)
                 kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
                 with self._swapped_in():
                     averaged = evaluate(*args, **kwargs)
@@ -367,8 +367,7 @@ class SWACallback(tf.keras.callbacks.Callback):
             return
         with self._swapped_in(keep=self._keep):
             if self._filepath is not None:
-                with _files.replaced(self._filepath) as path:
-                    _save(self.model, path)
+                _files.save_model(self.model, self._filepath)
                 self._print(f"The averaged model is in {self._filepath}")
         if self._keep:
             self._print(f"The model is the average of {n_models} model(s)")
@@ -376,13 +375,6 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _print(self, line: str) -> None:
         if self._verbose:
             sys.stdout.write(f"\n{line}\n")
-
-    def _first_epoch(self) -> int | None:
-        """The first epoch to average; None where steps say when."""
-        when = getattr(self._given, "when", None)
-        if self._start_epoch is None and self._unit == "epoch" and when:
-            return int(when.start)
-        return self._start_epoch
 
 
 def _schedule(
@@ -444,42 +436,6 @@ def _check_averages(averages: Any) -> None:
         )
 
 
-def _check_filepath(filepath: Any) -> None:
-    if filepath is None:
-        return
-    path = pathlib.Path(filepath)
-    if (
-        path.suffix not in ("", ".keras", ".h5")
-        or not path.name
-        or "://" in os.fspath(filepath)
-        or any(parent.is_file() for parent in path.parents)
-    ):
-        raise ValueError(
-            "`filepath` must be a local path that ends in .keras, .h5 or "
-            ".weights.h5, or has no suffix. "
-            f"Received: filepath={os.fspath(filepath)!r}"
-        )
-
-
-def _check_enough(refit_data: Any, refit_steps: Any, again: bool) -> None:
-    """As much as can be known before the training."""
-    if again and refit_steps is None and isinstance(refit_data, Iterator):
-        raise ValueError(
-            "`refit_data` must be iterable again for each validation, or "
-            "`refit_steps` given. Received: an iterator, of type "
-            f"{type(refit_data).__name__}"
-        )
-    if isinstance(refit_data, tf.data.Dataset):
-        batches = int(refit_data.cardinality())  # < 0 if unknown or infinite
-    else:
-        batches = len(refit_data) if isinstance(refit_data, Sized) else -1
-    if 0 <= batches < (refit_steps or 1):
-        raise ValueError(
-            f"`refit_data` must hold at least {refit_steps or 1} batches. "
-            f"Received: {batches}"
-        )
-
-
 def _rate_of_schedule(rate_of: Callable[[int], float], epoch: int) -> Any:
     try:
         rate: Any = rate_of(epoch)
@@ -488,12 +444,3 @@ def _rate_of_schedule(rate_of: Callable[[int], float], epoch: int) -> Any:
             f"`schedule` must give a number for epoch {epoch}: {error}"
         ) from error
     return _checks.real(f"schedule({epoch})", rate)
-
-
-def _save(model: Any, path: pathlib.Path) -> None:
-    if path.name.endswith(".weights.h5"):
-        model.save_weights(str(path))
-    elif path.suffix:
-        model.save(str(path))
-    else:
-        model.export(str(path))

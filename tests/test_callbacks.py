@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -293,6 +294,35 @@ def test_swa_val_is_of_the_averaged_model(evaluate):
     assert same == (evaluate == "averaged")
 
 
+class Sequence(tf.keras.utils.Sequence):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return X, Y
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Sequence, lambda: ((X, Y) for _ in itertools.count())],
+    ids=["Sequence", "generator"],
+)
+def test_validation_data_that_comes_in_batches(make):
+    """Is what it is as arrays, of which the one batch is made here."""
+    expected = fit(
+        make_model(), callback(1), epochs=3, validation_batch_size=len(X)
+    ).history
+    found = fit(
+        make_model(),
+        callback(1),
+        epochs=3,
+        validation_data=make(),
+        validation_steps=1,
+    ).history
+    for name in ("val_loss", "swa_val_loss"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+
+
 def test_validation_in_some_epochs():
     history = fit(make_model(), callback(), validation_freq=2).history
     assert len(history["swa_val_loss"]) == len(history["val_loss"]) == 3
@@ -410,6 +440,15 @@ def test_schedule_of_the_average_itself(unit):
     fit(make_model(), callback(None, averages=swa, unit=unit), epochs=4)
     # Epochs 1 and 3; steps 1, 3, ..., 15.
     assert int(swa.n_models) == {"epoch": 2, "step": 8}[unit]
+
+
+def test_the_rate_starts_with_the_schedule_of_the_average_itself():
+    when = swa_tf.AveragingSchedule(start=2)
+    swa = swa_tf.StochasticWeightAveraging(when=when)
+    averaging = callback(None, averages=swa, swa_learning_rate=0.04)
+    rates = Rates()
+    fit(make_model(), averaging, rates, epochs=4, validation_data=None)
+    assert rates.seen == [0.1, 0.1, 0.04, 0.04]
 
 
 def test_average_given_goes_on_and_average_made_does_not():
@@ -575,9 +614,20 @@ def test_arguments_of_another_kind(arguments, message):
     "arguments", [{"average_period": 5}, {"swa_learning_rate": 0.1}]
 )
 def test_some_but_not_all_given_warns(arguments):
-    swa = swa_tf.StochasticWeightAveraging()
+    """And what was given is ignored: no rate is set, each `apply` averages."""
+    swa, model, rates = (
+        swa_tf.StochasticWeightAveraging(),
+        make_model(),
+        Rates(),
+    )
     with pytest.warns(UserWarning, match="manual mode"):
-        swa_tf.SWACallback(averages=swa, **arguments)
+        ignoring = callback(None, averages=swa, **arguments)
+    apply = keras_callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: swa.apply(model.trainable_variables)
+    )
+    fit(model, apply, ignoring, rates, epochs=3, validation_data=None)
+    assert rates.seen == [0.1, 0.1, 0.1]
+    assert int(swa.n_models) == 3
 
 
 @pytest.mark.parametrize(

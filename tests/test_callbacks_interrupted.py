@@ -1,11 +1,14 @@
 """SWACallback in trainings that are interrupted, watched and resumed."""
 
+import collections
 import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import swa_tf
+from swa_tf import _compat, _fit
 from tests import fitting
 from tests.fitting import (
     X,
@@ -127,6 +130,39 @@ def test_train_on_batch_by_the_user_is_no_step_of_fit():
     )
     fit(model, swa, trains, epochs=3)
     assert int(swa.averages.n_models) == 3 * fitting.N_BATCHES
+
+
+def test_the_users_own_methods_are_used_and_put_back():
+    """Those that a user has set on the model itself, as to watch it."""
+    model = make_model(run_eagerly=True)
+    called = collections.Counter()
+
+    def watched(name):
+        method = getattr(model, name)
+
+        def watching(*args, **kwargs):
+            called[name] += 1
+            return method(*args, **kwargs)
+
+        return watching
+
+    names = ["evaluate", "fit", "train_on_batch", "train_step"]
+    own = {name: watched(name) for name in names}
+    for name, method in own.items():
+        setattr(model, name, method)
+    swa = callback(None, start_step=0)
+    trains = keras_callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: model.train_on_batch(X, Y)
+    )
+    fit(model, swa, trains, epochs=2)
+    assert {name: vars(model)[name] for name in names} == own
+    assert int(swa.averages.n_models) == 2 * fitting.N_BATCHES
+    assert called == {
+        "evaluate": 2 * 2,  # of the trained and of the averaged model
+        "fit": 1,
+        "train_on_batch": 2,
+        "train_step": 2 * fitting.N_BATCHES + 2,
+    }
 
 
 def test_weights_loaded_in_training_bring_no_average(tmp_path):
@@ -278,3 +314,28 @@ def test_resumed_after_the_last_epoch(tmp_path):
     n_models, found = train_with_backup("epoch", tmp_path, **settings)
     assert n_models == uninterrupted("epoch")[0]
     assert_same(found, uninterrupted("epoch")[1])
+
+
+def test_a_restored_average_is_that_of_each_replica(tmp_path):
+    """Not of the first alone, where others would go on from what they had."""
+    suffix = ".weights.h5" if _compat.KERAS_3 else ""
+    path = str(tmp_path / f"kept{suffix}")
+    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    with strategy.scope():
+        model = make_model()
+        swa = swa_tf.StochasticWeightAveraging()
+    swa.apply(model.trainable_variables)
+    saved = _fit.Saved(model)
+    saved.attach(swa)
+    model.save_weights(path)
+    expected = [v.numpy() for v in model.trainable_variables]
+    for variable in swa.variables:
+        for component in strategy.experimental_local_results(variable):
+            component.assign(tf.zeros_like(component))
+    model.load_weights(path)
+    for variable in swa.variables:
+        first, second = strategy.experimental_local_results(variable)
+        np.testing.assert_array_equal(first, second)
+    assert int(swa.n_models) == 1
+    averages = [swa.average(v).numpy() for v in model.trainable_variables]
+    assert_same(averages, expected)

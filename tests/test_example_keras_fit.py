@@ -3,12 +3,13 @@
 In a file of its own, beside the other examples, since it takes a while.
 """
 
+import functools
 import gzip
 import re
 
 import pytest
 
-from tests.test_examples import run
+from tests.test_examples import accuracies, assert_refused, output_of
 
 pytest.importorskip("matplotlib", reason="the example draws its curves")
 
@@ -16,17 +17,7 @@ pytest.importorskip("matplotlib", reason="the example draws its curves")
 pytestmark = pytest.mark.slow
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def keras_fit(*flags):
-    done = run("keras_fit", *flags)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def accuracies(output):
-    lines = re.findall(r"^(.+?) +test accuracy ([\d.]+) %$", output, re.M)
-    return {model: float(value) for model, value in lines}
+keras_fit = functools.partial(output_of, "keras_fit")
 
 
 def logged(output, name):
@@ -91,16 +82,12 @@ def test_one_epoch_of_real_images(shared_data):
     ],
 )
 def test_bad_flags(flag, message):
-    done = run("keras_fit", flag)
-    assert done.returncode != 0
-    assert message in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    assert_refused(message, "keras_fit", flag)
 
 
 def test_damaged_file(tmp_path):
     whole = gzip.compress(b"\0\0\x08\x01\0\0\0\x05" + bytes(5))
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(whole[:-9])
-    done = run("keras_fit", f"--data_dir={tmp_path}")
-    assert done.returncode != 0
-    assert "`--data_dir` is no MNIST: " in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    assert_refused(
+        "`--data_dir` is no MNIST: ", "keras_fit", f"--data_dir={tmp_path}"
+    )

@@ -3,11 +3,12 @@
 In a file of its own, beside the other examples, since it takes a while.
 """
 
+import functools
 import re
 
 import pytest
 
-from tests.test_examples import run
+from tests.test_examples import accuracies, assert_refused, output_of
 
 pytest.importorskip("matplotlib", reason="the example draws its curves")
 
@@ -15,19 +16,9 @@ pytest.importorskip("matplotlib", reason="the example draws its curves")
 pytestmark = pytest.mark.slow
 
 PNG = b"\x89PNG\r\n\x1a\n"
+vgg = functools.partial(output_of, "vgg_cifar10")
 MODELS = ["last", "best validation", "SWA"]
 STEPS = 35  # Of an epoch with 1,150 images in batches of 32.
-
-
-def vgg(*flags):
-    done = run("vgg_cifar10", *flags)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def accuracies(output):
-    lines = re.findall(r"^(.+?) +test accuracy ([\d.]+) %$", output, re.M)
-    return {model: float(value) for model, value in lines}
 
 
 def losses(output):
@@ -100,7 +91,4 @@ def test_real_images(shared_data):
     ],
 )
 def test_bad_flags(flag, message):
-    done = run("vgg_cifar10", flag)
-    assert done.returncode != 0
-    assert message in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    assert_refused(message, "vgg_cifar10", flag)

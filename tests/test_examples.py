@@ -22,15 +22,28 @@ def run(name, *arguments):
     )
 
 
-def accuracies(name):
-    done = run(name)
+def output_of(name, *arguments):
+    done = run(name, *arguments)
     assert done.returncode == 0, done.stderr
-    lines = re.findall(r"^(.+?) +test accuracy ([\d.]+) %$", done.stdout, re.M)
+    return done.stdout
+
+
+def accuracies(output):
+    """In percent, by model, as every example prints them at its end."""
+    lines = re.findall(r"^(.+?) +test accuracy ([\d.]+) %$", output, re.M)
     return {model: float(value) for model, value in lines}
 
 
+def assert_refused(message, name, *arguments):
+    """The example ends with a message, and shows no traceback."""
+    done = run(name, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_custom_training_loop():
-    found = accuracies("custom_training_loop")
+    found = accuracies(output_of("custom_training_loop"))
     assert list(found) == ["trained", "averaged", "averaged, refit"]
     # 97 % is what scikit-learn's own SVC example reaches on these digits.
     assert found["averaged, refit"] > 97.0
@@ -38,7 +51,7 @@ def test_custom_training_loop():
 
 
 def test_session_graph():
-    found = accuracies("session_graph")
+    found = accuracies(output_of("session_graph"))
     assert list(found) == ["trained", "averaged", "restored"]
     assert found["restored"] == found["trained"]
     assert found["averaged"] > 95.0
@@ -52,10 +65,7 @@ def test_session_graph():
     ],
 )
 def test_bad_flags(name, arguments):
-    done = run(name, *arguments)
-    assert done.returncode != 0
-    assert "`--swa_start` must be less than" in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    assert_refused("`--swa_start` must be less than", name, *arguments)
 
 
 def test_examples_stay_short():

@@ -1,5 +1,7 @@
 """Files and folders that are replaced whole or not at all."""
 
+import os
+
 import pytest
 
 from swa_tf import _files
@@ -42,6 +44,47 @@ def test_a_failure_leaves_what_was_there(error, tmp_path):
             raise error
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_interrupt_between_the_renames_of_a_folder(
+    linked, tmp_path, monkeypatch
+):
+    path = tmp_path / "model"
+    folder = tmp_path / "linked" if linked else path
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    if linked:
+        path.symlink_to("linked")  # relative, so it leads nowhere elsewhere
+    before = sorted(tmp_path.iterdir())
+
+    def interrupted(source, target):
+        assert not path.exists()  # the first rename is done
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        with _files.replaced(path) as new:
+            new.mkdir()
+            (new / "new").write_text("new")
+    assert [p.name for p in path.iterdir()] == ["old"]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_scratch_folder(error, tmp_path):
+    path = tmp_path / "folder" / "model"
+    try:
+        with _files.scratch_folder(str(path)) as scratch:
+            assert list(path.parent.iterdir()) == [scratch]
+            assert scratch.name.startswith(".model-")
+            (scratch / "more").mkdir()
+            (scratch / "more" / "file").write_text("")
+            if error:
+                raise error
+    except KeyboardInterrupt:
+        assert error
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_folder_does_not_replace_a_file(tmp_path):
