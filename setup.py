@@ -19,7 +19,7 @@ ADDONS = ["tensorflow==2.15.*", "tensorflow-addons==0.23.*"]
 # `test`, which is also installed beside `addons`.
 LEGACY = ["tf_keras"]
 EXAMPLES = ["matplotlib", "scikit-learn"]
-BENCHMARKS = ["matplotlib", "rich", "scikit-learn", "tensorboard", "tqdm"]
+BENCHMARKS = ["matplotlib", "scikit-learn", "tensorboard", "tqdm"]
 TEST = [
     *BENCHMARKS,
     *EXAMPLES,
@@ -41,7 +41,19 @@ setup(
     package_data={"swa_tf": ["py.typed"]},
     zip_safe=False,
     python_requires=">=3.9",
-    install_requires=["absl-py", "numpy", "tensorflow>=2.15"],
+    install_requires=[
+        "absl-py",
+        "google-crc32c",  # of TensorFlow's checkpoints
+        "h5py",
+        "numpy",
+        "rich",
+        "tensorflow>=2.15",
+    ],
+    entry_points={
+        "console_scripts": [
+            "swa-average-checkpoints = swa_tf.average_checkpoints_main:run"
+        ]
+    },
     extras_require={
         "addons": ADDONS,
         "benchmarks": BENCHMARKS,

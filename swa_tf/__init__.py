@@ -12,10 +12,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from swa_tf import _compat, schedules
+from swa_tf import _compat, schedules, soups
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.batch_norm import MovingFreeBatchNormalization, refit_batch_norm
 from swa_tf.callbacks import SWACallback
+from swa_tf.checkpoints import (
+    average_checkpoints,
+    average_windows,
+    checkpoints_in,
+)
+from swa_tf.soups import greedy_soup
 from swa_tf.swapping import (
     BackupVariables,
     assign_averages,
@@ -34,10 +40,15 @@ __all__ = [
     "WeightAverage",
     "__version__",
     "assign_averages",
+    "average_checkpoints",
+    "average_windows",
     "averaged_weights",
+    "checkpoints_in",
+    "greedy_soup",
     "optimizers",
     "refit_batch_norm",
     "schedules",
+    "soups",
 ]
 
 

@@ -4,7 +4,9 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import os
 import re
+import tempfile
 
 import numpy as np
 import pytest
@@ -137,7 +139,13 @@ def _examples():
         test
         for module in [swa_tf, *MODULES.values()]
         for test in finder.find(
-            module, extraglobs={"swa_tf": swa_tf, "tf": tf, "np": np}
+            module, extraglobs={
+                    "swa_tf": swa_tf,
+                    "tf": tf,
+                    "np": np,
+                    "os": os,
+                    "tempfile": tempfile,
+                }
         )
         if test.examples
     ]

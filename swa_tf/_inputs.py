@@ -1,0 +1,171 @@
+"""The inputs of an average of files: opened, compared, read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Union
+
+import numpy as np
+
+from swa_tf import _paths
+from swa_tf._hdf5 import Hdf5File, KerasFile
+from swa_tf._stored import DamagedError, Tensor, is_float
+from swa_tf._tensor_bundle import TensorBundle
+
+Checkpoint = Union[TensorBundle, Hdf5File]
+
+# Floats so called count or steer the training, and are no weights.
+_STATE = re.compile(
+    r"(^|[/_])(steps?|epochs?|iter|iterations?|counter|learning_rate|lr"
+    r"|beta_?\d_power(_\d+)?|loss_scale)$"
+)
+
+
+def opened(path: str) -> Checkpoint:
+    """A checkpoint, or an error that says why it cannot be one."""
+    if os.path.isdir(path):
+        raise ValueError(
+            "`inputs` must be a list of checkpoints, or one directory. "
+            f"Received: the directory '{path}' in a list"
+        )
+    if not _paths.files(path):
+        raise FileNotFoundError(
+            f"`inputs` must be checkpoints that exist. Received: '{path}'"
+        )
+    with errors_of(path):
+        suffix = _paths.suffix(path)
+        if suffix == ".keras":
+            return KerasFile(path)
+        return Hdf5File(path) if suffix else TensorBundle(path)
+
+
+@contextlib.contextmanager
+def errors_of(path: str) -> Iterator[None]:
+    """Says which input it is that cannot be read."""
+    try:
+        yield
+    except DamagedError as error:
+        reason: object = error
+    except OSError as error:
+        reason = error.strerror or error
+    else:
+        return
+    raise ValueError(
+        f"`inputs` must be whole checkpoints. Received: '{path}': {reason}"
+    )
+
+
+def check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:
+    """Raises unless both have the same tensors; slots aside."""
+    if checkpoint.form != newest.form:
+        raise ValueError(
+            "`inputs` must be of one form. "
+            f"Received: '{checkpoint.path}', a {checkpoint.form}, and "
+            f"'{newest.path}', a {newest.form}"
+        )
+    slots = checkpoint.slots | newest.slots
+    differ = {
+        "without": newest.tensors.keys() - checkpoint.tensors.keys() - slots,
+        "with, in addition,": checkpoint.tensors.keys()
+        - newest.tensors.keys()
+        - slots,
+        "with another shape or type of": {
+            key
+            for key in checkpoint.tensors.keys() & newest.tensors.keys()
+            if key not in slots
+            and _kind(checkpoint.tensors[key]) != _kind(newest.tensors[key])
+        },
+    }
+    for how, keys in differ.items():
+        if keys:
+            tensors = ", ".join(
+                f"'{newest.name(key)}'"
+                + "".join(
+                    f" {_kind(c.tensors[key])}"
+                    for c in (checkpoint, newest)
+                    if key in c.tensors
+                )
+                for key in sorted(keys)[:3]
+            )
+            raise ValueError(
+                "`inputs` must hold the same tensors. "
+                f"Received: '{checkpoint.path}' {how} {tensors}"
+                f"{' and more' if len(keys) > 3 else ''}, against "
+                f"'{newest.path}'"
+            )
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.dtype is None:
+        return "(string)"
+    return f"({tensor.dtype.name}, {list(tensor.shape)})"
+
+
+def averaged(newest: Checkpoint, from_newest: Iterable[str]) -> set[str]:
+    """The keys of what is averaged."""
+    if isinstance(from_newest, str):
+        raise TypeError(
+            "`from_newest` must be a list of regular expressions. "
+            f"Received: from_newest={from_newest!r}"
+        )
+    keys = {
+        key
+        for key, tensor in newest.tensors.items()
+        if is_float(tensor.dtype) and not _STATE.search(newest.name(key))
+    }
+    keys -= newest.slots | newest.state
+    for pattern in from_newest:
+        try:
+            found = {k for k in keys if re.search(pattern, newest.name(k))}
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                "`from_newest` must hold regular expressions. "
+                f"Received: {pattern!r}: {error}"
+            ) from None
+        if not found:
+            raise ValueError(
+                "`from_newest` must match names of weights. Received: "
+                f"{pattern!r}, which matches none of those left"
+            )
+        keys -= found
+    if not keys:
+        raise ValueError(
+            "`inputs` must hold weights of floating point to average. "
+            f"Received: none in '{newest.path}'"
+        )
+    return keys
+
+
+class Reading:
+    """Reads the pieces of tensors, and tells how far it has come."""
+
+    def __init__(
+        self,
+        checkpoints: Iterable[Checkpoint],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._progress = progress
+        self._done = 0
+        self._total = sum(
+            tensor.nbytes
+            for checkpoint in checkpoints
+            for tensor in checkpoint.tensors.values()
+        )
+
+    def pieces(self, checkpoint: Checkpoint, key: str) -> Iterator[np.ndarray]:
+        """The pieces of one tensor."""
+        with errors_of(checkpoint.path):
+            for piece in checkpoint.tensors[key].pieces():
+                self._done += piece.nbytes
+                if self._progress is not None:
+                    self._progress(self._done, self._total)
+                yield piece
+
+    def check(self, checkpoint: Checkpoint, keys: Iterable[str]) -> None:
+        """Reads tensors for their checksums only."""
+        for key in keys:
+            for _ in self.pieces(checkpoint, key):
+                pass

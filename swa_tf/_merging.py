@@ -1,0 +1,118 @@
+"""Files in, one file out: the average of some, by given coefficients."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import math
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from swa_tf import _files, _inputs, _paths
+from swa_tf._averaged_pieces import averaged_pieces
+
+_REFIT = (
+    "'{output}' holds averages of batch-norm statistics, which belong to no "
+    "weights. After loading it, compute them anew: "
+    "`swa_tf.refit_batch_norm(model, dataset)`."
+)
+
+
+def merge(
+    paths: list[str],
+    output: str,
+    coefficients: Sequence[float],
+    *,
+    optimizer_slots: str,
+    from_newest: Iterable[str],
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Averages checkpoints, as `average_checkpoints` says.
+
+    Args:
+        paths: The inputs, as `_paths.checked` returns them.
+        output: As `_paths.checked_output` returns it.
+        coefficients: The c of the equation for each input.
+        optimizer_slots: "keep" or "drop".
+        from_newest: As in `average_checkpoints`.
+        dry_run: As there.
+        progress: As there.
+        about: What else the JSON file is to say.
+    """
+    checkpoints = [_inputs.opened(path) for path in paths]
+    newest = checkpoints[paths.index(_paths.in_order(paths)[-1])]
+    for checkpoint in checkpoints:
+        _inputs.check_alike(checkpoint, newest)
+    averaged = _inputs.averaged(newest, from_newest)
+    dropped = newest.slots if optimizer_slots == "drop" else set()
+    report = {
+        "output": os.path.basename(output),
+        "form": newest.form,
+        "inputs": [
+            {"path": path, "share": share}
+            for path, share in zip(paths, _shares(coefficients))
+        ],
+        "newest": newest.path,
+        "n_parameters": sum(
+            math.prod(newest.tensors[key].shape) for key in averaged
+        ),
+        "averaged": _names(newest, averaged),
+        "from_newest": _names(
+            newest, newest.tensors.keys() - averaged - dropped
+        ),
+        "dropped": _names(newest, dropped),
+        "batch_norm_statistics": _names(newest, newest.batch_norm & averaged),
+        **(about or {}),
+        "tensorflow": tf.__version__,
+        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+    }
+    if dry_run:
+        return report
+    reading = _inputs.Reading(checkpoints, progress)
+    for checkpoint in checkpoints:
+        reading.check(checkpoint, checkpoint.tensors.keys() - averaged)
+
+    def average(key: str) -> Iterator[np.ndarray]:
+        streams = [reading.pieces(each, key) for each in checkpoints]
+        return averaged_pieces(streams, coefficients)
+
+    with _files.scratch_folder(output) as scratch:
+        new = scratch / os.path.basename(output)
+        newest.write(
+            new,
+            {key: functools.partial(average, key) for key in averaged},
+            dropped,
+        )
+        as_json = scratch / f"{new.name}.json"
+        as_json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        written = map(pathlib.Path, _paths.files(os.fspath(new)))
+        _files.move([as_json, *written], pathlib.Path(output).parent)
+    return report
+
+
+def warn_of_batch_norm(report: dict[str, Any], stacklevel: int = 3) -> None:
+    """Says what an average of batch-norm statistics needs."""
+    if report["batch_norm_statistics"]:
+        message = _REFIT.format(output=report["output"])
+        warnings.warn(message, stacklevel=stacklevel)
+
+
+def _shares(coefficients: Sequence[float]) -> list[float]:
+    """How much of the average is each input."""
+    shares: list[float] = []
+    for c in coefficients:
+        shares = [share * (1 - c) for share in shares] + [c]
+    return shares
+
+
+def _names(checkpoint: _inputs.Checkpoint, keys: Iterable[str]) -> list[str]:
+    return sorted(checkpoint.name(key) for key in keys)

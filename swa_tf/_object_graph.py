@@ -1,0 +1,83 @@
+"""What the tensors of an object-based checkpoint are, by its object graph.
+
+Keys alone do not say: a tensor is stored under the shortest path to it, and in
+Keras 3 a model's kernels lie under its optimizer's path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from typing import Any
+
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+class ObjectGraph:
+    """The objects that a `tf.train.Checkpoint` saved, and their variables.
+
+    Attributes:
+        slots: The keys of the variables that optimizers keep for weights.
+        state: The keys of other variables that are no weights: those of
+            optimizers, of metrics, and the averages of a `WeightAverage`.
+    """
+
+    def __init__(self, serialized: bytes) -> None:
+        self._graph = trackable_object_graph_pb2.TrackableObjectGraph()
+        self._graph.ParseFromString(serialized)
+        slots: set[str] = set()
+        state: set[str] = set()
+        for node in self._graph.nodes:
+            children = {c.local_name: c.node_id for c in node.children}
+            own = {key for c in children.values() for key in self._keys(c)}
+            # Keras since TensorFlow 2.11, and Keras 3.
+            if {"_variables", "_iterations"} <= children.keys():
+                state |= own
+                slots |= set(self._below(children["_variables"])) - own
+            # Before, and `tf.compat.v1.train`.
+            if node.slot_variables or {"iter", "learning_rate"} <= set(
+                children
+            ):
+                state |= own
+            for slot in node.slot_variables:
+                slots |= set(self._keys(slot.slot_variable_node_id))
+            if {"_averages", "_n_models"} <= children.keys():
+                state |= set(self._below(children["_averages"]))
+            if {"total", "count"} <= children.keys() or (  # a metric
+                {"current_loss_scale", "good_steps"} <= children.keys()
+            ):
+                state |= own
+        self.slots = slots
+        self.state = state - slots
+
+    def without(self, keys: Container[str]) -> bytes:
+        """The graph, serialized, without the values of these keys."""
+        graph: Any = trackable_object_graph_pb2.TrackableObjectGraph()
+        graph.CopyFrom(self._graph)
+        emptied = set()
+        for i, node in enumerate(graph.nodes):
+            kept = [a for a in node.attributes if a.checkpoint_key not in keys]
+            if len(kept) < len(node.attributes):
+                emptied.add(i)
+                del node.attributes[:]
+                node.attributes.extend(kept)
+        for node in graph.nodes:
+            slots = [
+                s
+                for s in node.slot_variables
+                if s.slot_variable_node_id not in emptied
+            ]
+            del node.slot_variables[:]
+            node.slot_variables.extend(slots)
+        return bytes(graph.SerializeToString(deterministic=True))
+
+    def _keys(self, node_id: int) -> Iterator[str]:
+        for attribute in self._graph.nodes[node_id].attributes:
+            yield attribute.checkpoint_key
+
+    def _below(self, node_id: int) -> Iterator[str]:
+        """The keys of a list of variables, or of a dictionary."""
+        for child in self._graph.nodes[node_id].children:
+            yield from self._keys(child.node_id)

@@ -1,0 +1,160 @@
+"""Paths of checkpoints: which files they are, and which is the newest."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
+"""Of Keras's files, one file each. Every other path is a prefix of several."""
+
+_PART = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
+
+
+def suffix(path: str) -> str:
+    """What a path of Keras ends in; nothing for TensorFlow's checkpoints."""
+    return next((each for each in SUFFIXES if path.endswith(each)), "")
+
+
+def files(path: str) -> list[str]:
+    """The files of a checkpoint that are there; the one that counts is last."""
+    data = glob.glob(f"{glob.escape(path)}.data-?????-of-?????")
+    own = [path] if suffix(path) else [path, f"{path}.index"]
+    return sorted(data) + [each for each in own if os.path.lexists(each)]
+
+
+def listed(inputs: Any) -> list[str]:
+    """The checkpoints that are meant: those in a directory, or of a list."""
+    one = isinstance(inputs, (str, os.PathLike))
+    if one and os.path.isdir(inputs):
+        return in_directory(os.fspath(inputs))
+    if one or not isinstance(inputs, Iterable):
+        raise TypeError(
+            "`inputs` must be a list of paths, or a directory that exists. "
+            f"Received: inputs={inputs!r}"
+        )
+    return checked(inputs)
+
+
+def checked(inputs: Iterable[Any]) -> list[str]:
+    """The paths in a list, each once, without `.index` and `.data-...`."""
+    given = list(inputs)
+    for path in given:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"`inputs` must be a list of paths. Received: {path!r} in it"
+            )
+    given = [os.fspath(path) for path in given]
+    # A shell makes the index and the data of `ckpt-*`: two of one checkpoint.
+    paths = list(dict.fromkeys(_PART.sub("", path) for path in given))
+    twice = [p for i, p in enumerate(given) if _same(p, given[:i])]
+    twice += [p for i, p in enumerate(paths) if _same(p, paths[:i])]
+    if twice:
+        raise ValueError(
+            "`inputs` must name each checkpoint once. "
+            f"Received twice: '{twice[0]}'"
+        )
+    if not paths:
+        raise ValueError(
+            "`inputs` must hold at least one checkpoint. Received: none"
+        )
+    return paths
+
+
+def in_directory(folder: str) -> list[str]:
+    """The checkpoints in a directory, the oldest first."""
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            "`directory` must be a folder with checkpoints. "
+            f"Received: directory='{folder}'"
+        )
+    names = {
+        _PART.sub("", name)
+        for name in os.listdir(folder)
+        if not name.startswith(".") and (_PART.search(name) or suffix(name))
+    }
+    forms = sorted({f"*{suffix(name)}" for name in names})
+    if len(forms) != 1:
+        raise ValueError(
+            "`directory` must hold checkpoints of one form, or give a list of "
+            f"paths. Received: directory='{folder}' with "
+            f"{', '.join(forms) if forms else 'no checkpoint'}"
+        )
+    lost = _listed(folder) - names
+    if lost:
+        raise ValueError(
+            "`directory` must hold what its file 'checkpoint' lists, or give a "
+            f"list of paths. Received: directory='{folder}' without "
+            f"{', '.join(sorted(lost))}"
+        )
+    return in_order([os.path.join(folder, name) for name in sorted(names)])
+
+
+def in_order(paths: list[str]) -> list[str]:
+    """Paths, the oldest checkpoint first.
+
+    By the last whole number in their names, such as 3 in `epoch_03-loss_0.7`,
+    if each has its own; else by the time when they were last written, and as
+    they come where that is the same.
+    """
+    names = [os.path.basename(path) for path in paths]
+    numbers = [
+        [n for n in re.findall(r"\d+(?:\.\d+)?", stem) if "." not in n]
+        for stem in (name[: len(name) - len(suffix(name))] for name in names)
+    ]
+    steps = [int(found[-1]) for found in numbers if found]
+    if len(set(steps)) == len(paths):
+        return [path for _, path in sorted(zip(steps, paths))]
+    return sorted(paths, key=_written)
+
+
+def checked_output(output: Any, paths: list[str]) -> str:
+    """Where the result goes, or an error if that cannot be."""
+    if not isinstance(output, (str, os.PathLike)):
+        raise TypeError(f"`output` must be a path. Received: output={output!r}")
+    output = os.fspath(output)
+    wanted = suffix(paths[0])
+    if (
+        suffix(output) != wanted
+        or _PART.search(output)
+        or not os.path.basename(output)
+    ):
+        ending = wanted or "a name without suffix"
+        raise ValueError(
+            f"`output` must end in {ending}, as the inputs do. "
+            f"Received: output='{output}'"
+        )
+    if _same(output, paths):
+        raise FileExistsError(
+            f"`output` must be none of the inputs. Received: output='{output}'"
+        )
+    there = [*files(output), f"{output}.json"]
+    for path in filter(os.path.lexists, there):
+        raise FileExistsError(
+            "`output` must not exist. "
+            f"Received: output='{output}', and there is '{path}'"
+        )
+    return output
+
+
+def _same(path: str, others: list[str]) -> bool:
+    return os.path.realpath(path) in map(os.path.realpath, others)
+
+
+def _listed(folder: str) -> set[str]:
+    """The names in the file `checkpoint`, which TensorFlow keeps."""
+    try:
+        state = tf.train.get_checkpoint_state(folder)
+    except (tf.errors.OpError, ValueError, OSError):
+        state = None
+    paths = [] if state is None else state.all_model_checkpoint_paths
+    return {os.path.basename(path) for path in paths}
+
+
+def _written(path: str) -> int:
+    return max((os.lstat(file).st_mtime_ns for file in files(path)), default=0)

@@ -1,0 +1,278 @@
+"""TensorFlow's checkpoints, object-based and name-based: `.index`, `.data-...`.
+
+The format is that of TensorFlow's `tensor_bundle.cc` and `tensor_bundle.proto`:
+the index is a sorted table of where each tensor lies in the data files, which
+are plain bytes. To read it here lets tensors larger than memory pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import pathlib
+import re
+import struct
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+import google_crc32c
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import tensor_bundle_pb2
+
+from swa_tf import _sstable
+from swa_tf._object_graph import KEY, SUFFIX, ObjectGraph
+from swa_tf._stored import (
+    DamagedError,
+    Loaded,
+    Stored,
+    Tensor,
+    as_bytes,
+    read,
+)
+
+_SLOT_OF_V1 = re.compile(
+    r"/(?:Adam|AdamW|Adamax|Nadam|Momentum|MomentumW|RMSProp|Adagrad|Adadelta"
+    r"|Ftrl|LAMB|Lion|adam_[mv]|m|v|vhat|momentum|rms|mg|accumulator|linear"
+    r"|StochasticWeightAveraging)(?:_\d+)?$",
+    re.IGNORECASE,
+)
+_OPTIMIZER_OF_V1 = re.compile(
+    r"^(?:training/)?(?:Adam|AdamW|Adamax|Nadam|SGD|SGDW|RMSprop|Adagrad"
+    r"|Adadelta|Ftrl|LAMB|Lion|Adafactor)(?:_\d+)?/",
+    re.IGNORECASE,
+)
+
+
+class TensorBundle:
+    """A checkpoint of TensorFlow, opened: what it holds, not yet the values.
+
+    Attributes:
+        path: What `tf.train.load_checkpoint` takes.
+        form: What kind of file it is, in words.
+        tensors: What it holds, by its key.
+        slots: The keys of optimizer slots.
+        state: The keys of floats that are no weights.
+        batch_norm: The keys of batch-norm statistics.
+    """
+
+    form = "TensorFlow checkpoint"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._entries: dict[str, Any] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self._graph: ObjectGraph | None = None
+        if os.path.lexists(path + ".index"):
+            self._open()
+        else:
+            self._open_version_1()
+        self.slots = _slots_by_name(self.tensors)
+        self.state: set[str] = set()
+        if self._graph:
+            self.slots, self.state = self._graph.slots, self._graph.state
+        self.batch_norm = {
+            key
+            for key in self.tensors
+            if re.search(r"(^|/)moving_(mean|variance)(/|$)", key)
+        }
+
+    def name(self, key: str) -> str:
+        """A key as it is shown."""
+        return key[: -len(SUFFIX)] if key.endswith(SUFFIX) else key
+
+    def write(
+        self,
+        path: pathlib.Path,
+        averaged: Mapping[str, Callable[[], Iterator[np.ndarray]]],
+        dropped: set[str],
+    ) -> None:
+        """Writes it anew, with the pieces of some tensors replaced.
+
+        `dropped` are the keys left out, and in the object graph too.
+        """
+        entries = [(b"", _header())]
+        with open(f"{path}.data-00000-of-00001", "wb") as data:
+            for key in sorted(self.tensors.keys() - dropped, key=str.encode):
+                tensor = self.tensors[key]
+                entry = tensor_bundle_pb2.BundleEntryProto()
+                entry.CopyFrom(self._entries[key])
+                entry.shard_id, entry.offset = 0, data.tell()
+                del entry.slices[:]
+                if key == KEY and self._graph and dropped:
+                    encoded, crc32c = _encoded(self._graph.without(dropped))
+                    entry.crc32c = _sstable.masked(crc32c)
+                    data.write(encoded)
+                elif tensor.dtype is None:
+                    for piece in tensor.pieces():
+                        data.write(piece.data)
+                else:
+                    pieces = averaged.get(key, tensor.pieces)()
+                    entry.crc32c = _sstable.masked(_write(data, pieces))
+                entry.size = data.tell() - entry.offset
+                entries.append((key.encode(), entry.SerializeToString()))
+        pathlib.Path(f"{path}.index").write_bytes(_sstable.write(entries))
+
+    def _open(self) -> None:
+        table = _sstable.read(pathlib.Path(self.path + ".index").read_bytes())
+        if not table or table[0][0] != b"":
+            raise DamagedError("the index has no header")
+        try:
+            header = tensor_bundle_pb2.BundleHeaderProto.FromString(table[0][1])
+            entries = {
+                key: tensor_bundle_pb2.BundleEntryProto.FromString(value)
+                for key, value in table[1:]
+                if not key.startswith(b"\0")  # slices, read by their whole
+            }
+        except DecodeError as error:
+            raise DamagedError("the index cannot be decoded") from error
+        if header.endianness != (sys.byteorder == "big"):
+            raise DamagedError("it has the other byte order than this machine")
+        shards = self._shards(header.num_shards)
+        self._entries = {key.decode(): entries[key] for key in entries}
+        for key, entry in self._entries.items():
+            self.tensors[key] = self._tensor(key, entry, shards)
+        graph = self.tensors.get(KEY)
+        if isinstance(graph, Stored):
+            try:
+                self._graph = ObjectGraph(_decoded(graph))
+            except DecodeError as error:
+                raise DamagedError(
+                    "its object graph cannot be decoded"
+                ) from error
+
+    def _shards(self, count: int) -> list[str]:
+        shards = [
+            f"{self.path}.data-{i:05d}-of-{count:05d}" for i in range(count)
+        ]
+        for shard in shards:
+            if not os.path.isfile(shard):
+                raise DamagedError(
+                    f"the file {os.path.basename(shard)} is missing"
+                )
+        return shards
+
+    def _tensor(self, key: str, entry: Any, shards: list[str]) -> Tensor:
+        shape = tuple(dim.size for dim in entry.shape.dim)
+        dtype = _numpy_dtype(entry.dtype)
+        if entry.slices:
+            load = functools.partial(_load, self.path, key)
+            return Loaded(shape, dtype, load)
+        nbytes = math.prod(shape) * dtype.itemsize if dtype else entry.size
+        if entry.shard_id >= len(shards) or nbytes != entry.size:
+            raise DamagedError(f"the index is wrong about '{key}'")
+        crc32c = _sstable.unmasked(entry.crc32c)
+        file, offset = shards[entry.shard_id], entry.offset
+        if dtype is not None:
+            return Stored(shape, dtype, file, offset, nbytes, crc32c)
+        if entry.dtype != tf.string.as_datatype_enum:  # no known checksum
+            return Stored(shape, None, file, offset, nbytes)
+
+        def check() -> None:
+            data = read(file, offset, nbytes).tobytes()
+            if _string_checksum(data, math.prod(shape)) != crc32c:
+                raise DamagedError(f"the checksum of '{key}' is wrong")
+
+        return Stored(shape, None, file, offset, nbytes, check=check)
+
+    def _open_version_1(self) -> None:
+        """The one file of `tf.compat.v1.train.Saver(write_version=V1)`."""
+        try:
+            reader = tf.train.load_checkpoint(self.path)
+        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+            raise DamagedError("it is no checkpoint of TensorFlow") from error
+        dtypes = reader.get_variable_to_dtype_map()
+        for key, shape in reader.get_variable_to_shape_map().items():
+            dtype = _numpy_dtype(dtypes[key].as_datatype_enum)
+            if dtype is None:
+                raise DamagedError(f"'{key}' is of type {dtypes[key].name}")
+            entry = tensor_bundle_pb2.BundleEntryProto()
+            entry.dtype = dtypes[key].as_datatype_enum
+            entry.shape.CopyFrom(tf.TensorShape(shape).as_proto())
+            self._entries[key] = entry
+            self.tensors[key] = Loaded(
+                tuple(shape), dtype, functools.partial(_load, self.path, key)
+            )
+
+
+def _header() -> bytes:
+    header = tensor_bundle_pb2.BundleHeaderProto()
+    header.num_shards = 1
+    header.endianness = int(sys.byteorder == "big")
+    header.version.producer = 1
+    return bytes(header.SerializeToString())
+
+
+def _numpy_dtype(number: int) -> np.dtype[Any] | None:
+    try:
+        dtype = np.dtype(tf.as_dtype(number).as_numpy_dtype)
+    except (TypeError, KeyError):
+        return None
+    return None if dtype.hasobject else dtype
+
+
+def _load(path: str, key: str) -> np.ndarray:
+    try:
+        return np.asarray(tf.train.load_checkpoint(path).get_tensor(key))
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise DamagedError(f"'{key}' cannot be read: {error}") from error
+
+
+def _write(file: IO[bytes], pieces: Iterator[np.ndarray]) -> int:
+    """Writes pieces, and returns the checksum of all of them."""
+    crc32c = 0
+    for piece in pieces:
+        raw = as_bytes(piece)
+        crc32c = google_crc32c.extend(crc32c, raw)
+        file.write(raw.data)
+    return crc32c
+
+
+def _decoded(graph: Stored) -> bytes:
+    """The one string of a scalar tensor."""
+    data = b"".join(piece.tobytes() for piece in graph.pieces())
+    size, at = _sstable.read_varint(data, 0)
+    return data[at + 4 : at + 4 + size]
+
+
+def _encoded(string: bytes) -> tuple[bytes, int]:
+    """A scalar string tensor, and its checksum."""
+    lengths = google_crc32c.value(_length(len(string)))
+    data = struct.pack("<I", _sstable.masked(lengths)) + string
+    return (
+        _sstable.varint(len(string)) + data,
+        google_crc32c.extend(lengths, data),
+    )
+
+
+def _string_checksum(data: bytes, count: int) -> int:
+    """Of the lengths of the strings, in full, and of what follows them."""
+    at = crc32c = 0
+    for _ in range(count):
+        length, at = _sstable.read_varint(data, at)
+        crc32c = google_crc32c.extend(crc32c, _length(length))
+    return int(google_crc32c.extend(crc32c, data[at:]))
+
+
+def _length(length: int) -> bytes:
+    return struct.pack("<I" if length < 1 << 32 else "<Q", length)
+
+
+def _slots_by_name(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The optimizer slots of a name-based checkpoint.
+
+    `<variable>/<slot>`, as `tf.compat.v1.train` names them, of the variable's
+    shape; and what Keras puts below the optimizer's name.
+    """
+    slots = set()
+    for key, tensor in tensors.items():
+        suffix = _SLOT_OF_V1.search(key)
+        owner = tensors.get(key[: suffix.start()]) if suffix else None
+        if (owner and owner.shape == tensor.shape) or (
+            tensor.shape and _OPTIMIZER_OF_V1.match(key)
+        ):
+            slots.add(key)
+    return slots

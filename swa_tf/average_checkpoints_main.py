@@ -1,0 +1,301 @@
+r"""Averages the weights in checkpoints, and writes a checkpoint of them.
+
+Takes TensorFlow's checkpoints (object-based or name-based), .weights.h5, .h5
+and .keras, and writes the form that it took. Integers, counters and the state
+of optimizers come from the newest one. Examples:
+
+  The last 5 checkpoints of a run:
+    swa-average-checkpoints --checkpoint_dir=run --num_last_checkpoints=5 \
+        --output_path=averaged/ckpt
+
+  These three; what the shell makes of run/ckpt-* will do as well:
+    swa-average-checkpoints --output_path=average.keras a.keras b.keras c.keras
+
+  See what would be averaged, and write nothing:
+    swa-average-checkpoints --checkpoint_dir=run --output_path=x --dry_run
+
+  Two averages, of 10 and of 5 models, merged:
+    swa-average-checkpoints --checkpoints=a,b --weights=10,5 --output_path=c
+
+  An exponential average along the run; the mean of each 3 in a row:
+    swa-average-checkpoints --checkpoint_dir=run --decay=0.9 --output_path=ema
+    swa-average-checkpoints --checkpoint_dir=run --window=3 --output_path=means
+
+  Only those that improve what accuracy(path) in my_metrics.py returns:
+    swa-average-checkpoints --checkpoint_dir=run --output_path=soup \
+        --soup_metric=my_metrics:accuracy
+
+A model with batch normalization needs its statistics computed anew after the
+average has been loaded: swa_tf.refit_batch_norm(model, dataset).
+
+The exit status is 0 only if the output is there (or with --dry_run could be).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import app, flags
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from swa_tf import checkpoints, soups
+
+_LARGE = 1 << 28  # bytes to read, from which on a bar shows how far it is
+
+FLAGS = flags.FLAGS
+_FLAGS = [
+    flags.DEFINE_list(
+        "checkpoints",
+        [],
+        "Paths of checkpoints, in the order of the run; `*` and `?` may stand "
+        "in them. Paths may also be given as they are, without a flag.",
+    ),
+    flags.DEFINE_string(
+        "checkpoint_dir", None, "A directory: the checkpoints in it."
+    ),
+    flags.DEFINE_integer(
+        "num_last_checkpoints",
+        None,
+        "How many of --checkpoint_dir to take, the newest ones.",
+        lower_bound=1,
+    ),
+    flags.DEFINE_integer(
+        "every",
+        1,
+        "Takes each so-manieth of --checkpoint_dir, counted back from the "
+        "newest.",
+        lower_bound=1,
+    ),
+    flags.DEFINE_string(
+        "output_path",
+        None,
+        "Where to write the average: a path that does not exist and ends as "
+        "the inputs do. With --window a directory that does not exist.",
+    ),
+    flags.DEFINE_list(
+        "weights", None, "A number for each checkpoint: how much it weighs."
+    ),
+    flags.DEFINE_float(
+        "decay", None, "Takes the exponential average with this decay."
+    ),
+    flags.DEFINE_integer(
+        "window",
+        None,
+        "Writes the mean of each so many checkpoints in a row.",
+        lower_bound=1,
+    ),
+    flags.DEFINE_string(
+        "soup_metric",
+        None,
+        "module:function. Adds a checkpoint only if it improves what the "
+        "function returns for the path of an average.",
+    ),
+    flags.DEFINE_enum(
+        "soup_mode", "max", ["max", "min"], "Which --soup_metric is better."
+    ),
+    flags.DEFINE_enum(
+        "optimizer_slots",
+        "keep",
+        ["keep", "drop"],
+        "Whether to keep those of the newest checkpoint. Of Keras's files, "
+        "drop leaves out all that is the optimizer's.",
+    ),
+    flags.DEFINE_multi_string(
+        "from_newest",
+        [],
+        "A regular expression: tensors whose name it matches are taken from "
+        "the newest checkpoint. May be given several times.",
+    ),
+    flags.DEFINE_bool(
+        "dry_run", False, "Checks and shows what would be done, no more."
+    ),
+]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: The name of the program, and paths of checkpoints.
+
+    Returns:
+        The exit status: 0 if the output is there, 1 if not.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with warnings.catch_warnings():
+            # What it says is said below.
+            warnings.filterwarnings("ignore", ".*refit_batch_norm")
+            _run(list(argv[1:]), console, errors)
+    except (OSError, TypeError, ValueError) as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        return 1
+    return 0
+
+
+def run() -> None:
+    """The console script `swa-average-checkpoints`."""
+    sys.modules["__main__"].__doc__ = __doc__  # what `--help` shows
+    for flag in _FLAGS:
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[flag.name])
+    app.run(main)
+
+
+def _run(given: list[str], console: Console, errors: Console) -> None:
+    """Does what the flags say, and shows what it did."""
+    _check_flags()
+    output, inputs = FLAGS.output_path, _inputs(given)
+    options: dict[str, Any] = {
+        "optimizer_slots": FLAGS.optimizer_slots,
+        "from_newest": FLAGS.from_newest,
+    }
+    if FLAGS.dry_run:
+        if FLAGS.window is not None:
+            inputs = inputs[-FLAGS.window :]
+            output = os.path.join(output, os.path.basename(inputs[-1]))
+        report = checkpoints.average_checkpoints(
+            inputs, output, dry_run=True, **_shares(), **options
+        )
+        _show(report, console)
+        console.print("This was a dry run: nothing is written.")
+        return
+    if FLAGS.soup_metric is not None:
+        metric = _function(FLAGS.soup_metric)
+        soup = soups.greedy_soup(
+            inputs, output, metric, mode=FLAGS.soup_mode, **options
+        )
+        console.print(str(soup), markup=False)
+        _show(soup.report, console)
+    elif FLAGS.window is not None:
+        with _bar(errors) as progress:
+            written = checkpoints.average_windows(
+                inputs, output, FLAGS.window, progress=progress, **options
+            )
+        for path in written:
+            console.print(path, markup=False)
+    else:
+        with _bar(errors) as progress:
+            report = checkpoints.average_checkpoints(
+                inputs, output, progress=progress, **_shares(), **options
+            )
+        _show(report, console)
+    console.print(f"written: {output}", markup=False)
+
+
+def _check_flags() -> None:
+    if not FLAGS.output_path:
+        raise ValueError("--output_path must be given. See --help.")
+    ways = ["weights", "decay", "window", "soup_metric"]
+    given = [f"--{way}" for way in ways if FLAGS[way].value is not None]
+    if len(given) > 1:
+        raise ValueError(
+            "One of --weights, --decay, --window and --soup_metric may be "
+            f"given. Received: {' and '.join(given)}"
+        )
+
+
+def _inputs(given: list[str]) -> list[str]:
+    """The paths that the flags and the arguments name."""
+    patterns = [*FLAGS.checkpoints, *given]
+    if bool(patterns) == bool(FLAGS.checkpoint_dir):
+        raise ValueError(
+            "Either --checkpoint_dir or --checkpoints must be given. "
+            f"Received: {'both' if patterns else 'neither'}"
+        )
+    if FLAGS.checkpoint_dir:
+        return checkpoints.checkpoints_in(
+            FLAGS.checkpoint_dir, FLAGS.num_last_checkpoints, FLAGS.every
+        )
+    if FLAGS.num_last_checkpoints is not None or FLAGS.every != 1:
+        raise ValueError(
+            "--num_last_checkpoints and --every choose from --checkpoint_dir. "
+            "Received: no --checkpoint_dir"
+        )
+    paths = []
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
+        paths += found or [pattern]
+    return paths
+
+
+def _shares() -> dict[str, Any]:
+    if FLAGS.weights is None:
+        return {"decay": FLAGS.decay}
+    try:
+        return {"weights": [float(weight) for weight in FLAGS.weights]}
+    except ValueError as error:
+        raise ValueError(
+            f"--weights must be numbers. Received: {error}"
+        ) from None
+
+
+def _function(name: str) -> Callable[[str], float]:
+    """The function `module:function`."""
+    module, _, function = name.partition(":")
+    sys.path.insert(0, os.getcwd())  # where a user's module is
+    try:
+        found: Any = importlib.import_module(module)
+        for part in function.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"--soup_metric must be module:function. Received: {name}: {error}"
+        ) from None
+    return found
+
+
+@contextlib.contextmanager
+def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Shows how far the reading is, where there is much to read."""
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("averaging", visible=False)
+
+        def progress(done: int, total: int) -> None:
+            visible = total >= _LARGE
+            bar.update(task, completed=done, total=total, visible=visible)
+
+        yield progress
+
+
+def _show(report: dict[str, Any], console: Console) -> None:
+    table = Table("checkpoint", "share")
+    for each in report["inputs"]:
+        newest = ", the newest" if each["path"] == report["newest"] else ""
+        table.add_row(escape(each["path"]) + newest, f"{each['share']:.4g}")
+    console.print(table)
+    console.print(
+        f"{report['form']}: {report['n_parameters']:,} numbers in "
+        f"{len(report['averaged'])} tensors averaged; of the newest, "
+        f"{len(report['from_newest'])} other tensors; "
+        f"{len(report['dropped'])} dropped"
+    )
+    statistics = report["batch_norm_statistics"]
+    if statistics:
+        console.print(
+            f"[bold yellow]batch norm:[/] {len(statistics)} of the averaged "
+            "tensors are batch-norm statistics, which after averaging belong "
+            "to no weights. Compute them anew before the model is used: "
+            "swa_tf.refit_batch_norm(model, dataset)"
+        )
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    """Lets what is half written be removed."""
+    raise SystemExit(128 + signum)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,270 @@
+"""Averages of checkpoints: files in, one file out."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Union
+
+from swa_tf import _checks, _files, _merging, _paths
+
+Path = Union[str, "os.PathLike[str]"]
+
+
+def checkpoints_in(
+    directory: Path, last: int | None = None, every: int = 1
+) -> list[str]:
+    """The checkpoints of a directory, the oldest first.
+
+    They are in the order of the number at the end of their names, such as
+    `ckpt-12` or `epoch_03.weights.h5`, or, where not all of them have one, of
+    the time at which they were written.
+
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     for step in (1, 2, 10):
+    ...         path = os.path.join(run, f"ckpt-{step}")
+    ...         _ = tf.train.Checkpoint(w=tf.Variable(0.0)).write(path)
+    ...     found = swa_tf.checkpoints_in(run, last=2)
+    ...     [os.path.basename(path) for path in found]
+    ['ckpt-2', 'ckpt-10']
+
+    Args:
+        directory: A folder as `tf.train.CheckpointManager`, `ModelCheckpoint`
+            or `tf.compat.v1.train.Saver` fill it, with checkpoints of one
+            form.
+        last: How many to take, the newest ones; None takes all.
+        every: Takes each `every`-th of them, counted back from the newest.
+
+    Returns:
+        Paths that `average_checkpoints` takes.
+
+    Raises:
+        FileNotFoundError: If there is no such directory.
+        ValueError: If it holds no checkpoint, checkpoints of several forms,
+            fewer than `last`, or not all that its `checkpoint` file lists.
+    """
+    every = _checks.integer("every", every, at_least=1)
+    folder = os.fspath(directory)
+    paths = _paths.in_directory(folder)[::-1][::every][::-1]
+    if last is None:
+        return paths
+    if _checks.integer("last", last, at_least=1) > len(paths):
+        raise ValueError(
+            f"`last` must be at most {len(paths)}, the number of checkpoints "
+            f"to choose from in '{folder}'. Received: last={last}"
+        )
+    return paths[-last:]
+
+
+def average_checkpoints(
+    inputs: Path | Iterable[Path],
+    output: Path,
+    *,
+    weights: Sequence[float] | None = None,
+    decay: float | None = None,
+    optimizer_slots: str = "keep",
+    from_newest: Iterable[str] = (),
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Averages the weights in checkpoints, and writes a checkpoint of them.
+
+        average <- average + c * (weight - average)
+
+    over the inputs in their order, in float64, with c = 1 / (n + 1) as in
+    `StochasticWeightAveraging`: what `apply` would have made at the moments
+    when the inputs were written. The result is written in the type of the
+    inputs, to a file of their form, which loads as they do.
+
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     for value in (1.0, 2.0, 6.0):
+    ...         checkpoint = tf.train.Checkpoint(w=tf.Variable(value))
+    ...         _ = checkpoint.write(os.path.join(run, f"ckpt-{value:.0f}"))
+    ...     output = os.path.join(run, "average")
+    ...     _ = swa_tf.average_checkpoints(run, output)
+    ...     _ = checkpoint.read(output)
+    >>> float(checkpoint.w)
+    3.0
+
+    A model with batch normalization must then have its statistics computed
+    anew, by `refit_batch_norm`: those in the result are averages, and belong
+    to no weights. A warning says so.
+
+    What is averaged: every tensor of floating point (or complex) numbers that
+    is no state of the training. What is taken from the newest input instead:
+    integers, booleans and strings; counters of steps and saves; what belongs
+    to optimizers, metrics and `WeightAverage`s. The newest is the one with the
+    highest number at the end of its name, or that was written last.
+
+    The inputs are read once, in pieces: the memory needed depends neither on
+    their number nor on their size. Nothing in them is executed or unpickled,
+    and checksums are checked where the form has them.
+
+    Args:
+        inputs: Paths of checkpoints of one form: what
+            `tf.train.load_checkpoint` takes (object-based or name-based),
+            `.weights.h5`, `.h5` or `.keras`. Or a directory: all in it.
+        output: The path of the result, which must not exist. `<output>.json`
+            is written beside it and says what was averaged.
+        weights: One positive number for each input; c is the input's share of
+            the sum so far. So averages of n and m models merge with weights n
+            and m. None weighs all the same.
+        decay: In [0, 1): c = 1 - decay, the exponential average of the
+            sequence, which begins with the first input. Excludes `weights`.
+        optimizer_slots: "keep" takes what optimizers keep for each weight,
+            such as momenta, from the newest input; "drop" leaves it out (of a
+            Keras file all that is the optimizer's). A compiled model or an
+            optimizer that loads the result then begins with fresh ones.
+        from_newest: Regular expressions; tensors whose name one of them
+            matches somewhere are taken from the newest input as well.
+        dry_run: Whether to check and report only, and write nothing.
+        progress: Called with the bytes read so far, and to read in all.
+
+    Returns:
+        What the JSON file holds: `inputs` with their share in the average,
+        `newest`, the names of the tensors `averaged`, `from_newest` and
+        `dropped`, `batch_norm_statistics` among the averaged, and more.
+
+    Raises:
+        FileNotFoundError: If an input does not exist.
+        FileExistsError: If the output exists, or is one of the inputs.
+        TypeError, ValueError: If an argument is not as above; if an input is
+            damaged or of another form; if inputs differ in the names, shapes
+            or types of their tensors. Nothing has been written then.
+
+    References:
+        Izmailov et al. 2018, section 3.1, https://arxiv.org/abs/1803.05407.
+        Averages of the last checkpoints: Vaswani et al. 2017, section 6.1,
+        https://arxiv.org/abs/1706.03762.
+    """
+    paths = _paths.listed(inputs)
+    coefficients = _coefficients(len(paths), weights, decay)
+    _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
+    report = _merging.merge(
+        paths,
+        _paths.checked_output(output, paths),
+        coefficients,
+        optimizer_slots=optimizer_slots,
+        from_newest=from_newest,
+        dry_run=dry_run,
+        progress=progress,
+        about={
+            "weights": None if weights is None else [float(w) for w in weights],
+            "decay": decay,
+        },
+    )
+    if not dry_run:
+        _merging.warn_of_batch_norm(report)
+    return report
+
+
+def average_windows(
+    inputs: Path | Iterable[Path],
+    output_dir: Path,
+    window: int,
+    *,
+    optimizer_slots: str = "keep",
+    from_newest: Iterable[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Averages each `window` consecutive checkpoints along a run.
+
+    The mean of inputs 1 to n, of 2 to n + 1, and so on: each computed anew,
+    for a mean that drops the oldest input by subtraction drifts.
+
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     for value in (1.0, 2.0, 6.0):
+    ...         checkpoint = tf.train.Checkpoint(w=tf.Variable(value))
+    ...         _ = checkpoint.write(os.path.join(run, f"ckpt-{value:.0f}"))
+    ...     output = os.path.join(run, "windows")
+    ...     for path in swa_tf.average_windows(run, output, window=2):
+    ...         _ = checkpoint.read(path)
+    ...         print(os.path.basename(path), float(checkpoint.w))
+    ckpt-2 1.5
+    ckpt-6 4.0
+
+    Args:
+        inputs: As in `average_checkpoints`, in the order of the run.
+        output_dir: A folder for the results, which must not exist. Each is
+            named like the newest input in it.
+        window: The number n of inputs in each average.
+        optimizer_slots: As in `average_checkpoints`.
+        from_newest: As in `average_checkpoints`.
+        progress: Called with the bytes read so far, and to read in all.
+
+    Returns:
+        The paths of the results, in order.
+
+    Raises:
+        FileExistsError: If `output_dir` exists.
+        TypeError, ValueError: As `average_checkpoints` does; if there are
+            fewer inputs than `window`, or two of one name. Nothing has been
+            written then.
+    """
+    paths = _paths.listed(inputs)
+    names = [os.path.basename(path) for path in paths]
+    if _checks.integer("window", window, at_least=1) > len(paths):
+        raise ValueError(
+            f"`window` must be at most {len(paths)}, the number of inputs. "
+            f"Received: window={window}"
+        )
+    _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "`inputs` must have different names, which the results take. "
+            f"Received: {', '.join(sorted(names))}"
+        )
+    folder = os.fspath(output_dir)
+    if os.path.lexists(folder):
+        raise FileExistsError(
+            f"`output_dir` must not exist. Received: output_dir='{folder}'"
+        )
+    report: dict[str, Any] = {}
+    ends = range(window, len(paths) + 1)
+    with _files.replaced(folder) as new:
+        new.mkdir()
+        for i, end in enumerate(ends):
+
+            def scaled(done: int, total: int, i: int = i) -> None:
+                if progress is not None:
+                    progress(i * total + done, len(ends) * total)
+
+            report = _merging.merge(
+                paths[end - window : end],
+                os.fspath(new / names[end - 1]),
+                _coefficients(window, None, None),
+                optimizer_slots=optimizer_slots,
+                from_newest=from_newest,
+                progress=scaled,
+            )
+    _merging.warn_of_batch_norm(report)
+    return [os.path.join(folder, names[end - 1]) for end in ends]
+
+
+def _coefficients(
+    n: int, weights: Sequence[float] | None, decay: float | None
+) -> list[float]:
+    """The c of the equation for each of n inputs."""
+    if decay is not None:
+        if weights is not None:
+            raise ValueError(
+                "`decay` and `weights` must not both be given. "
+                f"Received: decay={decay}, weights={weights}"
+            )
+        if not 0 <= _checks.real("decay", decay) < 1:
+            raise ValueError(
+                f"`decay` must be in [0, 1). Received: decay={decay}"
+            )
+        return [1.0] + [1.0 - decay] * (n - 1)
+    if weights is None:
+        return [1.0 / (i + 1) for i in range(n)]
+    wanted = f"`weights` must be a list of {n} numbers > 0, one for each input"
+    if not isinstance(weights, Sequence) or len(weights) != n:
+        raise ValueError(f"{wanted}. Received: weights={weights!r}")
+    for weight in weights:
+        if not _checks.real("weights", weight, "finite numbers > 0") > 0:
+            raise ValueError(f"{wanted}. Received: weights={weights!r}")
+    largest = max(weights)
+    sums = itertools.accumulate(weight / largest for weight in weights)
+    return [weight / largest / total for weight, total in zip(weights, sums)]

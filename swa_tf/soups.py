@@ -1,0 +1,206 @@
+"""Greedy soups: averages of those checkpoints that do each other good."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Union
+
+from rich.console import Console
+from rich.table import Table
+
+from swa_tf import _checks, _files, _merging, _paths
+
+Path = Union[str, "os.PathLike[str]"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A checkpoint that was tried, in the order of `Soup.trials`.
+
+    >>> swa_tf.soups.Trial("ckpt-1", 0.9, 0.9, added=True).added
+    True
+
+    Attributes:
+        path: The checkpoint.
+        alone: Its own metric.
+        in_soup: The metric of the average of it and all that were added before
+            it.
+        added: Whether that was better than without it.
+    """
+
+    path: str
+    alone: float
+    in_soup: float
+    added: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Soup:
+    """What `greedy_soup` tried and made; `print` shows it as a table.
+
+    >>> trial = swa_tf.soups.Trial("ckpt-1", 0.9, 0.9, added=True)
+    >>> swa_tf.soups.Soup([trial], {}).paths
+    ['ckpt-1']
+
+    Attributes:
+        trials: All checkpoints in the order in which they were tried.
+        report: What `average_checkpoints` returns, of those that were added.
+    """
+
+    trials: list[Trial]
+    report: dict[str, Any]
+
+    @property
+    def paths(self) -> list[str]:
+        """The checkpoints that were added.
+
+        >>> swa_tf.soups.Soup([], {}).paths
+        []
+        """
+        return [trial.path for trial in self.trials if trial.added]
+
+    @property
+    def metric(self) -> float:
+        """The metric of the soup.
+
+        >>> trial = swa_tf.soups.Trial("ckpt-1", 0.9, 0.9, added=True)
+        >>> swa_tf.soups.Soup([trial], {}).metric
+        0.9
+        """
+        return next(t.in_soup for t in reversed(self.trials) if t.added)
+
+    def __str__(self) -> str:
+        table = Table("", "checkpoint", "alone", "in the soup", "verdict")
+        for i, trial in enumerate(self.trials, start=1):
+            table.add_row(
+                str(i),
+                trial.path,
+                f"{trial.alone:.6g}",
+                f"{trial.in_soup:.6g}",
+                "added" if trial.added else "left out",
+            )
+        text = io.StringIO()
+        Console(file=text, width=200).print(table)
+        return text.getvalue().rstrip()
+
+
+def greedy_soup(
+    inputs: Path | Iterable[Path],
+    output: Path,
+    metric: Callable[[str], float],
+    *,
+    mode: str = "max",
+    optimizer_slots: str = "keep",
+    from_newest: Iterable[str] = (),
+) -> Soup:
+    """Averages the checkpoints that improve a metric, and writes the average.
+
+    The checkpoints are tried in the order of their own metric, the best first.
+    The soup begins as the best; each other one stays in it if the average with
+    it is better, by your metric on held-out data, than without it. So the
+    soup is at least as good there as the best checkpoint.
+
+    >>> def distance(path):                    # from 3, of the weight `w`
+    ...     weights = tf.train.Checkpoint(w=tf.Variable(0.0))
+    ...     weights.read(path).expect_partial()
+    ...     return abs(float(weights.w) - 3.0)
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     for value in (2.0, 5.0, 9.0):
+    ...         checkpoint = tf.train.Checkpoint(w=tf.Variable(value))
+    ...         _ = checkpoint.write(os.path.join(run, f"ckpt-{value:.0f}"))
+    ...     output = os.path.join(run, "soup")
+    ...     soup = swa_tf.greedy_soup(run, output, distance, mode="min")
+    ...     [os.path.basename(path) for path in soup.paths], soup.metric
+    (['ckpt-2', 'ckpt-5'], 0.5)
+
+    A soup of n checkpoints out of N costs 2 N - 1 evaluations, and averages of
+    up to n + 1 checkpoints.
+
+    Args:
+        inputs: As in `average_checkpoints`.
+        output: As in `average_checkpoints`. The JSON file beside it also
+            has the trials, as `soup`.
+        metric: Called with the path of a checkpoint, an input or an average of
+            some, in the form of the inputs; returns a number. It should load
+            the weights, compute batch-norm statistics anew where there are
+            any (`refit_batch_norm`), and evaluate on held-out data.
+        mode: "max" if a larger metric is better, "min" if a smaller one is.
+        optimizer_slots: As in `average_checkpoints`.
+        from_newest: As in `average_checkpoints`.
+
+    Returns:
+        The trials and the report; `print(soup)` shows a table.
+
+    Raises:
+        FileNotFoundError, FileExistsError, TypeError, ValueError: As
+            `average_checkpoints` does; if `metric` returns no number, or NaN
+            for every input. Nothing has been written then, and nor if
+            `metric` raises.
+
+    References:
+        Wortsman et al. 2022, Model soups, algorithm 1,
+        https://arxiv.org/abs/2203.05482. There a checkpoint that changes
+        nothing is added; here it must improve the metric.
+    """
+    paths = _paths.listed(inputs)
+    _checks.choice("mode", mode, ("max", "min"))
+    _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
+    if not callable(metric):
+        raise TypeError(
+            "`metric` must be a function of a path. "
+            f"Received: metric={metric!r}"
+        )
+    output = _paths.checked_output(output, paths)
+    sign = 1.0 if mode == "max" else -1.0
+
+    def merge(soup: list[str], to: str, **kwargs: Any) -> dict[str, Any]:
+        return _merging.merge(
+            soup,
+            to,
+            [1.0 / (i + 1) for i in range(len(soup))],
+            optimizer_slots=optimizer_slots,
+            from_newest=from_newest,
+            **kwargs,
+        )
+
+    merge(paths, output, dry_run=True)  # errors come before evaluations
+    alone = {path: _measured(metric, path) for path in paths}
+    numbers = [path for path in paths if not math.isnan(alone[path])]
+    order = sorted(numbers, key=lambda path: -sign * alone[path])
+    order += [path for path in paths if math.isnan(alone[path])]
+    best = alone[order[0]]
+    if math.isnan(best):
+        raise ValueError(
+            "`metric` must return a number for at least one input. "
+            "Received: NaN for each"
+        )
+    soup, trials = [order[0]], [Trial(order[0], best, best, added=True)]
+    with _files.scratch_folder(output) as scratch:
+        for i, path in enumerate(order[1:]):
+            candidate = f"{scratch / str(i)}{_paths.suffix(output)}"
+            merge([*soup, path], candidate)
+            value = _measured(metric, candidate)
+            added = sign * value > sign * best
+            trials.append(Trial(path, alone[path], value, added))
+            if added:
+                soup, best = [*soup, path], value
+            for file in [*_paths.files(candidate), f"{candidate}.json"]:
+                os.unlink(file)
+    about = {"soup": [dataclasses.asdict(trial) for trial in trials]}
+    report = merge(soup, output, about=about)
+    _merging.warn_of_batch_norm(report)
+    return Soup(trials, report)
+
+
+def _measured(metric: Callable[[str], float], path: str) -> float:
+    value: Any = metric(path)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`metric` must return a number. Received: {value!r} for '{path}'"
+        ) from None
