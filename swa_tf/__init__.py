@@ -21,6 +21,11 @@ from swa_tf.checkpoints import (
     average_windows,
     checkpoints_in,
 )
+from swa_tf.parameters import (
+    assign_parameters,
+    average_parameters,
+    copy_parameters,
+)
 from swa_tf.soups import greedy_soup
 from swa_tf.swapping import (
     BackupVariables,
@@ -40,10 +45,13 @@ __all__ = [
     "WeightAverage",
     "__version__",
     "assign_averages",
+    "assign_parameters",
     "average_checkpoints",
+    "average_parameters",
     "average_windows",
     "averaged_weights",
     "checkpoints_in",
+    "copy_parameters",
     "greedy_soup",
     "optimizers",
     "refit_batch_norm",

@@ -131,3 +131,79 @@ else:
 
         def deserialize(self, string_value: bytes) -> None:
             self._load(string_value)
+
+
+def is_functional(model: Any) -> bool:
+    """Whether it is Keras, and no attribute of a user's, that holds layers."""
+    if isinstance(model, tf.keras.Sequential):
+        return True
+    if not KERAS_3:
+        return bool(getattr(model, "_is_graph_network", False))
+    outputs = tf.nest.flatten(getattr(model, "outputs", None))
+    return isinstance(model, tf.keras.Model) and all(
+        isinstance(output, tf.keras.KerasTensor) for output in outputs or [None]
+    )
+
+
+KERAS_CONTAINERS = frozenset(
+    {"_trainable_variables", "_non_trainable_variables", "_layers"}
+    if KERAS_3
+    else {
+        "_trainable_weights",
+        "_non_trainable_weights",
+        "_self_tracked_trackables",
+    }
+)
+"""Where a layer of this Keras lists what attributes of it hold too."""
+
+
+def uncounted_attributes(part: Any) -> frozenset[str]:
+    """Attributes of a layer or module that hold none of its weights.
+
+    Such as the number of batches that a model was trained on.
+    """
+    name = "_TF_MODULE_IGNORED_PROPERTIES"  # what `tf.Module.variables` skips
+    ignored: frozenset[str] = getattr(part, name, getattr(tf.Module, name))
+    return ignored
+
+
+def optimizers() -> tuple[type, ...]:
+    """The classes that optimizers of this Keras are of, Addons' included."""
+    if KERAS_3:
+        return (tf.keras.optimizers.Optimizer,)
+    return (
+        tf.keras.optimizers.Optimizer,
+        tf.keras.optimizers.legacy.Optimizer,
+    )
+
+
+def optimizer_parts(part: Any) -> list[tuple[str, Any]]:
+    """By name what an optimizer, or a part of it, holds; no model's weight."""
+    if KERAS_3:
+        # TensorFlow does not see what Keras 3 appends to lists.
+        children = vars(part) if isinstance(part, optimizers()) else {}
+    elif isinstance(part, tf.__internal__.tracking.Trackable):
+        children = tf.train.TrackableView.children(part)
+    else:
+        children = {}
+    # The first holds what others do; the second is the model's, of Keras 3.
+    skipped = {"_variables", "_trainable_variables"}
+    skipped |= uncounted_attributes(part)
+    return [
+        ("iterations" if name == "iter" else name, child)
+        for name, child in children.items()
+        if name not in skipped
+    ]
+
+
+def optimizer_slots(optimizer: Any) -> dict[str, list[Any]]:
+    """The variables that an optimizer lists, by the end of their names.
+
+    A legacy optimizer's slots are found here alone: "<weight>/momentum:0".
+    """
+    variables = optimizer.variables
+    slots: dict[str, list[Any]] = {}
+    for variable in variables() if callable(variables) else variables:
+        slot = variable_name(variable).rsplit("/", 1)[-1]
+        slots.setdefault(slot, []).append(variable)
+    return slots

@@ -11,6 +11,7 @@ import re
 import shutil
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,10 +20,21 @@ import numpy as np
 import tensorflow as tf
 
 from swa_tf import _stored
-from swa_tf._stored import DamagedError, Loaded, Stored, Tensor
+from swa_tf._stored import DamagedError, Loaded, Stored, Tensor, is_float
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
+
+# What h5py and zipfile raise about files that are damaged.
+_ERRORS = (
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zlib.error,
+)
 
 
 class Hdf5File:
@@ -67,7 +79,7 @@ class Hdf5File:
         """
         with open(self.path, "rb") as source, open(path, "wb") as target:
             source.seek(self._offset)
-            shutil.copyfileobj(source, target, 1 << 24)
+            shutil.copyfileobj(source, target, 1 << 20)
             target.truncate(self._size)
         if dropped:
             whole = path.with_name(f"whole-{path.name}")
@@ -100,7 +112,9 @@ class Hdf5File:
             try:
                 with h5py.File(io.BufferedReader(window), "r") as opened:
                     yield opened
-            except (OSError, RuntimeError, KeyError) as error:
+            except DamagedError:
+                raise
+            except _ERRORS as error:
                 raise DamagedError(f"it is no whole HDF5 file: {error}") from (
                     error
                 )
@@ -123,6 +137,11 @@ class Hdf5File:
                 f"'{key}' lies in another file, where Keras has none"
             )
         shape, dtype = dataset.shape, _numpy_dtype(dataset)
+        if dtype is not None and dtype.kind == "V" and not is_float(dtype):
+            raise DamagedError(
+                f"'{key}' is of no known type; Keras 2 writes bfloat16 so, and "
+                "cannot read it itself"
+            )
         if shape is None or dtype is None:
             return Stored((), None, self.path, 0, 0)
         offset = dataset.id.get_offset()
@@ -174,7 +193,7 @@ class KerasFile(Hdf5File):
                 member = file.getinfo(_WEIGHTS)
         except KeyError:
             raise DamagedError(f"it holds no {_WEIGHTS}") from None
-        except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        except (zipfile.BadZipFile, *_ERRORS) as error:
             raise DamagedError(f"it is no whole zip file: {error}") from error
         if damaged:
             raise DamagedError(f"the checksum of {damaged} is wrong")
@@ -225,7 +244,9 @@ def _copy_without_optimizer(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def _numpy_dtype(dataset: Any) -> np.dtype[Any] | None:
     """The dtype; bfloat16 is marked as Keras does; None for strings."""
-    if dataset.attrs.get("dtype") == "bfloat16":
+    if str(dataset.attrs.get("dtype")) == "bfloat16" and (
+        dataset.dtype.itemsize == 2
+    ):
         return np.dtype(tf.bfloat16.as_numpy_dtype)
     dtype: np.dtype[Any] = dataset.dtype
     return None if dtype.hasobject else dtype

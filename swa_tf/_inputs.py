@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Union
 
@@ -31,11 +32,15 @@ def opened(path: str) -> Checkpoint:
             "`inputs` must be a list of checkpoints, or one directory. "
             f"Received: the directory '{path}' in a list"
         )
-    if not _paths.files(path):
+    files = _paths.files(path)
+    if not files:
         raise FileNotFoundError(
             f"`inputs` must be checkpoints that exist. Received: '{path}'"
         )
     with errors_of(path):
+        for file in files:
+            if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe never ends
+                raise DamagedError(f"{os.path.basename(file)} is no file")
         suffix = _paths.suffix(path)
         if suffix == ".keras":
             return KerasFile(path)
@@ -50,7 +55,7 @@ def errors_of(path: str) -> Iterator[None]:
     except DamagedError as error:
         reason: object = error
     except OSError as error:
-        reason = error.strerror or error
+        reason = error.strerror or str(error) or type(error).__name__
     else:
         return
     raise ValueError(

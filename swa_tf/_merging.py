@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from swa_tf import _files, _inputs, _paths
 from swa_tf._averaged_pieces import averaged_pieces
@@ -72,7 +71,6 @@ def merge(
         "dropped": _names(newest, dropped),
         "batch_norm_statistics": _names(newest, newest.batch_norm & averaged),
         **(about or {}),
-        "tensorflow": tf.__version__,
         "written": datetime.datetime.now(datetime.timezone.utc).isoformat(),
     }
     if dry_run:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -13,7 +14,9 @@ import tensorflow as tf
 SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
 """Of Keras's files, one file each. Every other path is a prefix of several."""
 
-_PART = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
+_DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
+_PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")  # `.meta`: no data
+_NUMBER = re.compile(r"\d+(?:\.\d+)*(?:e[+-]\d+)?")
 
 
 def suffix(path: str) -> str:
@@ -52,8 +55,7 @@ def checked(inputs: Iterable[Any]) -> list[str]:
     given = [os.fspath(path) for path in given]
     # A shell makes the index and the data of `ckpt-*`: two of one checkpoint.
     paths = list(dict.fromkeys(_PART.sub("", path) for path in given))
-    twice = [p for i, p in enumerate(given) if _same(p, given[:i])]
-    twice += [p for i, p in enumerate(paths) if _same(p, paths[:i])]
+    twice = _twice(given, os.path.realpath) + _twice(paths, _real)
     if twice:
         raise ValueError(
             "`inputs` must name each checkpoint once. "
@@ -73,10 +75,11 @@ def in_directory(folder: str) -> list[str]:
             "`directory` must be a folder with checkpoints. "
             f"Received: directory='{folder}'"
         )
+    there = os.listdir(folder)
     names = {
-        _PART.sub("", name)
-        for name in os.listdir(folder)
-        if not name.startswith(".") and (_PART.search(name) or suffix(name))
+        _DATA.sub("", name)
+        for name in there
+        if not name.startswith(".") and (_DATA.search(name) or suffix(name))
     }
     forms = sorted({f"*{suffix(name)}" for name in names})
     if len(forms) != 1:
@@ -92,7 +95,21 @@ def in_directory(folder: str) -> list[str]:
             f"list of paths. Received: directory='{folder}' without "
             f"{', '.join(sorted(lost))}"
         )
-    return in_order([os.path.join(folder, name) for name in sorted(names)])
+    averages = {name for name in names if f"{name}.json" in there}
+    if averages and averages != names:
+        raise ValueError(
+            "`directory` must not hold averages beside checkpoints, or give a "
+            f"list of paths. Received: directory='{folder}' with "
+            f"{', '.join(sorted(averages))}"
+        )
+    paths = [os.path.join(folder, name) for name in sorted(names)]
+    twice = _twice(paths, _real)
+    if twice:
+        raise ValueError(
+            "`directory` must hold each checkpoint once, or give a list of "
+            f"paths. Received twice: '{twice[0]}'"
+        )
+    return in_order(paths)
 
 
 def in_order(paths: list[str]) -> list[str]:
@@ -104,7 +121,7 @@ def in_order(paths: list[str]) -> list[str]:
     """
     names = [os.path.basename(path) for path in paths]
     numbers = [
-        [n for n in re.findall(r"\d+(?:\.\d+)?", stem) if "." not in n]
+        [n for n in _NUMBER.findall(stem) if n.isdigit()]
         for stem in (name[: len(name) - len(suffix(name))] for name in names)
     ]
     steps = [int(found[-1]) for found in numbers if found]
@@ -118,18 +135,28 @@ def checked_output(output: Any, paths: list[str]) -> str:
     if not isinstance(output, (str, os.PathLike)):
         raise TypeError(f"`output` must be a path. Received: output={output!r}")
     output = os.fspath(output)
+    if "://" in output:
+        raise ValueError(
+            f"`output` must be a local path. Received: output='{output}'"
+        )
     wanted = suffix(paths[0])
     if (
         suffix(output) != wanted
         or _PART.search(output)
-        or not os.path.basename(output)
+        or os.path.basename(output) in ("", ".", "..")
     ):
         ending = wanted or "a name without suffix"
         raise ValueError(
             f"`output` must end in {ending}, as the inputs do. "
             f"Received: output='{output}'"
         )
-    if _same(output, paths):
+    for parent in map(os.fspath, pathlib.Path(output).parents):
+        if os.path.exists(parent) and not os.path.isdir(parent):
+            raise ValueError(
+                "`output` must be in a folder. "
+                f"Received: output='{output}', and '{parent}' is a file"
+            )
+    if _real(output) in map(_real, paths):
         raise FileExistsError(
             f"`output` must be none of the inputs. Received: output='{output}'"
         )
@@ -142,8 +169,20 @@ def checked_output(output: Any, paths: list[str]) -> str:
     return output
 
 
-def _same(path: str, others: list[str]) -> bool:
-    return os.path.realpath(path) in map(os.path.realpath, others)
+def _real(path: str) -> str:
+    """The same for two paths of one checkpoint, also by links."""
+    return os.path.realpath([path, *files(path)][-1])
+
+
+def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
+    """The paths that are, in reality, one before them."""
+    seen: set[str] = set()
+    twice = []
+    for path in paths:
+        if real(path) in seen:
+            twice.append(path)
+        seen.add(real(path))
+    return twice
 
 
 def _listed(folder: str) -> set[str]:
@@ -157,4 +196,5 @@ def _listed(folder: str) -> set[str]:
 
 
 def _written(path: str) -> int:
-    return max((os.lstat(file).st_mtime_ns for file in files(path)), default=0)
+    there = filter(os.path.exists, files(path))
+    return max((os.stat(file).st_mtime_ns for file in there), default=0)

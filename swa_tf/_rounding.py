@@ -1,8 +1,24 @@
-"""Sums whose rounding errors cancel when there are many of them."""
+"""The one equation, rounded so that the errors of many updates cancel."""
 
 from __future__ import annotations
 
 import tensorflow as tf
+
+
+def moved(
+    average: tf.Tensor, weight: tf.Tensor, c: tf.Tensor, threshold: tf.Tensor
+) -> tf.Tensor:
+    """average + c * (weight - average)"""
+    step = tf.cast(c, average.dtype) * (weight - average)
+    return unbiased_sum(average, step, threshold)
+
+
+def threshold(n_models: tf.Tensor) -> tf.Tensor:
+    """Where the next sum after `n_models` rounds up, as float64 in (0, 1)."""
+    # The golden ratio's multiples fill (0, 1) evenly, whichever their number.
+    return tf.math.floormod(
+        tf.cast(n_models, tf.float64) * 0.6180339887498949, 1.0
+    )
 
 
 def unbiased_sum(

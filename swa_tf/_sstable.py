@@ -10,9 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-import google_crc32c
-
-from swa_tf._stored import DamagedError
+from swa_tf._stored import DamagedError, extended
 
 _MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 _FOOTER = 48
@@ -48,7 +46,7 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
         byte = _byte(data, at)
         at += 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:
+        if byte < 0x80 and value < 1 << 64:
             return value, at
     raise DamagedError("an integer is too long")
 
@@ -75,10 +73,10 @@ def read(table: bytes) -> list[tuple[bytes, bytes]]:
     for _, handle in _entries(index):
         offset, at = read_varint(handle, 0)
         size, _ = read_varint(handle, at)
-        found += _entries(_block(table, offset, size))
-    keys = [key for key, _ in found]
-    if keys != sorted(set(keys)):
-        raise DamagedError("the keys of the index are not in order")
+        for key, value in _entries(_block(table, offset, size)):
+            if found and key <= found[-1][0]:
+                raise DamagedError("the keys of the index are not in order")
+            found.append((key, value))
     return found
 
 
@@ -92,7 +90,7 @@ def write(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
     def add(block: list[tuple[bytes, bytes]]) -> bytes:
         contents = _encoded(block) + b"\0"
         handle = varint(len(table)) + varint(len(contents) - 1)
-        checksum = masked(google_crc32c.value(contents))
+        checksum = masked(extended(0, contents))
         table.extend(contents + struct.pack("<I", checksum))
         return handle
 
@@ -113,9 +111,7 @@ def _block(table: bytes, offset: int, size: int) -> bytes:
     checksum = table[offset + size + 1 : offset + size + 5]
     if len(checksum) < 4:
         raise DamagedError("the index is cut off")
-    if struct.unpack("<I", checksum)[0] != masked(
-        google_crc32c.value(contents)
-    ):
+    if struct.unpack("<I", checksum)[0] != masked(extended(0, contents)):
         raise DamagedError("a checksum of the index is wrong")
     if contents[-1] != 0:
         raise DamagedError("the index is compressed, which is not supported")
@@ -132,6 +128,8 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         shared, at = read_varint(block, at)
         rest, at = read_varint(block, at)
         size, at = read_varint(block, at)
+        if shared > len(key):
+            raise DamagedError("an entry of the index is damaged")
         key = key[:shared] + block[at : at + rest]
         yield key, block[at + rest : at + rest + size]
         at += rest + size

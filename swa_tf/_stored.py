@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Union
 
-import google_crc32c
 import numpy as np
 
 PIECE = 1 << 20  # bytes: large enough to read fast, small enough for a cache
@@ -50,7 +49,7 @@ class Stored(NamedTuple):
         for start in range(self.offset, end, PIECE):
             piece = read(self.file, start, min(PIECE, end - start))
             if self.crc32c is not None:
-                crc32c = google_crc32c.extend(crc32c, piece)
+                crc32c = extended(crc32c, piece)
                 if start + PIECE >= end and crc32c != self.crc32c:
                     raise DamagedError(
                         f"the checksum of bytes {self.offset} to {end} of "
@@ -101,6 +100,13 @@ def read(file: str, offset: int, size: int) -> np.ndarray:
         )
     piece.flags.writeable = False
     return piece
+
+
+def extended(crc32c: int, data: Any) -> int:
+    """The checksum of all before and `data`, read-only bytes; 0 of nothing."""
+    import google_crc32c  # on first use: `import swa_tf` needs it not
+
+    return int(google_crc32c.extend(crc32c, data))
 
 
 def as_bytes(piece: np.ndarray) -> np.ndarray:

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
-import google_crc32c
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
@@ -31,8 +30,12 @@ from swa_tf._stored import (
     Stored,
     Tensor,
     as_bytes,
+    extended,
     read,
 )
+
+# What TensorFlow's reader raises besides, about files that are damaged.
+_ERRORS = (IndexError, RuntimeError, ValueError)
 
 _SLOT_OF_V1 = re.compile(
     r"/(?:Adam|AdamW|Adamax|Nadam|Momentum|MomentumW|RMSProp|Adagrad|Adadelta"
@@ -68,8 +71,10 @@ class TensorBundle:
         self._graph: ObjectGraph | None = None
         if os.path.lexists(path + ".index"):
             self._open()
-        else:
+        elif os.path.lexists(path):
             self._open_version_1()
+        else:
+            raise DamagedError(f"{os.path.basename(path)}.index is missing")
         self.slots = _slots_by_name(self.tensors)
         self.state: set[str] = set()
         if self._graph:
@@ -125,55 +130,68 @@ class TensorBundle:
             entries = {
                 key: tensor_bundle_pb2.BundleEntryProto.FromString(value)
                 for key, value in table[1:]
-                if not key.startswith(b"\0")  # slices, read by their whole
             }
-        except DecodeError as error:
+            names = {k: k.decode() for k in entries if not k.startswith(b"\0")}
+        except (DecodeError, UnicodeDecodeError) as error:
             raise DamagedError("the index cannot be decoded") from error
         if header.endianness != (sys.byteorder == "big"):
             raise DamagedError("it has the other byte order than this machine")
         shards = self._shards(header.num_shards)
-        self._entries = {key.decode(): entries[key] for key in entries}
-        for key, entry in self._entries.items():
-            self.tensors[key] = self._tensor(key, entry, shards)
+        for key, entry in entries.items():
+            name = names.get(key, "a slice")
+            tensor = self._tensor(name, entry, shards)
+            if key in names:  # slices are read by their whole
+                self._entries[name], self.tensors[name] = entry, tensor
         graph = self.tensors.get(KEY)
         if isinstance(graph, Stored):
             try:
                 self._graph = ObjectGraph(_decoded(graph))
-            except DecodeError as error:
+            except (DecodeError, IndexError) as error:
                 raise DamagedError(
                     "its object graph cannot be decoded"
                 ) from error
 
     def _shards(self, count: int) -> list[str]:
-        shards = [
-            f"{self.path}.data-{i:05d}-of-{count:05d}" for i in range(count)
-        ]
-        for shard in shards:
-            if not os.path.isfile(shard):
+        shards = []
+        for i in range(count):
+            shards.append(f"{self.path}.data-{i:05d}-of-{count:05d}")
+            if not os.path.isfile(shards[-1]):
                 raise DamagedError(
-                    f"the file {os.path.basename(shard)} is missing"
+                    f"the file {os.path.basename(shards[-1])} is missing"
                 )
         return shards
 
     def _tensor(self, key: str, entry: Any, shards: list[str]) -> Tensor:
         shape = tuple(dim.size for dim in entry.shape.dim)
-        dtype = _numpy_dtype(entry.dtype)
-        if entry.slices:
+        dtype = _numpy_dtype(key, entry.dtype)
+        nbytes = math.prod(shape) * dtype.itemsize if dtype else entry.size
+        most = sum(map(os.path.getsize, shards))
+        if min(shape, default=0) < 0 or not 0 <= nbytes <= most:
+            raise DamagedError(f"the index is wrong about '{key}'")
+        if len({str(each) for each in entry.slices}) < len(entry.slices):
+            raise DamagedError(f"the index is wrong about '{key}'")
+        if entry.slices and dtype is not None:
             load = functools.partial(_load, self.path, key)
             return Loaded(shape, dtype, load)
-        nbytes = math.prod(shape) * dtype.itemsize if dtype else entry.size
-        if entry.shard_id >= len(shards) or nbytes != entry.size:
+        if not 0 <= entry.shard_id < len(shards) or nbytes != entry.size:
             raise DamagedError(f"the index is wrong about '{key}'")
         crc32c = _sstable.unmasked(entry.crc32c)
         file, offset = shards[entry.shard_id], entry.offset
+        if not 0 <= offset <= os.path.getsize(file) - nbytes:
+            raise DamagedError(
+                f"{os.path.basename(file)} ends before '{key}' does"
+            )
         if dtype is not None:
             return Stored(shape, dtype, file, offset, nbytes, crc32c)
-        if entry.dtype != tf.string.as_datatype_enum:  # no known checksum
-            return Stored(shape, None, file, offset, nbytes)
+        checksum = (
+            _string_checksum
+            if entry.dtype == tf.string.as_datatype_enum
+            else _variant_checksum
+        )
 
         def check() -> None:
             data = read(file, offset, nbytes).tobytes()
-            if _string_checksum(data, math.prod(shape)) != crc32c:
+            if checksum(data, math.prod(shape)) != crc32c:
                 raise DamagedError(f"the checksum of '{key}' is wrong")
 
         return Stored(shape, None, file, offset, nbytes, check=check)
@@ -182,11 +200,11 @@ class TensorBundle:
         """The one file of `tf.compat.v1.train.Saver(write_version=V1)`."""
         try:
             reader = tf.train.load_checkpoint(self.path)
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        except (tf.errors.OpError, *_ERRORS) as error:
             raise DamagedError("it is no checkpoint of TensorFlow") from error
         dtypes = reader.get_variable_to_dtype_map()
         for key, shape in reader.get_variable_to_shape_map().items():
-            dtype = _numpy_dtype(dtypes[key].as_datatype_enum)
+            dtype = _numpy_dtype(key, dtypes[key].as_datatype_enum)
             if dtype is None:
                 raise DamagedError(f"'{key}' is of type {dtypes[key].name}")
             entry = tensor_bundle_pb2.BundleEntryProto()
@@ -206,18 +224,23 @@ def _header() -> bytes:
     return bytes(header.SerializeToString())
 
 
-def _numpy_dtype(number: int) -> np.dtype[Any] | None:
+def _numpy_dtype(key: str, number: int) -> np.dtype[Any] | None:
+    """The dtype; None for strings and variants."""
     try:
-        dtype = np.dtype(tf.as_dtype(number).as_numpy_dtype)
+        dtype = tf.as_dtype(number)
+        if dtype in (tf.string, tf.variant):
+            return None
+        return np.dtype(dtype.as_numpy_dtype)
     except (TypeError, KeyError):
-        return None
-    return None if dtype.hasobject else dtype
+        raise DamagedError(
+            f"'{key}' is of a type that this TensorFlow cannot read"
+        ) from None
 
 
 def _load(path: str, key: str) -> np.ndarray:
     try:
         return np.asarray(tf.train.load_checkpoint(path).get_tensor(key))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, *_ERRORS) as error:
         raise DamagedError(f"'{key}' cannot be read: {error}") from error
 
 
@@ -226,7 +249,7 @@ def _write(file: IO[bytes], pieces: Iterator[np.ndarray]) -> int:
     crc32c = 0
     for piece in pieces:
         raw = as_bytes(piece)
-        crc32c = google_crc32c.extend(crc32c, raw)
+        crc32c = extended(crc32c, raw)
         file.write(raw.data)
     return crc32c
 
@@ -240,11 +263,11 @@ def _decoded(graph: Stored) -> bytes:
 
 def _encoded(string: bytes) -> tuple[bytes, int]:
     """A scalar string tensor, and its checksum."""
-    lengths = google_crc32c.value(_length(len(string)))
+    lengths = extended(0, _length(len(string)))
     data = struct.pack("<I", _sstable.masked(lengths)) + string
     return (
         _sstable.varint(len(string)) + data,
-        google_crc32c.extend(lengths, data),
+        extended(lengths, data),
     )
 
 
@@ -253,8 +276,19 @@ def _string_checksum(data: bytes, count: int) -> int:
     at = crc32c = 0
     for _ in range(count):
         length, at = _sstable.read_varint(data, at)
-        crc32c = google_crc32c.extend(crc32c, _length(length))
-    return int(google_crc32c.extend(crc32c, data[at:]))
+        crc32c = extended(crc32c, _length(length))
+    return extended(crc32c, data[at:])
+
+
+def _variant_checksum(data: bytes, count: int) -> int:
+    """Of each variant's length, bytes and own checksum."""
+    at = crc32c = 0
+    for _ in range(count):
+        length, at = _sstable.read_varint(data, at)
+        crc32c = extended(crc32c, struct.pack("<Q", length))
+        crc32c = extended(crc32c, data[at : at + length + 4])
+        at += length + 4
+    return crc32c
 
 
 def _length(length: int) -> bytes:

@@ -35,8 +35,8 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import importlib
 import os
+import pkgutil
 import signal
 import sys
 import warnings
@@ -243,13 +243,12 @@ def _shares() -> dict[str, Any]:
 
 
 def _function(name: str) -> Callable[[str], float]:
-    """The function `module:function`."""
-    module, _, function = name.partition(":")
-    sys.path.insert(0, os.getcwd())  # where a user's module is
+    """The function `module:function`, of a module here or on the path."""
+    sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(module)
-        for part in function.split("."):
-            found = getattr(found, part)
+        if ":" not in name:
+            raise ValueError("no function is named")
+        found: Callable[[str], float] = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"--soup_metric must be module:function. Received: {name}: {error}"

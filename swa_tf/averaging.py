@@ -494,17 +494,14 @@ def _move(
     pairs: list[tuple[tf.Variable, Any]], c: tf.Tensor, n_models: tf.Tensor
 ) -> Any:
     """average <- average + c * (weight - average)"""
-    # The golden ratio's multiples fill (0, 1) evenly, whichever their number.
-    threshold = tf.math.floormod(
-        tf.cast(n_models, tf.float64) * 0.6180339887498949, 1.0
-    )
+    threshold = _rounding.threshold(n_models)
     moves = []
     for variable, weight in pairs:
         average = variable.read_value()
-        step = tf.cast(c, average.dtype) * (_value(weight, average) - average)
-        moves.append(
-            variable.assign(_rounding.unbiased_sum(average, step, threshold))
+        average = _rounding.moved(
+            average, _value(weight, average), c, threshold
         )
+        moves.append(variable.assign(average))
     return tf.group(*moves)
 
 

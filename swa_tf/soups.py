@@ -9,9 +9,6 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, Union
 
-from rich.console import Console
-from rich.table import Table
-
 from swa_tf import _checks, _files, _merging, _paths
 
 Path = Union[str, "os.PathLike[str]"]
@@ -24,7 +21,7 @@ class Trial:
     >>> swa_tf.soups.Trial("ckpt-1", 0.9, 0.9, added=True).added
     True
 
-    Attributes:
+    Args:
         path: The checkpoint.
         alone: Its own metric.
         in_soup: The metric of the average of it and all that were added before
@@ -46,7 +43,7 @@ class Soup:
     >>> swa_tf.soups.Soup([trial], {}).paths
     ['ckpt-1']
 
-    Attributes:
+    Args:
         trials: All checkpoints in the order in which they were tried.
         report: What `average_checkpoints` returns, of those that were added.
     """
@@ -74,17 +71,24 @@ class Soup:
         return next(t.in_soup for t in reversed(self.trials) if t.added)
 
     def __str__(self) -> str:
+        from rich.console import Console  # on first use, as it is not small
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table("", "checkpoint", "alone", "in the soup", "verdict")
         for i, trial in enumerate(self.trials, start=1):
             table.add_row(
                 str(i),
-                trial.path,
+                Text(trial.path),  # brackets and colons are no markup
                 f"{trial.alone:.6g}",
                 f"{trial.in_soup:.6g}",
                 "added" if trial.added else "left out",
             )
-        text = io.StringIO()
-        Console(file=text, width=200).print(table)
+        text = io.StringIO()  # also where the terminal has colours, or Jupyter
+        console = Console(
+            file=text, width=10_000, color_system=None, force_jupyter=False
+        )
+        console.print(table)
         return text.getvalue().rstrip()
 
 
@@ -155,6 +159,8 @@ def greedy_soup(
             f"Received: metric={metric!r}"
         )
     output = _paths.checked_output(output, paths)
+    if not isinstance(from_newest, str):
+        from_newest = list(from_newest)  # for more than one average
     sign = 1.0 if mode == "max" else -1.0
 
     def merge(soup: list[str], to: str, **kwargs: Any) -> dict[str, Any]:
@@ -190,10 +196,20 @@ def greedy_soup(
                 soup, best = [*soup, path], value
             for file in [*_paths.files(candidate), f"{candidate}.json"]:
                 os.unlink(file)
-    about = {"soup": [dataclasses.asdict(trial) for trial in trials]}
-    report = merge(soup, output, about=about)
+        about = {"soup": [_as_json(trial) for trial in trials]}
+        report = merge(soup, output, about=about)
     _merging.warn_of_batch_norm(report)
     return Soup(trials, report)
+
+
+def _as_json(trial: Trial) -> dict[str, Any]:
+    """Its attributes; "nan" and "inf" as strings, which JSON has no word for."""
+    return {
+        name: str(value)
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for name, value in dataclasses.asdict(trial).items()
+    }
 
 
 def _measured(metric: Callable[[str], float], path: str) -> float:

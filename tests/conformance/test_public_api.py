@@ -3,8 +3,8 @@
 import doctest
 import importlib
 import inspect
-import pkgutil
 import os
+import pkgutil
 import re
 import tempfile
 
@@ -60,7 +60,8 @@ def _public():
     """All public classes and functions, and their public methods, by name."""
     found = {}
     for module_name, module in MODULES.items():
-        if module_name.startswith("_"):
+        # A command line is documented by its `--help`.
+        if module_name.startswith("_") or module_name.endswith("_main"):
             continue
         for name, value in _own_public_names(module, module).items():
             found[f"{module_name}.{name}"] = value
@@ -139,13 +140,14 @@ def _examples():
         test
         for module in [swa_tf, *MODULES.values()]
         for test in finder.find(
-            module, extraglobs={
-                    "swa_tf": swa_tf,
-                    "tf": tf,
-                    "np": np,
-                    "os": os,
-                    "tempfile": tempfile,
-                }
+            module,
+            extraglobs={
+                "swa_tf": swa_tf,
+                "tf": tf,
+                "np": np,
+                "os": os,
+                "tempfile": tempfile,
+            },
         )
         if test.examples
     ]

@@ -122,3 +122,15 @@ def test_python_blocks_of_the_keras_document_run(trained_on):
     model.compile("sgd", trained_on["loss_fn"])
     model.fit(trained_on["dataset"], verbose=0)
     assert int(trained_on["average"].n_models) == 2
+
+
+def test_python_blocks_of_the_checkpoints_document_run(trained_on, capsys):
+    text = (ROOT / "docs" / "checkpoints.md").read_text("utf-8")
+    _run(text, trained_on)
+    assert "verdict" in capsys.readouterr().out
+    averages = trained_on["averages"]
+    assert int(averages.pop("n_models")) == trained_on["epochs"]
+    model = trained_on["model"]
+    for name, value in swa_tf.copy_parameters(model).items():
+        if "moving" not in name:
+            np.testing.assert_array_equal(value, averages[name])

@@ -1,0 +1,336 @@
+"""Parameters by name: copies, their way back, and their running average.
+
+For whoever trains by hand: a dictionary of NumPy arrays can be looked at,
+changed, and saved with `np.savez(path, **dictionary)`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from swa_tf import _names, _rounding, _variables
+
+_N_MODELS = "n_models"
+"""The key of the count, beside the averages."""
+
+
+def copy_parameters(target: Any) -> dict[str, np.ndarray]:
+    """Copies every parameter, by a name that is the same in every process.
+
+    A name is the path of attributes to the parameter, `encoder/dense/kernel`;
+    a layer of a functional or sequential model goes by its name, or, where
+    Keras made that up, by its class and number: `dense/kernel`,
+    `dense_1/kernel`. Later training changes no copy.
+
+    >>> layer = tf.keras.layers.Dense(1, kernel_initializer="ones")
+    >>> layer.build([None, 2])
+    >>> copies = swa_tf.copy_parameters(layer)
+    >>> copies["kernel"].tolist(), copies["bias"].tolist()
+    ([[1.0], [1.0]], [0.0])
+
+    Args:
+        target: A built Keras model or layer, a Keras or TensorFlow Addons
+            optimizer, or a `tf.Module`. Of a model its weights, batch-norm
+            statistics included, but not its optimizer and metrics.
+
+    Returns:
+        A dictionary from name to array, of the parameter's shape and dtype,
+        in the order of `target.weights`.
+
+    Raises:
+        TypeError: If `target` is none of these.
+        ValueError: If it has no parameters (yet), or some in a set of several,
+            which has another order in another process.
+        RuntimeError: If called in a graph or `tf.function`.
+    """
+    _require_eager("copy_parameters")
+    variables = _names.named_variables(target)
+    return {name: _array(v.read_value()) for name, v in variables.items()}
+
+
+def assign_parameters(
+    target: Any, dictionary: Mapping[str, Any], strict: bool = True
+) -> list[str]:
+    """Gives parameters the values of a dictionary: all of them, or none.
+
+    >>> layer = tf.keras.layers.Dense(1)
+    >>> layer.build([None, 2])
+    >>> swa_tf.assign_parameters(layer, {"kernel": [[1.0], [2.0]], "bias": 0})
+    ['kernel', 'bias']
+    >>> layer.kernel.numpy().tolist()
+    [[1.0], [2.0]]
+
+    After averages have been assigned to a model with batch normalization, its
+    statistics must be computed anew: see `swa_tf.refit_batch_norm`.
+
+    Args:
+        target: As in `copy_parameters`.
+        dictionary: A mapping from name to value: an array of the parameter's
+            shape, or one number for all of its elements. Values are cast to
+            the parameter's dtype if it can hold them: whole numbers in range
+            for an integer parameter, real ones for a floating-point one. The
+            count of `average_parameters`, "n_models", is passed over.
+        strict: Whether every parameter must have a value. If not, those
+            without one stay as they are.
+
+    Returns:
+        The names of the parameters assigned, in the order of `target.weights`.
+
+    Raises:
+        TypeError: If `target` is none of these, or `dictionary` no mapping.
+        ValueError: If a name is no parameter of `target`, if one is missing
+            and `strict`, or if a value does not fit; all of them are named.
+            Nothing has changed then, nor if assigning fails.
+        RuntimeError: If called in a graph or `tf.function`.
+    """
+    _require_eager("assign_parameters")
+    variables = _names.named_variables(target)
+    if not isinstance(dictionary, Mapping):
+        raise _not_a("mapping from name to value", dictionary)
+    given = {name: dictionary[name] for name in dictionary}
+    if _N_MODELS not in variables:
+        given.pop(_N_MODELS, None)
+    values = _checked(variables, given, _dtype, strict=strict, fill=True)
+    put_back = _variables.snapshot(variables[name] for name in values)
+    try:
+        for name, value in values.items():
+            variables[name].assign(value)
+    except BaseException:
+        put_back()
+        raise
+    return list(values)
+
+
+def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
+    """Averages the present parameters into a dictionary.
+
+        average <- average + (parameter - average) / (n_models + 1)
+
+    as `swa_tf.StochasticWeightAveraging` does, to the bit, and in at least
+    float32. Integer and boolean parameters are those of the newest model. The
+    number of models is in the dictionary too: saved with `np.savez` and
+    loaded with `dict(np.load(...))`, it goes on where it stopped.
+
+    >>> layer = tf.keras.layers.Dense(1, use_bias=False)
+    >>> layer.build([None, 1])
+    >>> averages = {}
+    >>> for value in (1.0, 2.0, 6.0):
+    ...     _ = swa_tf.assign_parameters(layer, {"kernel": value})
+    ...     swa_tf.average_parameters(layer, averages)
+    >>> averages["kernel"].tolist(), int(averages["n_models"])
+    ([[3.0]], 3)
+
+    The statistics of batch normalization are averaged like all else, and are
+    not those of the averaged weights: after `assign_parameters(model,
+    averages)` call `swa_tf.refit_batch_norm`.
+
+    Args:
+        target: As in `copy_parameters`.
+        dictionary: The averages, changed in place. An empty one is filled
+            with the present parameters, as the first model. One of
+            `copy_parameters` counts as one model.
+
+    Raises:
+        TypeError: If `target` is none of these, or `dictionary` no dictionary.
+        ValueError: If the names are not those of `target`, if a value does not
+            fit, or if "n_models" is no whole number >= 1, or is the name of a
+            parameter. The dictionary has not changed then, nor if reading a
+            parameter fails.
+        RuntimeError: If called in a graph or `tf.function`.
+
+    References:
+        Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.1.
+    """
+    _require_eager("average_parameters")
+    variables = _names.named_variables(target)
+    if not isinstance(dictionary, dict):
+        raise _not_a(
+            "dictionary; one of a file is `dict(np.load(path))`", dictionary
+        )
+    if _N_MODELS in variables:
+        raise ValueError(
+            f"`target` must have no parameter of the name '{_N_MODELS}', which "
+            "is that of the count. Received: one of shape "
+            f"{variables[_N_MODELS].shape}"
+        )
+    n_models = _count(dictionary.get(_N_MODELS, 1)) if dictionary else 0
+    given = {k: v for k, v in dictionary.items() if k != _N_MODELS}
+    averages = _checked(variables, given, _average_dtype) if n_models else {}
+    c = tf.constant(1.0 / (n_models + 1), tf.float64)
+    threshold = _rounding.threshold(tf.constant(n_models, tf.int64))
+    new = {}
+    for name, variable in variables.items():
+        dtype = _average_dtype(variable)
+        value = tf.cast(variable.read_value(), dtype)
+        if n_models and dtype.is_floating:
+            average = tf.constant(averages[name])
+            value = _rounding.moved(average, value, c, threshold)
+        new[name] = _array(value)
+    new[_N_MODELS] = np.asarray(n_models + 1, np.int64)
+    dictionary.update(new)
+
+
+def _require_eager(function: str) -> None:
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            f"`{function}` works in eager mode only: call it outside of "
+            "graphs and `tf.function`."
+        )
+
+
+def _not_a(wanted: str, dictionary: Any) -> TypeError:
+    return TypeError(
+        f"`dictionary` must be a {wanted}. "
+        f"Received: dictionary of type {type(dictionary).__name__}"
+    )
+
+
+def _array(value: tf.Tensor) -> np.ndarray:
+    """An array of its own, which shares nothing with TensorFlow."""
+    return np.array(value.numpy(), value.dtype.as_numpy_dtype)
+
+
+def _dtype(variable: Any) -> Any:
+    return variable.dtype.base_dtype
+
+
+def _average_dtype(variable: Any) -> Any:
+    dtype = _dtype(variable)
+    return tf.float32 if dtype.is_floating and dtype.size < 4 else dtype
+
+
+def _count(n_models: Any) -> int:
+    array = np.asarray(n_models)
+    if array.shape != () or array.dtype.kind not in "iu" or array < 1:
+        raise ValueError(
+            f"`dictionary['{_N_MODELS}']` must be a whole number >= 1. "
+            f"Received: {n_models!r}"
+        )
+    return int(array)
+
+
+def _checked(
+    variables: Mapping[str, Any],
+    given: Mapping[str, Any],
+    dtype_of: Callable[[Any], Any],
+    strict: bool = True,
+    fill: bool = False,
+) -> dict[str, np.ndarray]:
+    """New arrays of the values given, in the order of `variables`.
+
+    Args:
+        variables: The parameters by name.
+        given: Values by name.
+        dtype_of: The dtype that the value of a variable is to have.
+        strict: Whether each parameter must be given.
+        fill: Whether one number stands for a whole array of it.
+    """
+    problems = [_unknown(n, variables) for n in given if n not in variables]
+    values = {}
+    for name, variable in variables.items():
+        if name in given:
+            try:
+                array = _as_array(given[name], _dtype(variable))
+                array = _shaped(array, variable, fill)
+                values[name] = _cast(array, dtype_of(variable))
+            except _MisfitError as error:
+                problems.append(f"'{name}' {error}")
+        elif strict:
+            problems.append(f"'{name}' missing")
+    if problems:
+        more = len(problems) - _MOST
+        if more > 0:
+            problems[_MOST:] = [f"and {more} more"]
+        raise ValueError(
+            "`dictionary` must hold values that fit the parameters of "
+            f"`target`. Received: {'; '.join(problems)}"
+        )
+    return values
+
+
+_MOST = 10
+"""Problems that one error lists."""
+
+
+class _MisfitError(Exception):
+    """What came, and what was wanted."""
+
+
+def _unknown(name: Any, variables: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(name), variables, 1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    return f"{name!r}, which is no parameter{hint}"
+
+
+def _as_array(value: Any, dtype: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise _MisfitError(f"that is no array ({error})") from error
+    own = np.dtype(dtype.as_numpy_dtype)
+    raw = array.dtype.type is np.void and array.dtype.itemsize == own.itemsize
+    if raw and own.isbuiltin != 1:
+        # `np.load` gives back the bits of bfloat16, but not the name.
+        array = array.view(own)
+    return array
+
+
+def _shaped(array: np.ndarray, variable: Any, fill: bool) -> np.ndarray:
+    shape = variable.shape
+    if not shape.is_fully_defined():
+        shape = variable.read_value().shape
+    if fill and array.shape == ():
+        return np.broadcast_to(array, shape)
+    if array.shape != tuple(shape):
+        raise _MisfitError(f"of shape {array.shape} instead of {tuple(shape)}")
+    return array
+
+
+def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """A new array of `dtype`, if that can hold the values."""
+    try:
+        given = tf.as_dtype(array.dtype)
+    except TypeError:
+        given = None
+    if given != dtype and not (
+        given is not None
+        and _is_number(given)
+        and _is_number(dtype)
+        and dtype.is_complex >= given.is_complex
+    ):
+        raise _MisfitError(f"of dtype {array.dtype} instead of {dtype.name}")
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below
+        new = array.astype(dtype.as_numpy_dtype)
+    if given != dtype:
+        lost = _lost(array, new, dtype)
+        if np.any(lost):
+            raise _MisfitError(
+                f"with {array[lost].flat[0]}, which {dtype.name} cannot hold"
+            )
+    return new
+
+
+def _lost(array: np.ndarray, new: np.ndarray, dtype: Any) -> np.ndarray:
+    """Which elements are another number in `dtype`, rounding aside."""
+    if dtype.is_floating or dtype.is_complex:
+        return np.isfinite(array) & ~np.isfinite(new)
+    low, high = (0, 1) if dtype.is_bool else (dtype.min, dtype.max)
+    if not tf.as_dtype(array.dtype).is_floating:
+        return (array < low) | (array > high)
+    array = array.astype(np.float64)  # which `high` itself may not fit
+    inside = (array >= low) & (array < high + 1.0)
+    return ~inside | (array != np.trunc(array))
+
+
+def _is_number(dtype: Any) -> bool:
+    return (
+        dtype.is_floating
+        or dtype.is_complex
+        or dtype.is_integer
+        or dtype.is_bool
+    )

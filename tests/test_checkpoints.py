@@ -1,0 +1,540 @@
+"""The average of checkpoints is that of the models they were written from."""
+
+import json
+import os
+import tracemalloc
+
+import hypothesis
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+import swa_tf
+from swa_tf import _averaged_pieces, _compat, _sstable, _stored
+from tests import checkpoint_files
+from tests.checkpoint_files import FORMS, H5, KERAS, NAME, OBJECT, WEIGHTS
+
+v1 = tf.compat.v1
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*refit_batch_norm")
+
+
+def _model():
+    model = tf.keras.Sequential(
+        [
+            tf.keras.layers.Input([4]),
+            tf.keras.layers.Dense(8, "relu", name="hidden"),
+            tf.keras.layers.BatchNormalization(name="bn"),
+            tf.keras.layers.Dropout(0.1),
+            tf.keras.layers.Dense(3, name="out"),
+        ]
+    )
+    loss = tf.keras.losses.MeanSquaredError()
+    model.compile(tf.keras.optimizers.Adam(0.01), loss)
+    return model
+
+
+def _trackables(model):
+    return {
+        "model": model,
+        "optimizer": model.optimizer,
+        "step": tf.Variable(0, dtype=tf.int64),
+    }
+
+
+def _save(form, model, trackables, path):
+    if form == OBJECT:
+        tf.train.Checkpoint(**trackables).write(path)
+    elif form == WEIGHTS:
+        model.save_weights(path)
+    elif form == H5 and _compat.KERAS_3:
+        # With the optimizer it would change how the model is compiled.
+        model.save(path, include_optimizer=False)
+    else:
+        model.save(path)
+
+
+def _load(form, path):
+    """A model from a file, with what else a checkpoint has."""
+    model = _model()
+    trackables = _trackables(model)
+    if form == OBJECT:
+        model.optimizer.build(model.trainable_variables)
+        status = tf.train.Checkpoint(**trackables).read(path)
+        status.assert_existing_objects_matched()
+    elif form == WEIGHTS:
+        model.load_weights(path)
+    else:
+        model = tf.keras.models.load_model(path, compile=form == KERAS)
+    return model, trackables
+
+
+def _ulps(value, exact, of):
+    """The largest distance, in units in the last place of float32 `of`."""
+    distance = np.abs(np.asarray(value, np.float64) - exact)
+    return np.max(distance / np.spacing(np.float32(of)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A training, with a checkpoint in each form, and `apply`, each epoch."""
+    folder = tmp_path_factory.mktemp("run")
+    tf.keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=[32, 4]).astype(np.float32)
+    targets = rng.normal(size=[32, 3]).astype(np.float32)
+    model = _model()
+    trackables = _trackables(model)
+    swa = swa_tf.StochasticWeightAveraging()
+    paths = {form: [] for form in (OBJECT, WEIGHTS, KERAS, H5)}
+    history = []
+    for epoch in range(4):
+        model.fit(inputs, targets, batch_size=8, verbose=0)
+        trackables["step"].assign_add(4)
+        swa.apply(model.trainable_variables)
+        history.append([weight.numpy() for weight in model.weights])
+        for form in paths:
+            name = f"epoch-{epoch}"
+            path = checkpoint_files.path_of(form, str(folder), name)
+            _save(form, model, trackables, path)
+            paths[form].append(path)
+    return {
+        "paths": paths,
+        "history": history,
+        "averages": [swa.average(w).numpy() for w in model.trainable_variables],
+        "slots": [
+            variable.numpy()
+            for variable in checkpoint_files.optimizer_variables(model)
+        ],
+        "data": (inputs, targets),
+    }
+
+
+@pytest.mark.parametrize("slots", ["keep", "drop"])
+@pytest.mark.parametrize("form", [OBJECT, WEIGHTS, KERAS, H5])
+def test_equals_apply_at_the_same_moments(form, slots, run, tmp_path):
+    output = checkpoint_files.path_of(form, str(tmp_path), "average")
+    report = swa_tf.average_checkpoints(
+        run["paths"][form], output, optimizer_slots=slots
+    )
+    if form == OBJECT and slots == "drop":
+        model = _model()
+        checkpoint = tf.train.Checkpoint(**_trackables(model))
+        checkpoint.read(output).assert_consumed()
+    else:
+        model, trackables = _load(form, output)
+    weights = [np.stack(w).astype(np.float64) for w in zip(*run["history"])]
+    for variable, values in zip(model.weights, weights):
+        assert _ulps(variable, values.mean(0), values.mean(0)) <= 0.5001
+    # `apply` rounds each of its steps, here three.
+    for variable, average, values in zip(
+        model.trainable_variables,
+        run["averages"],
+        [w for w, v in zip(weights, model.weights) if _is_trained(model, v)],
+    ):
+        assert _ulps(variable, average, np.abs(values).max(0)) <= 1.5
+    assert len(report["averaged"]) == len(model.weights)
+    assert len(report["batch_norm_statistics"]) == 2
+    if slots == "keep" or form != H5:
+        assert bool(report["dropped"]) == (slots == "drop")
+    if form == OBJECT and slots == "keep":
+        assert int(trackables["step"]) == 16
+    if slots == "keep" and form in (OBJECT, KERAS):
+        found = checkpoint_files.optimizer_variables(model)
+        for variable, value in zip(found, run["slots"]):
+            np.testing.assert_array_equal(variable, value)
+    if form != H5:
+        model.fit(*run["data"], verbose=0)  # it trains on
+
+
+def _is_trained(model, variable):
+    return any(variable is other for other in model.trainable_variables)
+
+
+def test_what_is_averaged_does_not_follow_from_the_key(run):
+    """In Keras 3 the kernels lie under the path of the optimizer."""
+    keys = tf.train.load_checkpoint(
+        run["paths"][OBJECT][0]
+    ).get_variable_to_shape_map()
+    under_optimizer = {k for k in keys if k.startswith("optimizer/_trainable")}
+    assert bool(under_optimizer) == _compat.KERAS_3
+    report = swa_tf.average_checkpoints(
+        run["paths"][OBJECT], "unused", dry_run=True
+    )
+    assert len(report["averaged"]) == 8
+    assert {f"{name}{_SUFFIX}" for name in report["averaged"]} >= (
+        under_optimizer
+    )
+
+
+_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+OPTIMIZERS = {
+    "momentum": (lambda: tf.keras.optimizers.SGD(0.1, momentum=0.9), 1),
+    "adam with an average": (
+        lambda: tf.keras.optimizers.Adam(0.1, use_ema=True),
+        3,
+    ),
+    "MomentumW": (
+        lambda: swa_tf.optimizers.MomentumW(
+            weight_decay=1e-4, learning_rate=0.1, momentum=0.9
+        ),
+        1,
+    ),
+    "AdamW": (
+        lambda: swa_tf.optimizers.AdamW(weight_decay=1e-4, learning_rate=0.1),
+        2,
+    ),
+    "loss scaling": (
+        lambda: tf.keras.mixed_precision.LossScaleOptimizer(
+            tf.keras.optimizers.Adam(0.1)
+        ),
+        2,
+    ),
+}
+if not _compat.KERAS_3:
+    OPTIMIZERS["legacy"] = (
+        lambda: tf.keras.optimizers.legacy.Adam(0.1),
+        2,
+    )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_of_optimizers_is_the_newest(name, tmp_path):
+    make, slots_a_weight = OPTIMIZERS[name]
+    model = tf.keras.Sequential([tf.keras.layers.Dense(2)])
+    model.build([None, 3])
+    optimizer = make()
+    checkpoint = tf.train.Checkpoint(optimizer=optimizer, model=model)
+    if not _compat.KERAS_3:  # there, TensorFlow saves no metrics
+        checkpoint.metric = tf.keras.metrics.Mean()
+    for step in range(3):
+        gradients = [tf.ones_like(w) * step for w in model.trainable_variables]
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        if not _compat.KERAS_3:
+            checkpoint.metric(float(step))
+        checkpoint.write(str(tmp_path / f"ckpt-{step}"))
+    newest = _contents(tmp_path / "ckpt-2")
+    for slots in ("keep", "drop"):
+        report = swa_tf.average_checkpoints(
+            [tmp_path / f"ckpt-{step}" for step in range(3)],
+            tmp_path / slots,
+            optimizer_slots=slots,
+        )
+        assert len(report["averaged"]) == 2, report["averaged"]
+        written = _contents(tmp_path / slots)
+        for key in written.keys() - {"_CHECKPOINTABLE_OBJECT_GRAPH"}:
+            averaged = key[: -len(_SUFFIX)] in report["averaged"]
+            same = np.array_equal(newest[key], written[key])
+            assert same != averaged, key
+    dropped = newest.keys() - written.keys()
+    assert len(dropped) == 2 * slots_a_weight
+    checkpoint.read(str(tmp_path / "drop")).expect_partial()
+
+
+def _contents(path):
+    reader = tf.train.load_checkpoint(str(path))
+    return {
+        key: reader.get_tensor(key)
+        for key in reader.get_variable_to_shape_map()
+    }
+
+
+def test_an_average_in_a_checkpoint_is_the_newest(tmp_path):
+    variable = tf.Variable([1.0, 2.0])
+    swa = swa_tf.StochasticWeightAveraging()
+    checkpoint = tf.train.Checkpoint(w=variable, swa=swa)
+    for i in range(3):
+        variable.assign([float(i), float(i * i)])
+        swa.apply([variable])
+        checkpoint.write(str(tmp_path / f"ckpt-{i}"))
+    swa_tf.average_checkpoints(tmp_path, tmp_path / "average")
+    variable.assign([0.0, 0.0])
+    swa.reset()
+    checkpoint.read(str(tmp_path / "average")).assert_consumed()
+    np.testing.assert_allclose(variable, [1.0, 5 / 3], rtol=1e-7)
+    np.testing.assert_allclose(swa.average(variable), [1.0, 5 / 3], rtol=1e-6)
+    assert int(swa.n_models) == 3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_and_type(form, tmp_path):
+    """Floats are averaged in float64; all else is that of the newest."""
+    rng = np.random.default_rng(0)
+    models = [
+        {
+            "half": rng.normal(size=[3, 2]).astype(np.float16),
+            "single": rng.normal(size=[70, 3]).astype(np.float32),
+            "double": rng.normal(size=[5]),
+            "scalar": np.float32(rng.normal()),
+            "whole": np.arange(4, dtype=np.int32) + i,
+            "long": np.int64(10 + i),
+        }
+        for i in range(3)
+    ]
+    paths = []
+    for i, values in enumerate(models):
+        paths.append(checkpoint_files.path_of(form, str(tmp_path), f"m-{i}"))
+        checkpoint_files.write(form, paths[-1], values)
+    output = checkpoint_files.path_of(form, str(tmp_path), "average")
+    swa_tf.average_checkpoints(paths, output)
+    result = checkpoint_files.read(form, output, models[0])
+    for name, value in result.items():
+        stacked = np.stack([model[name] for model in models])
+        assert value.dtype == stacked.dtype, name
+        if stacked.dtype.kind == "f":
+            exact = stacked.astype(np.float64).mean(0)
+            rounding = np.spacing(np.abs(exact).astype(stacked.dtype))
+            assert np.all(np.abs(value - exact) <= rounding), name
+        else:
+            np.testing.assert_array_equal(value, stacked[-1])
+
+
+def test_types_of_tensorflow(tmp_path):
+    """What only TensorFlow's own checkpoints hold, by hand."""
+    variables = {
+        "brain": tf.Variable([1.0, 2.0], dtype=tf.bfloat16),
+        "complex": tf.Variable([1j, 2.0], dtype=tf.complex64),
+        "text": tf.Variable(["a", "bc"]),
+        "flag": tf.Variable(False),
+        "none": tf.Variable(tf.zeros([0, 3])),
+        "mask": tf.Variable([np.inf, -np.inf, np.nan, np.inf]),
+        "epoch": tf.Variable(0.0),
+    }
+    checkpoint = tf.train.Checkpoint(**variables)
+    for i in range(2):
+        variables["brain"].assign([i, 2 * i + 1])
+        variables["complex"].assign([i * 2j, i])
+        variables["text"].assign([f"text {i}" * 50, ""])
+        variables["flag"].assign(i == 1)
+        variables["mask"].assign([np.inf, -np.inf, 1.0, i])
+        variables["epoch"].assign(i)
+        checkpoint.write(str(tmp_path / f"ckpt-{i}"))
+    swa_tf.average_checkpoints(tmp_path, tmp_path / "average")
+    expected = {
+        "brain": np.array([0.5, 2.0], ml_dtypes.bfloat16),
+        "complex": np.array([1j, 0.5], np.complex64),
+        "text": np.array([b"text 1" * 50, b""], object),
+        "flag": np.array(True),
+        "none": np.zeros([0, 3], np.float32),
+        "mask": np.array([np.inf, -np.inf, 1.0, 0.5], np.float32),
+        "epoch": np.float32(1.0),
+    }
+    for value in variables.values():
+        value.assign(tf.zeros_like(value))
+    checkpoint.read(str(tmp_path / "average")).assert_consumed()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(variables[name].numpy(), value)
+
+
+def _save_slices(path, values):
+    """`values` in two slices, as a partitioned variable is saved."""
+    tf.raw_ops.SaveV2(
+        prefix=path,
+        tensor_names=["w", "w", "b"],
+        shape_and_slices=["6 2 0,4:-", "6 2 4,2:-", ""],
+        tensors=[values[:4], values[4:], values[0]],
+    )
+
+
+def _save_shards(path, values):
+    parts = []
+    for name, value in {"w": values, "b": values[0]}.items():
+        parts.append(f"{path}-part-{name}")
+        tf.raw_ops.SaveV2(
+            prefix=parts[-1],
+            tensor_names=[name],
+            shape_and_slices=[""],
+            tensors=[value],
+        )
+    tf.raw_ops.MergeV2Checkpoints(
+        checkpoint_prefixes=parts, destination_prefix=path
+    )
+
+
+def _save_version_1(path, values):
+    tf.raw_ops.Save(
+        filename=path,
+        tensor_names=["w", "b"],
+        data=[tf.constant(values), tf.constant(values[0])],
+    )
+
+
+@pytest.mark.parametrize("save", [_save_slices, _save_shards, _save_version_1])
+def test_other_ways_to_lie_in_files(save, tmp_path):
+    rng = np.random.default_rng(0)
+    models = rng.normal(size=[3, 6, 2]).astype(np.float32)
+    paths = [str(tmp_path / f"ckpt-{i}") for i in range(3)]
+    for path, values in zip(paths, models):
+        save(path, values)
+    output = tmp_path / "average"
+    swa_tf.average_checkpoints(paths, output)
+    exact = models.astype(np.float64).mean(0).astype(np.float32)
+    written = _contents(output)
+    np.testing.assert_array_equal(written["w"], exact)
+    np.testing.assert_array_equal(written["b"], exact[0])
+
+
+def test_name_based_slots_are_told_by_their_names(tmp_path):
+    with tf.Graph().as_default(), v1.Session() as session:
+        kernel = v1.get_variable("dense/kernel", [2, 2])
+        alike = v1.get_variable("kernel", [2, 2])  # not a slot of it
+        step = v1.train.get_or_create_global_step()
+        loss = tf.reduce_sum(kernel * kernel + alike * alike)
+        train = v1.train.AdamOptimizer(0.1).minimize(loss, step)
+        session.run(v1.global_variables_initializer())
+        saver = v1.train.Saver()
+        history = []
+        for _ in range(3):
+            session.run(train)
+            history.append(session.run([kernel, alike]))
+            saver.save(session, str(tmp_path / "ckpt"), step)
+        output = str(tmp_path / "average")
+        report = swa_tf.average_checkpoints(tmp_path, output)
+        saver.restore(session, output)
+        averaged = session.run([kernel, alike])
+        assert session.run(step) == 3
+    assert report["averaged"] == ["dense/kernel", "kernel"]
+    for value, values in zip(averaged, zip(*history)):
+        exact = np.mean(np.stack(values).astype(np.float64), 0)
+        np.testing.assert_array_equal(value, exact.astype(np.float32))
+    report = swa_tf.average_checkpoints(
+        [tmp_path / "ckpt-1", tmp_path / "ckpt-3"],
+        tmp_path / "dropped",
+        optimizer_slots="drop",
+    )
+    names = ["dense/kernel/Adam", "dense/kernel/Adam_1", "kernel/Adam"]
+    assert report["dropped"] == [*names, "kernel/Adam_1"]
+    assert _contents(tmp_path / "dropped").keys() == {
+        *report["averaged"],
+        *report["from_newest"],
+    }
+
+
+@hypothesis.given(
+    st.integers(1, 4).flatmap(
+        lambda n: st_numpy.arrays(
+            np.float32,
+            st.tuples(st.just(n), st.integers(0, 40)),
+            elements=st.floats(-1e6, 1e6, width=32),
+        )
+    ),
+    st.sampled_from([16, 32, 64]),
+)
+def test_pieces_make_no_difference(values, size):
+    """Wherever tensors are cut, the result is the mean in float64."""
+    streams = [
+        iter(np.array_split(row, range(size // 4, row.size, size // 4)))
+        for row in values
+    ]
+    coefficients = [1 / (i + 1) for i in range(len(values))]
+    pieces = list(_averaged_pieces.averaged_pieces(streams, coefficients))
+    result = np.concatenate(pieces)
+    exact = values.astype(np.float64).mean(0)
+    # float64 rounds in each of at most four steps.
+    tolerance = np.spacing(np.abs(values).max(0)) * (0.5 + 1e-6)
+    assert np.all(np.abs(result - exact) <= tolerance)
+    assert result.dtype == np.float32
+
+
+def test_equal_inputs_stay_as_they_are(tmp_path):
+    value = np.random.default_rng(0).normal(size=100)  # float64
+    for i in range(7):
+        checkpoint_files.write(
+            OBJECT, str(tmp_path / f"ckpt-{i}"), {"w": value}
+        )
+    swa_tf.average_checkpoints(tmp_path, tmp_path / "average")
+    result = checkpoint_files.read(
+        OBJECT, str(tmp_path / "average"), {"w": value}
+    )
+    np.testing.assert_array_equal(result["w"], value)
+
+
+@pytest.mark.parametrize("form", [OBJECT, WEIGHTS, KERAS])
+def test_memory_depends_on_no_size_and_no_number(form, tmp_path):
+    value = np.ones(8 << 20, np.float32)  # 32 MiB
+    paths = []
+    for i in range(4):
+        path = checkpoint_files.path_of(form, str(tmp_path), f"m-{i}")
+        checkpoint_files.write(form, path, {"w": value})
+        paths.append(path)
+    output = checkpoint_files.path_of(form, str(tmp_path), "average")
+    tracemalloc.start()
+    try:
+        swa_tf.average_checkpoints(paths, output)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A few pieces of a mebibyte, in float64, and as many read ahead.
+    assert peak < 24 << 20
+
+
+@hypothesis.given(
+    st.dictionaries(st.binary(max_size=30), st.binary(max_size=300))
+)
+def test_tables_are_read_as_written(entries):
+    items = sorted(entries.items())
+    assert _sstable.read(_sstable.write(items)) == items
+
+
+def test_tables_of_many_blocks_are_tensorflows(tmp_path):
+    """TensorFlow reads ours, we read TensorFlow's."""
+    values = {f"{'long' * 30}{i}": np.float32(i) for i in range(3000)}
+    path = str(tmp_path / "ckpt")
+    with tf.Graph().as_default(), v1.Session():
+        tf.raw_ops.SaveV2(
+            prefix=path,
+            tensor_names=list(values),
+            shape_and_slices=[""] * len(values),
+            tensors=list(values.values()),
+        ).run()
+    swa_tf.average_checkpoints([path], str(tmp_path / "average"))
+    index = os.path.getsize(tmp_path / "average.index")
+    assert index > 1 << 18
+    written = _contents(tmp_path / "average")
+    assert written == values
+
+
+def test_checksums_are_crc32c():
+    # RFC 3720, appendix B.4.
+    assert _stored.extended(0, bytes(32)) == 0x8A9136AA
+    assert _sstable.unmasked(_sstable.masked(0x8A9136AA)) == 0x8A9136AA
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_averaged_is_written_beside_it(form, tmp_path):
+    paths = []
+    for i in range(2):
+        paths.append(checkpoint_files.path_of(form, str(tmp_path), f"m-{i}"))
+        checkpoint_files.write_trained(form, paths[-1], seed=i)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    output = checkpoint_files.path_of(form, str(tmp_path), "average")
+    report = swa_tf.average_checkpoints(paths, output)
+    with open(f"{output}.json", encoding="utf-8") as file:
+        assert json.load(file) == report
+    assert [each["path"] for each in report["inputs"]] == paths
+    assert [each["share"] for each in report["inputs"]] == [0.5, 0.5]
+    assert report["newest"] == paths[1]
+    files = {os.path.basename(p) for p in checkpoint_files.files(form, output)}
+    made = {p.name for p in tmp_path.iterdir()} - {p.name for p in before}
+    assert made == {*files, os.path.basename(output) + ".json"}
+    for path, written in before.items():
+        assert path.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batch_norm_is_told(form, tmp_path):
+    paths = [checkpoint_files.path_of(form, str(tmp_path), "m")]
+    checkpoint_files.write_trained(form, paths[0], seed=0)
+    output = checkpoint_files.path_of(form, str(tmp_path), "average")
+    if form == NAME:  # written without batch normalization
+        assert not swa_tf.average_checkpoints(paths, output)[
+            "batch_norm_statistics"
+        ]
+        return
+    with pytest.warns(UserWarning, match="'average.*refit_batch_norm"):
+        report = swa_tf.average_checkpoints(paths, output)
+    assert len(report["batch_norm_statistics"]) == 2
