@@ -75,7 +75,7 @@ def in_directory(folder: str) -> list[str]:
             "`directory` must be a folder with checkpoints. "
             f"Received: directory='{folder}'"
         )
-    there = os.listdir(folder)
+    there = set(os.listdir(folder))
     names = {
         _DATA.sub("", name)
         for name in there
@@ -179,9 +179,10 @@ def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
     seen: set[str] = set()
     twice = []
     for path in paths:
-        if real(path) in seen:
+        same = real(path)
+        if same in seen:
             twice.append(path)
-        seen.add(real(path))
+        seen.add(same)
     return twice
 
 

@@ -39,17 +39,18 @@ import os
 import pkgutil
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from absl import app, flags
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
-from swa_tf import checkpoints, soups
+from swa_tf import _paths, checkpoints, soups
 
 _LARGE = 1 << 28  # bytes to read, from which on a bar shows how far it is
 
@@ -59,7 +60,8 @@ _FLAGS = [
         "checkpoints",
         [],
         "Paths of checkpoints, in the order of the run; `*` and `?` may stand "
-        "in them. Paths may also be given as they are, without a flag.",
+        "in them, quoted, for paths in the order of their numbers. Paths may "
+        "also be given as they are, without a flag.",
     ),
     flags.DEFINE_string(
         "checkpoint_dir", None, "A directory: the checkpoints in it."
@@ -132,8 +134,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status: 0 if the output is there, 1 if not.
     """
-    console = Console(soft_wrap=True, highlight=False)
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    console, errors = _console(sys.stdout), _console(sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
@@ -162,18 +163,19 @@ def _run(given: list[str], console: Console, errors: Console) -> None:
         "optimizer_slots": FLAGS.optimizer_slots,
         "from_newest": FLAGS.from_newest,
     }
+    metric = None
+    if FLAGS.soup_metric is not None:
+        metric = _function(FLAGS.soup_metric)
     if FLAGS.dry_run:
         if FLAGS.window is not None:
-            inputs = inputs[-FLAGS.window :]
-            output = os.path.join(output, os.path.basename(inputs[-1]))
+            inputs, output = _last_window(inputs, output, options)
         report = checkpoints.average_checkpoints(
             inputs, output, dry_run=True, **_shares(), **options
         )
         _show(report, console)
         console.print("This was a dry run: nothing is written.")
         return
-    if FLAGS.soup_metric is not None:
-        metric = _function(FLAGS.soup_metric)
+    if metric is not None:
         soup = soups.greedy_soup(
             inputs, output, metric, mode=FLAGS.soup_mode, **options
         )
@@ -226,9 +228,37 @@ def _inputs(given: list[str]) -> list[str]:
         )
     paths = []
     for pattern in patterns:
-        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
-        paths += found or [pattern]
+        # What is there so called is meant, also with brackets in its name.
+        found = [] if _paths.files(pattern) else glob.glob(pattern)
+        paths += (found and _paths.in_order(_paths.checked(found))) or [pattern]
     return paths
+
+
+def _last_window(
+    inputs: list[str], output: str, options: dict[str, Any]
+) -> tuple[list[str], str]:
+    """What the last average of --window is made of, and its path.
+
+    Raises where `average_windows` would.
+    """
+    paths = _paths.checked(inputs)
+    path = os.path.join(output, os.path.basename(paths[-1]))
+    if FLAGS.window > len(paths):
+        raise ValueError(
+            f"--window must be at most {len(paths)}, the number of "
+            f"checkpoints. Received: {FLAGS.window}"
+        )
+    if len({os.path.basename(path) for path in paths}) < len(paths):
+        raise ValueError(
+            "With --window the checkpoints must have different names, which "
+            "the results take."
+        )
+    if os.path.lexists(output):
+        raise FileExistsError(
+            f"--output_path must not exist. Received: '{output}'"
+        )
+    checkpoints.average_checkpoints(paths, path, dry_run=True, **options)
+    return paths[-FLAGS.window :], path
 
 
 def _shares() -> dict[str, Any]:
@@ -249,11 +279,32 @@ def _function(name: str) -> Callable[[str], float]:
         if ":" not in name:
             raise ValueError("no function is named")
         found: Callable[[str], float] = pkgutil.resolve_name(name)
+        if not callable(found):
+            raise ValueError("it is no function")
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"--soup_metric must be module:function. Received: {name}: {error}"
         ) from None
-    return found
+
+    def metric(path: str) -> float:
+        try:
+            return found(path)
+        except (OSError, TypeError, ValueError):
+            traceback.print_exc()  # it is for the function's author to mend
+            raise
+
+    return metric
+
+
+def _console(file: TextIO) -> Console:
+    """Where paths stand as they are; files and pipes have lines of any length.
+
+    Colons and brackets in what is printed are no emoji and no numbers.
+    """
+    width = None if file.isatty() else 10_000
+    return Console(
+        file=file, width=width, soft_wrap=True, highlight=False, emoji=False
+    )
 
 
 @contextlib.contextmanager
@@ -270,11 +321,11 @@ def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
-    table = Table("checkpoint", "share")
+    table = Table(Column("checkpoint", overflow="fold"), "share")
     for each in report["inputs"]:
         newest = ", the newest" if each["path"] == report["newest"] else ""
         table.add_row(escape(each["path"]) + newest, f"{each['share']:.4g}")
-    console.print(table)
+    console.print(table, soft_wrap=False)
     console.print(
         f"{report['form']}: {report['n_parameters']:,} numbers in "
         f"{len(report['averaged'])} tensors averaged; of the newest, "

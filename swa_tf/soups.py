@@ -127,7 +127,7 @@ def greedy_soup(
     Args:
         inputs: As in `average_checkpoints`.
         output: As in `average_checkpoints`. The JSON file beside it also
-            has the trials, as `soup`.
+            has the trials, as `soup`, with "nan" and "inf" for such metrics.
         metric: Called with the path of a checkpoint, an input or an average of
             some, in the form of the inputs; returns a number. It should load
             the weights, compute batch-norm statistics anew where there are
@@ -203,7 +203,7 @@ def greedy_soup(
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:
-    """Its attributes; "nan" and "inf" as strings, which JSON has no word for."""
+    """Its attributes; NaN and infinity as strings, for JSON has none."""
     return {
         name: str(value)
         if isinstance(value, float) and not math.isfinite(value)

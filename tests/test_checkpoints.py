@@ -1,9 +1,13 @@
 """The average of checkpoints is that of the models they were written from."""
 
+import io
 import json
 import os
+import pathlib
 import tracemalloc
+import zipfile
 
+import h5py
 import hypothesis
 import ml_dtypes
 import numpy as np
@@ -412,6 +416,58 @@ def test_name_based_slots_are_told_by_their_names(tmp_path):
         *report["averaged"],
         *report["from_newest"],
     }
+
+
+WRITTEN = pathlib.Path(__file__).parent / "data"
+
+
+def _floats(form, path):
+    """All tensors of floating point in a file, by no code of `swa_tf`."""
+    if form == OBJECT:
+        found = _contents(path).values()
+    else:
+        if form == KERAS:
+            with zipfile.ZipFile(path) as file:
+                path = io.BytesIO(file.read("model.weights.h5"))
+        found = []
+        with h5py.File(path) as file:
+            file.visititems(
+                lambda _, item: (
+                    found.append(item[()])
+                    if isinstance(item, h5py.Dataset)
+                    else None
+                )
+            )
+    return [v for v in found if getattr(v, "dtype", None) == np.float32]
+
+
+@pytest.mark.parametrize("form", [OBJECT, WEIGHTS, KERAS])
+@pytest.mark.parametrize("stack", [p.name for p in WRITTEN.glob("tensor*")])
+def test_checkpoints_of_each_stack_average_on_each(stack, form, tmp_path):
+    folder = WRITTEN / stack
+    names = ["ckpt-1", "ckpt-2"]
+    if form != OBJECT:
+        names = [f"model-{i}{checkpoint_files.suffix(form)}" for i in (1, 2)]
+    output = checkpoint_files.path_of(form, str(tmp_path), "average")
+    swa_tf.average_checkpoints([folder / name for name in names], output)
+    means = [
+        np.float32(mean)
+        for mean in json.loads((folder / "means.json").read_text("utf-8"))
+    ]
+    written = _floats(form, output)
+    for mean in means:
+        assert any(np.array_equal(mean, value) for value in written)
+    if form == WEIGHTS:
+        model = tf.keras.Sequential(
+            [
+                tf.keras.layers.Input([3]),
+                tf.keras.layers.Dense(4),
+                tf.keras.layers.BatchNormalization(),
+            ]
+        )
+        model.load_weights(output)
+        for weight, mean in zip(model.get_weights(), means):
+            np.testing.assert_array_equal(weight, mean)
 
 
 @hypothesis.given(

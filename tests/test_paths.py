@@ -1,0 +1,388 @@
+"""Which files a checkpoint is, which is the newest, where a result may go."""
+
+import os
+import pathlib
+
+import pytest
+import tensorflow as tf
+from hypothesis import given, strategies as st
+
+from swa_tf import _paths
+
+DATA = ".data-00000-of-00001"
+NAMES = st.sampled_from(["ckpt-", "epoch_", "a.b-", "v", "model.ckpt-", ""])
+TAILS = st.sampled_from(["", "-loss_0.75", "-1.5e-05", "_acc0.9.1", "-last"])
+SUFFIXES = st.sampled_from(["", *_paths.SUFFIXES])
+
+
+def _touch(folder, *names, time=None):
+    """Makes empty files, last written at `time`."""
+    for name in names:
+        path = pathlib.Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        if time is not None:
+            os.utime(path, (time, time))
+
+
+def _bundle(*names):
+    return [name + part for name in names for part in (DATA, ".index")]
+
+
+def _found(folder):
+    return [os.path.basename(path) for path in _paths.in_directory(str(folder))]
+
+
+@pytest.mark.parametrize(
+    ("path", "suffix"),
+    [
+        ("run/a.weights.h5", ".weights.h5"),
+        ("run/a.h5", ".h5"),
+        ("run/a.hdf5", ".hdf5"),
+        ("run/a.keras", ".keras"),
+        ("run.keras/ckpt-1", ""),
+        ("run/a.ckpt", ""),
+        ("a.keras.index", ""),
+    ],
+)
+def test_suffix(path, suffix):
+    assert _paths.suffix(path) == suffix
+
+
+def test_files_of_a_prefix(tmp_path):
+    shards = [f"a[1].data-0000{i}-of-00002" for i in (0, 1)]
+    _touch(tmp_path, *shards, "a[1].index", "a1.index", f"a[1]0{DATA}", "a[1].x")
+    found = _paths.files(str(tmp_path / "a[1]"))
+    assert [os.path.basename(path) for path in found] == [*shards, "a[1].index"]
+    assert _paths.files(str(tmp_path / "b")) == []
+
+
+def test_files_of_one_file(tmp_path):
+    _touch(tmp_path, "v1", "a.keras", "a.keras.index")
+    assert _paths.files(str(tmp_path / "v1")) == [str(tmp_path / "v1")]
+    assert _paths.files(str(tmp_path / "a.keras")) == [str(tmp_path / "a.keras")]
+
+
+@given(
+    numbers=st.lists(st.integers(0, 10**20), min_size=1, unique=True),
+    padded=st.booleans(),
+    name=NAMES,
+    tail=TAILS,
+    suffix=SUFFIXES,
+)
+def test_order_of_numbers(numbers, padded, name, tail, suffix):
+    width = 22 if padded else 0
+    paths = {
+        number: f"run_99/{name}{number:0{width}d}{tail}{suffix}"
+        for number in numbers
+    }
+    assert _paths.in_order([paths[n] for n in numbers]) == [
+        paths[n] for n in sorted(numbers)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "ordered"),
+    [
+        (["ckpt-10", "ckpt-2"], ["ckpt-2", "ckpt-10"]),
+        (
+            ["epoch_10-loss_0.5.keras", "epoch_03-loss_0.75.keras"],
+            ["epoch_03-loss_0.75.keras", "epoch_10-loss_0.5.keras"],
+        ),
+        # The last whole number, not the first.
+        (["fold2-step1", "fold1-step2"], ["fold2-step1", "fold1-step2"]),
+        (["b/ckpt-1", "a/ckpt-2"], ["b/ckpt-1", "a/ckpt-2"]),
+        (["best-3", "ckpt-1", "x2y"], ["ckpt-1", "x2y", "best-3"]),
+        (["weights.01-1e-05.h5", "weights.02-1e-06.h5"],) * 2,
+        (["cp.10.0.25.h5", "cp.09.0.75.h5"],) * 2,  # no whole number: by time
+    ],
+)
+def test_order_of_names(given, ordered):
+    assert _paths.in_order(given) == ordered
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["b/ckpt-7", "a/ckpt-7"],  # of equal numbers
+        ["ckpt-9", "last", "ckpt-8"],  # not all with one
+        ["run_2/first", "run_1/second"],  # a folder's does not count
+        ["ckpt-08", "ckpt-8"],
+        ["model.ckpt-0.5", "model.ckpt-0.25"],
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".weights.h5"])
+def test_order_by_time(names, suffix, tmp_path):
+    paths = [str(tmp_path / (name + suffix)) for name in names]
+    for i, path in enumerate(paths):
+        files = [path] if suffix else _bundle(path)
+        _touch(tmp_path, *files, time=1_000 - i)
+    assert _paths.in_order(paths) == paths[::-1]
+    assert _paths.in_order(paths[::-1]) == paths[::-1]
+
+
+def test_order_by_time_is_exact_and_of_the_last_file(tmp_path):
+    _touch(tmp_path, *_bundle("a", "b", "c"), time=1)
+    os.utime(tmp_path / f"a{DATA}", ns=(3, 3 * 10**17 + 3))
+    os.utime(tmp_path / "b.index", ns=(3, 3 * 10**17 + 2))
+    paths = [str(tmp_path / name) for name in "abc"]
+    assert _paths.in_order(paths) == [paths[2], paths[1], paths[0]]
+
+
+def test_order_of_equal_times_is_as_given(tmp_path):
+    _touch(tmp_path, *_bundle("a", "b", "c"), time=1)
+    paths = [str(tmp_path / name) for name in "bca"]
+    assert _paths.in_order(paths) == paths
+
+
+def test_a_link_is_as_old_as_what_it_leads_to(tmp_path):
+    _touch(tmp_path, "old.keras", time=1)
+    _touch(tmp_path, "new.keras", time=2)
+    (tmp_path / "link.keras").symlink_to("old.keras")
+    paths = [str(tmp_path / f"{name}.keras") for name in ("new", "link")]
+    assert _paths.in_order(paths) == paths[::-1]
+
+
+def test_what_a_shell_makes_of_a_pattern(tmp_path):
+    names = [*_bundle("ckpt-1", "ckpt-2"), "ckpt-1.meta", "ckpt-2.meta"]
+    names += ["ckpt-1.data-00001-of-00002"]
+    assert _paths.listed(names) == ["ckpt-1", "ckpt-2"]
+    assert _paths.listed(["ckpt-2.index", "ckpt-1"]) == ["ckpt-2", "ckpt-1"]
+
+
+def test_paths_may_be_of_any_kind_of_iterable():
+    assert _paths.listed(pathlib.Path(p) for p in ("a", "b.h5")) == ["a", "b.h5"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "twice"),
+    [
+        (["a", "b", "a"], "a"),
+        (["a.index", "a.index"], "a.index"),
+        (["a", "x/../a"], "x/../a"),
+        (["a", "./a.index"], "./a"),
+        (["real", "link"], "link"),
+        (["folder/ckpt-1", "linked_folder/ckpt-1"], "linked_folder/ckpt-1"),
+        (["a.keras", pathlib.Path("link.keras")], "link.keras"),
+    ],
+)
+def test_a_checkpoint_named_twice(inputs, twice, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _touch(tmp_path, "a.keras", *_bundle("a", "b", "real", "folder/ckpt-1"))
+    os.symlink("folder", "linked_folder")
+    os.symlink("a.keras", "link.keras")
+    for part in _bundle(""):
+        os.symlink(f"real{part}", f"link{part}")
+    with pytest.raises(ValueError, match="once") as error:
+        _paths.listed(inputs)
+    assert str(error.value).endswith(f"Received twice: '{twice}'")
+
+
+@pytest.mark.parametrize("inputs", [[], iter(())])
+def test_no_inputs(inputs):
+    with pytest.raises(ValueError, match="at least one.* Received: none"):
+        _paths.listed(inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "received"),
+    [
+        ("missing", "'missing'"),
+        (pathlib.Path("missing"), "missing"),
+        (3, "3"),
+        (None, "None"),
+        (["a", 3], "3 in it"),
+        ([b"a"], "b'a' in it"),
+    ],
+)
+def test_inputs_that_are_no_list_of_paths(inputs, received):
+    with pytest.raises(TypeError, match="`inputs` must be a list") as error:
+        _paths.listed(inputs)
+    assert received in str(error.value).split("Received: ")[1]
+
+
+@pytest.mark.parametrize("suffix", ["", *_paths.SUFFIXES])
+def test_directory(suffix, tmp_path):
+    names = [f"ckpt-{i}{suffix}" for i in (1, 2, 10)]
+    _touch(tmp_path, *(names if suffix else _bundle(*names)))
+    assert _found(tmp_path) == names
+    assert _paths.listed(tmp_path) == _paths.listed(str(tmp_path))
+    assert _paths.listed(f"{tmp_path}/") == [str(tmp_path / n) for n in names]
+
+
+def test_directory_without_numbers_is_in_the_order_of_time(tmp_path):
+    for time, name in enumerate(["c.keras", "a.keras", "b.keras"]):
+        _touch(tmp_path, name, time=time)
+    assert _found(tmp_path) == ["c.keras", "a.keras", "b.keras"]
+
+
+def test_directory_with_other_files(tmp_path):
+    _touch(tmp_path, *_bundle("ckpt-1"))
+    _touch(
+        tmp_path,
+        *_bundle(".ckpt-2", ".ckpt-3-x8f2/ckpt-3", "below/ckpt-4"),
+        ".ckpt-5.keras",
+        f"ckpt-6{DATA}.tempstate123",
+        "ckpt-7_temp/part-00000-of-00001",
+        "ckpt-1.meta",
+        "graph.meta",
+        "events.out.tfevents.8",
+        "notes.txt",
+        "history.json",
+    )
+    assert _found(tmp_path) == ["ckpt-1"]
+
+
+@pytest.mark.parametrize(
+    ("names", "forms"),
+    [
+        ([], "no checkpoint"),
+        (["notes.txt", ".ckpt-1.index"], "no checkpoint"),
+        (["a.h5", "a.weights.h5"], "*.h5, *.weights.h5"),
+        (["a.keras", *_bundle("ckpt-1")], "*, *.keras"),
+    ],
+)
+def test_directory_with_no_form_or_several(names, forms, tmp_path):
+    _touch(tmp_path, *names)
+    with pytest.raises(ValueError, match="one form") as error:
+        _paths.listed(tmp_path)
+    assert str(error.value).endswith(f"with {forms}")
+
+
+def test_directory_that_is_none(tmp_path):
+    _touch(tmp_path, "file")
+    for path in (tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(FileNotFoundError, match=f"directory='{path}'"):
+            _paths.in_directory(str(path))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_directory_without_what_its_state_lists(absolute, tmp_path):
+    _touch(tmp_path, *_bundle("ckpt-1", "ckpt-2"))
+    folder = f"{tmp_path}/" if absolute else ""
+    listed = [f"{folder}ckpt-{i}" for i in (1, 3, 4)]
+    tf.train.update_checkpoint_state(str(tmp_path), listed[-1], listed)
+    with pytest.raises(ValueError, match="without ckpt-3, ckpt-4$"):
+        _paths.in_directory(str(tmp_path))
+    _touch(tmp_path, *_bundle("ckpt-3", "ckpt-4"))
+    assert _found(tmp_path) == [f"ckpt-{i}" for i in (1, 2, 3, 4)]
+
+
+def test_directory_whose_state_cannot_be_read(tmp_path):
+    _touch(tmp_path, *_bundle("ckpt-1"))
+    for text in ("", "no such thing", "\xff"):
+        (tmp_path / "checkpoint").write_text(text, encoding="latin-1")
+        assert _found(tmp_path) == ["ckpt-1"]
+
+
+def test_directory_with_one_checkpoint_under_two_names(tmp_path):
+    _touch(tmp_path, "epoch_1.keras", "epoch_2.keras")
+    (tmp_path / "latest.keras").symlink_to("epoch_2.keras")
+    with pytest.raises(ValueError, match=r"Received twice: '.*/latest\.keras'"):
+        _paths.in_directory(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", ["", ".weights.h5"])
+def test_directory_with_an_average_among_checkpoints(suffix, tmp_path):
+    names = [f"average{suffix}", f"ckpt-1{suffix}"]
+    _touch(tmp_path, *(names if suffix else _bundle(*names)))
+    _touch(tmp_path, f"average{suffix}.json")
+    with pytest.raises(ValueError, match=f"averages .*with average{suffix}$"):
+        _paths.in_directory(str(tmp_path))
+    _touch(tmp_path, f"ckpt-1{suffix}.json")  # averages alone may be averaged
+    assert sorted(_found(tmp_path)) == names
+
+
+@pytest.mark.parametrize("suffix", ["", *_paths.SUFFIXES])
+def test_output(suffix, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = [f"ckpt-1{suffix}"]
+    for output in (f"ckpt-2{suffix}", f"a/b/x.y{suffix}", f"./run.h5/x{suffix}"):
+        assert _paths.checked_output(output, inputs) == output
+    path = pathlib.Path(f"ckpt-2{suffix}")
+    assert _paths.checked_output(path, inputs) == f"ckpt-2{suffix}"
+
+
+@pytest.mark.parametrize(
+    ("output", "like", "ending"),
+    [
+        ("x", "a.keras", ".keras"),
+        ("x.h5", "a.keras", ".keras"),
+        ("x.h5", "a.weights.h5", ".weights.h5"),
+        ("x.weights.h5", "a.h5", ".h5"),
+        ("x.hdf5", "a.h5", ".h5"),
+        ("x.keras", "ckpt-1", "a name without suffix"),
+        ("x.index", "ckpt-1", "a name without suffix"),
+        (f"x{DATA}", "ckpt-1", "a name without suffix"),
+        ("", "ckpt-1", "a name without suffix"),
+        ("folder/", "ckpt-1", "a name without suffix"),
+        ("missing/.", "ckpt-1", "a name without suffix"),
+        ("missing/..", "ckpt-1", "a name without suffix"),
+    ],
+)
+def test_output_of_a_wrong_name(output, like, ending):
+    with pytest.raises(ValueError, match="`output` must end in") as error:
+        _paths.checked_output(output, [like])
+    assert f"must end in {ending}, as" in str(error.value)
+    assert f"output='{output}'" in str(error.value)
+
+
+@pytest.mark.parametrize("output", [None, 3, b"x"])
+def test_output_that_is_no_path(output):
+    with pytest.raises(TypeError, match="`output` must be a path"):
+        _paths.checked_output(output, ["a"])
+
+
+def test_output_that_is_not_local():
+    with pytest.raises(ValueError, match="local"):
+        _paths.checked_output("gs://bucket/x", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("output", "like", "there"),
+    [
+        ("x.keras", "a.keras", "x.keras"),
+        ("x.keras", "a.keras", "x.keras.json"),
+        ("x", "a", "x.index"),
+        ("x", "a", f"x{DATA}"),
+        ("x", "a", "x.data-00001-of-00002"),
+        ("x", "a", "x.json"),
+        ("x", "a", "x"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_output_that_exists(output, like, there, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if kind == "file":
+        _touch(tmp_path, there)
+    elif kind == "folder":
+        os.mkdir(there)
+    else:
+        os.symlink("nowhere", there)
+    with pytest.raises(FileExistsError, match=f"there is '{there}'$"):
+        _paths.checked_output(output, [like])
+
+
+def test_output_that_is_an_input(tmp_path):
+    _touch(tmp_path, "a.keras", "b.keras", *_bundle("ckpt-1"))
+    (tmp_path / "link.keras").symlink_to("b.keras")
+    for part in _bundle(""):
+        (tmp_path / f"link{part}").symlink_to(f"ckpt-1{part}")
+    keras = [str(tmp_path / "a.keras"), str(tmp_path / "b.keras")]
+    prefix = [str(tmp_path / "ckpt-1")]
+    for output, inputs in [
+        ("b.keras", keras),
+        ("link.keras", keras),
+        ("ckpt-1", prefix),
+        ("link", prefix),
+    ]:
+        with pytest.raises(FileExistsError, match="none of the inputs"):
+            _paths.checked_output(tmp_path / output, inputs)
+
+
+@pytest.mark.parametrize("output", ["file/x", "file/folder/x"])
+def test_output_below_a_file(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _touch(tmp_path, "file")
+    with pytest.raises(ValueError, match="'file' is a file"):
+        _paths.checked_output(output, ["a"])
