@@ -1,209 +1,175 @@
 r"""`swa_tf.average_checkpoints`, measured against reading and writing.
 
-    python -m benchmarks.checkpoint_averaging
     python -m benchmarks.checkpoint_averaging --forms=keras --n_variables=400
 
-writes checkpoints of one model, and prints a table for each form of file: time
-and peak memory of the average, of a naive one (whole arrays in a dictionary, as
-other averagers keep them), and of two floors, which read the inputs and write
-one output and do nothing else. The disk must have room for the checkpoints of
-one form: 9 GB, unless flags say otherwise.
+prints a table for each form of file: time and peak memory of the average, of a
+naive one (a dictionary of whole arrays, as other averagers keep it), and of two
+floors, which read the inputs, write one output, and do nothing else. The disk
+must have room for 9 GB of checkpoints, unless flags say otherwise.
 """
-
-from __future__ import annotations
 
 import concurrent.futures
 import glob
+import io
 import multiprocessing
 import os
 import resource
-import shlex
-import shutil
 import statistics
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import h5py
 import numpy as np
 from absl import app, flags
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from benchmarks.errors import BenchmarkError
-
-# TensorFlow is imported where it is used, in processes of their own. Linux
-# counts to a process's peak what the one that started it had: so that is small.
+# TensorFlow is imported only in the processes that are measured: Linux counts
+# to a process's peak what the one that started it had, so that must be little.
 
 FORMS = {"checkpoint": "", "weights.h5": ".weights.h5", "keras": ".keras"}
-_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-_MEMBER = "model.weights.h5"
-_HEADINGS = ["", "time, s", "lowest to highest", "/ plain", "/ library"]
+_VALUE, _MEMBER = "/.ATTRIBUTES/VARIABLE_VALUE", "model.weights.h5"
+_HEADINGS = ["time, s", "lowest to highest", "/ plain", "/ library"]
 _HEADINGS += ["peak, MB", "less imports, MB", "in checkpoints"]
 _NOTE = """\
 Medians of runs that take turns, each in a fresh process, with the inputs in the
-page cache. "/ plain" and "/ library" are the time divided by that of a floor.
-Memory is the peak of the process, then without what it was after the imports,
-then that divided by the size of one checkpoint. `average_checkpoints` should
-need at most 1.5 times a floor's time, and 2.5 checkpoints of memory."""
+page cache. "/ plain" and "/ library": the time divided by that of the floor.
+Memory: the peak of the process; the same less the peak after the imports; that
+divided by the size of a checkpoint. Wanted of `average_checkpoints`: at most
+1.5 times the time of reading and writing, and 2.5 checkpoints of memory.
+"""
 
 flags.DEFINE_integer("n_checkpoints", 20, "To average.", lower_bound=1)
-flags.DEFINE_integer("n_parameters", 10**8, "Of float32, in each.", 1)
+flags.DEFINE_integer("n_parameters", 10**8, "Of float32, in each of them.", 1)
 flags.DEFINE_integer("n_variables", 4, "That these are in, all alike.", 1)
-flags.DEFINE_list("forms", list(FORMS), f"Of files, of {', '.join(FORMS)}.")
+flags.DEFINE_list("forms", list(FORMS), f"Of files: {', '.join(FORMS)}.")
 flags.DEFINE_integer("rounds", 3, "Runs of each way.", lower_bound=1)
-flags.DEFINE_string("folder", None, "For the files; default: where TMPDIR is.")
+flags.DEFINE_string("folder", None, "For the files; default: a temporary one.")
 flags.DEFINE_string("output", None, "A Markdown file to write the tables to.")
+flags.register_validator(
+    "forms",
+    lambda forms: forms and set(forms) <= FORMS.keys(),
+    f"It must be some of {', '.join(FORMS)}.",
+)
+flags.register_multi_flags_validator(
+    ["n_parameters", "n_variables"],
+    lambda values: values["n_parameters"] % values["n_variables"] == 0,
+    "--n_parameters must be a multiple of --n_variables.",
+)
+flags.register_validator(
+    "folder",
+    lambda folder: folder is None or os.path.isdir(folder),
+    "It must be a directory that exists.",
+)
+flags.register_validator(
+    "output",
+    lambda file: file is None or os.path.isdir(os.path.dirname(file) or "."),
+    "It must be a file in a directory that exists.",
+)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv):
     """Runs the benchmark that the flags describe."""
-    values = flags.FLAGS.flag_values_dict()
-    try:
-        _check(values, argv[1:])
-        results = {form: _results(form, values) for form in values["forms"]}
-    except BenchmarkError as error:
-        sys.exit(f"error: {error}")
-    n, size = values["n_checkpoints"], values["n_parameters"]
-    each = f"{n} x {size:,} float32 in {values['n_variables']} variables"
-    text = "# Averages of checkpoints: time and memory\n\n"
-    for form, rows in results.items():
-        table = Table(title=f"{form}: {each}")
-        for heading in _HEADINGS:
-            table.add_column(heading, justify="right" if heading else "left")
-        for row in rows:
+    if len(argv) > 1:
+        raise app.UsageError(f"There are flags only. Received: {argv[1]}")
+    values, buffer = flags.FLAGS.flag_values_dict(), io.StringIO()
+    for form in values["forms"]:
+        columns = [Column(heading, justify="right") for heading in _HEADINGS]
+        table = Table("", *columns, box=box.MARKDOWN)
+        for row in _rows(form, values):
             table.add_row(*row)
-        Console().print(table)
-        rule = ["---"] + ["---:"] * (len(_HEADINGS) - 1)
-        lines = [f"| {' | '.join(r)} |\n" for r in (_HEADINGS, rule, *rows)]
-        text += f"## {form}: {each}\n\n{''.join(lines)}\n"
-    print(_NOTE)
+        buffer.write(
+            f"## {form}: {values['n_checkpoints']} of "
+            f"{values['n_parameters']:,} float32 in "
+            f"{values['n_variables']} variables\n"
+        )
+        Console(file=buffer, width=140).print(table)
+    buffer.write(_NOTE)
+    text = "\n".join(map(str.rstrip, buffer.getvalue().split("\n")))
+    print(text)
     if values["output"]:
-        command = ["python", "-m", "benchmarks.checkpoint_averaging"]
-        text += f"{_NOTE}\n\nMade by\n\n    "
-        text += f"{shlex.join([*command, *sys.argv[1:]])}\n\nwith "
-        text += ", ".join(f"{k} {v}" for k, v in alone(_stack).items())
+        command = " ".join(["benchmarks.checkpoint_averaging", *sys.argv[1:]])
         with open(values["output"], "w", encoding="utf-8") as file:
-            file.write(f"{text}, on {os.cpu_count()} cores.\n")
-
-
-def _check(values: dict[str, Any], arguments: Sequence[str]) -> None:
-    """Raises unless the flags make sense, before anything is written."""
-    n, size = values["n_variables"], values["n_parameters"]
-    folder = values["folder"] or tempfile.gettempdir()
-    output = os.path.dirname(values["output"] or "") or "."
-    if arguments:
-        raise BenchmarkError(
-            f"There are flags only. Received: {' '.join(arguments)}"
-        )
-    if not values["forms"] or set(values["forms"]) - FORMS.keys():
-        raise BenchmarkError(
-            f"`--forms` must be some of {', '.join(FORMS)}. "
-            f"Received: --forms={','.join(values['forms'])}"
-        )
-    if size % n:
-        raise BenchmarkError(
-            "`--n_parameters` must be a multiple of `--n_variables`. "
-            f"Received: --n_parameters={size} --n_variables={n}"
-        )
-    for name, path in (("folder", folder), ("output", output)):
-        if not os.path.isdir(path):
-            raise BenchmarkError(
-                f"`--{name}` must be in a folder that exists. Received: {path}"
+            file.write(
+                f"# Averages of checkpoints: time and memory\n\n{text}\n"
+                f"Made by\n\n    python -m {command}\n\n"
+                f"with {_alone(_stack)}, on {os.cpu_count()} cores.\n"
             )
-    free, needed = shutil.disk_usage(folder).free, values["n_checkpoints"] + 2
-    if free < needed * 4 * size:
-        raise BenchmarkError(
-            f"`--folder` must have room for {needed * 4 * size / 1e9:.1f} GB. "
-            f"Received: {folder} with {free / 1e9:.1f} GB free"
-        )
 
 
-def alone(function: Callable[..., Any], *args: Any) -> Any:
+def _alone(function, *args):
     """Calls a function in a fresh process."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, context) as process:
         return process.submit(function, *args).result()
 
 
-def _stack() -> dict[str, str]:
+def _stack():
     from benchmarks import report
 
-    return report.stack()
+    return ", ".join(f"{k} {v}" for k, v in report.stack().items())
 
 
-def _results(form: str, values: dict[str, Any]) -> list[list[str]]:
-    """The rows of one table."""
-    size, ways = values["n_parameters"], list(WAYS)
-    runs: dict[str, list[Any]] = {way: [] for way in ways}
+def _rows(form, values):
+    """The figures of one form: a row for each way."""
+    ways, n_bytes = list(WAYS), 4 * values["n_parameters"]
+    runs = {way: [] for way in ways}
     with tempfile.TemporaryDirectory(dir=values["folder"]) as folder:
-        paths = [
-            os.path.join(folder, f"ckpt-{i:06}{FORMS[form]}")
-            for i in range(values["n_checkpoints"])
-        ]
-        means = alone(prepare, form, paths, size, values["n_variables"])
+        names = [f"{i:06}{FORMS[form]}" for i in range(values["n_checkpoints"])]
+        paths = [os.path.join(folder, name) for name in names]
+        shape = values["n_variables"], n_bytes // 4 // values["n_variables"]
+        means = _alone(prepare, form, paths, shape)
         for i in range(values["rounds"]):
             for way in ways[i % len(ways) :] + ways[: i % len(ways)]:
                 os.sync()  # What the last one wrote is not this one's to pay.
-                runs[way].append(alone(measure, way, form, paths, means))
-    rows, floors = [], []
-    for way in ways:
-        seconds, before, peak = map(statistics.median, zip(*runs[way]))
+                runs[way].append(_alone(measure, way, form, paths, means))
+    medians = {w: [*map(statistics.median, zip(*runs[w]))] for w in ways}
+    for way, (seconds, before, peak) in medians.items():
         times = [run[0] for run in runs[way]]
-        floors = [*floors, seconds][:2]
-        ratios = [f"{seconds / floor:.2f}" for floor in floors]
-        added = peak - before
-        rows.append([way, f"{seconds:.2f}"])
-        rows[-1] += [f"{min(times):.2f} to {max(times):.2f}"]
-        rows[-1] += [*ratios, ""][:2]
-        rows[-1] += [f"{peak / 1e6:.0f}", f"{added / 1e6:.0f}"]
-        rows[-1] += [f"{added / (4 * size):.2f}"]
-    return rows
+        yield [
+            way,
+            f"{seconds:.2f}",
+            f"{min(times):.2f} to {max(times):.2f}",
+            *(f"{seconds / medians[floor][0]:.2f}" for floor in ways[:2]),
+            f"{peak / 1e6:.0f}",
+            f"{(peak - before) / 1e6:.0f}",
+            f"{(peak - before) / n_bytes:.2f}",
+        ]
 
 
-def prepare(
-    form: str, paths: Sequence[str], size: int, n_variables: int
-) -> dict[str, np.ndarray]:
+def prepare(form, paths, shape):
     """Writes checkpoints, and reads them: so they are in the page cache.
 
     Returns:
-        The mean of some numbers of each weight, in float64.
+        The float64 means of a sample of each weight, by its name in the files.
     """
     import tensorflow as tf
 
+    random, means = np.random.default_rng(0), {}
     inputs = tf.keras.Input([1])
-    layers = [
-        tf.keras.layers.Dense(
-            size // n_variables, use_bias=False, kernel_initializer="zeros"
-        )
-        for _ in range(n_variables)
-    ]
+    kwargs = {"use_bias": False, "kernel_initializer": "zeros"}
+    layers = [tf.keras.layers.Dense(shape[1], **kwargs) for _ in range(shape[0])]
     model = tf.keras.Model(inputs, [layer(inputs) for layer in layers])
-    random = np.random.default_rng(0)
-    means: dict[str, Any] = {}
     for path in paths:
         for layer in layers:
-            shape = layer.kernel.shape
-            layer.kernel.assign(random.standard_normal(shape, np.float32))
-        if form == "checkpoint":
-            tf.train.Checkpoint(model=model).write(path)
-        elif form == "keras":
+            layer.kernel.assign(random.standard_normal((1, shape[1]), "f"))
+        if form == "keras":
             model.save(path)
-        else:
+        elif form == "weights.h5":
             model.save_weights(path)
-        for key, weight in _read(form, path):
-            share = _sample(weight).astype(np.float64) / len(paths)
-            means[key] = means.get(key, 0.0) + share
+        else:
+            arrays = enumerate(model.get_weights())
+            _write(form, path, {f"w{i}{_VALUE}": array for i, array in arrays})
+        for name, weight in _read(form, path):
+            means[name] = means.get(name, 0.0) + _sample(weight) / len(paths)
     return means
 
 
-def measure(
-    way: str, form: str, paths: Sequence[str], means: dict[str, np.ndarray]
-) -> tuple[float, int, int]:
-    """Seconds, and the most bytes that memory held before and after."""
+def measure(way, form, paths, means):
+    """Seconds, and the peak of memory in bytes before and after."""
     import tensorflow  # noqa: F401
 
     import swa_tf  # noqa: F401
@@ -213,6 +179,112 @@ def measure(
         before, start = _peak(), time.perf_counter()
         WAYS[way](form, paths, output)
         seconds, peak = time.perf_counter() - start, _peak()
-        if WAYS[way] in (_average, _naive):
-            _check_means(way, dict(_read(form, output)), means)
+        if "average" in way:
+            check(form, output, means)
     return seconds, before, peak
+
+
+def check(form, path, means):
+    """Raises unless the weights in a file are the means, rounded."""
+    found = {name: _sample(weight) for name, weight in _read(form, path)}
+    if found.keys() != means.keys() or not all(
+        np.allclose(found[name], means[name], 2**-23, 1e-12) for name in means
+    ):
+        raise RuntimeError(f"{path} does not hold the means")
+
+
+def _sample(weight):
+    return weight.ravel()[::997].astype(np.float64)
+
+
+def _peak():
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _plain_floor(form, paths, output):
+    buffer = memoryview(bytearray(1 << 20))
+    for path in paths:
+        size = 0
+        for name in glob.glob(f"{path}*"):
+            with open(name, "rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    size += count
+    with open(output, "wb", buffering=0) as file:
+        for start in range(0, size, len(buffer)):
+            file.write(buffer[: size - start])
+
+
+def _library_floor(form, paths, output):
+    weights = {}
+    for path in paths:
+        for name, weight in _read(form, path):
+            weights[name] = weight
+    _write(form, output, weights)
+
+
+def _average(form, paths, output):
+    import swa_tf
+
+    swa_tf.average_checkpoints(paths, output)
+
+
+def _average_naively(form, paths, output):
+    total = {}
+    for path in paths:
+        for name, weight in _read(form, path):
+            if name not in total:
+                total[name] = np.zeros(weight.shape)
+            total[name] += weight
+    n = len(paths)
+    _write(form, output, {k: (v / n).astype("f") for k, v in total.items()})
+
+
+def _read(form, path):
+    """Names and values, one at a time, as TensorFlow and h5py read them."""
+    if form == "checkpoint":
+        import tensorflow as tf
+
+        reader = tf.train.load_checkpoint(path)
+        for name in reader.get_variable_to_shape_map():
+            if name.endswith(_VALUE):
+                yield name, reader.get_tensor(name)
+    elif form == "keras":
+        with zipfile.ZipFile(path) as archive, archive.open(_MEMBER) as member:
+            yield from _read("weights.h5", member)
+    else:
+        names = []
+        with h5py.File(path, "r") as file:
+            file.visit(names.append)
+            for name in names:
+                if isinstance(file[name], h5py.Dataset):
+                    yield name, file[name][()]
+
+
+def _write(form, path, weights):
+    """Writes what `_read` gave, and of a `.keras` file nothing else."""
+    if form == "checkpoint":
+        import tensorflow as tf
+
+        tensors = {k[: -len(_VALUE)]: tf.Variable(v) for k, v in weights.items()}
+        tf.train.Checkpoint(**tensors).write(path)
+        return
+    hdf5 = path if form == "weights.h5" else f"{path}.h5"
+    with h5py.File(hdf5, "w") as file:
+        for name, weight in weights.items():
+            file[name] = weight
+    if form == "keras":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(hdf5, _MEMBER)
+
+
+WAYS = {
+    "floor: plain": _plain_floor,
+    "floor: library": _library_floor,
+    "average_checkpoints": _average,
+    "naive average": _average_naively,
+}
+
+
+if __name__ == "__main__":
+    app.run(main)

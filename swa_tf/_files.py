@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,13 +20,18 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     made = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        scratch = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
         try:
-            yield pathlib.Path(scratch)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch.mkdir(mode=0o700)
+            yield scratch
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                shutil.rmtree(scratch, ignore_errors=True)
+            except BaseException:  # interrupted
+                shutil.rmtree(scratch, ignore_errors=True)
+                raise
     except BaseException:
         for parent in made:  # the innermost first
             with contextlib.suppress(OSError):  # no longer empty
@@ -63,7 +68,7 @@ def move(files: Iterable[pathlib.Path], folder: pathlib.Path) -> None:
             moved.append(folder / file.name)
             os.rename(file, moved[-1])
     except BaseException:
-        for file in moved:
+        for file in reversed(moved):
             file.unlink(missing_ok=True)
         raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import os
@@ -24,6 +25,7 @@ from swa_tf._stored import DamagedError, Loaded, Stored, Tensor, is_float
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
+_COMPRESSION = 1032  # the most that deflate, or any other filter, achieves
 
 # What h5py and zipfile raise about files that are damaged.
 _ERRORS = (
@@ -84,7 +86,13 @@ class Hdf5File:
         if dropped:
             whole = path.with_name(f"whole-{path.name}")
             path.rename(whole)
-            _copy_without_optimizer(whole, path)
+            try:
+                _copy_without_optimizer(whole, path)
+            except _ERRORS as error:
+                raise ValueError(
+                    "`optimizer_slots` cannot be dropped from the newest of "
+                    f"`inputs`, '{self.path}': {error}"
+                ) from error
             whole.unlink()
         for key, tensor in Hdf5File(os.fspath(path)).tensors.items():
             if key not in averaged:
@@ -126,6 +134,8 @@ class Hdf5File:
             if not isinstance(link, h5py.HardLink):
                 raise DamagedError(f"'{key}' is a link, where Keras has none")
             item = group[name]
+            if h5py.h5o.get_info(item.id).rc > 1:
+                raise DamagedError(f"'{key}' has another name as well")
             if isinstance(item, h5py.Group):
                 self._walk(item, f"{key}/")
             elif isinstance(item, h5py.Dataset):
@@ -151,8 +161,12 @@ class Hdf5File:
             and layout == h5py.h5d.CONTIGUOUS
             and dtype.isnative
         ):
+            if offset + dataset.nbytes > self._size:
+                raise DamagedError(f"it ends before '{key}' does")
             offset += self._offset
             return Stored(shape, dtype, self.path, offset, dataset.nbytes)
+        if dataset.nbytes > _COMPRESSION * self._size:
+            raise DamagedError(f"'{key}' is larger than its file can hold")
         load = functools.partial(self._load, key, dtype)
         return Loaded(shape, dtype, load)
 
@@ -182,8 +196,10 @@ class KerasFile(Hdf5File):
                 for member in source.infolist():
                     if member.filename == _WEIGHTS:
                         target.write(weights, _WEIGHTS)
-                    else:
-                        target.writestr(member, source.read(member))
+                        continue
+                    with source.open(member) as old:
+                        with target.open(copy.copy(member), "w") as new:
+                            shutil.copyfileobj(old, new)
         weights.unlink()
 
     def _part(self) -> tuple[int, int]:

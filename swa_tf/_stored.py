@@ -90,12 +90,12 @@ Tensor = Union[Stored, Loaded]
 def read(file: str, offset: int, size: int) -> np.ndarray:
     """So many bytes of a file, as a read-only array."""
     piece = np.empty(size, np.uint8)
-    with open(file, "rb", buffering=0) as opened:
+    with open(file, "rb") as opened:
         opened.seek(offset)
         count = opened.readinto(piece.data)
     if count != size:
         raise DamagedError(
-            f"{os.path.basename(file)} ends at byte {offset + (count or 0)} "
+            f"{os.path.basename(file)} ends at byte {offset + count} "
             f"and should go on to {offset + size}"
         )
     piece.flags.writeable = False

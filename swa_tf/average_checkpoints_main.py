@@ -226,11 +226,14 @@ def _inputs(given: list[str]) -> list[str]:
             "--num_last_checkpoints and --every choose from --checkpoint_dir. "
             "Received: no --checkpoint_dir"
         )
-    paths = []
+    paths: list[str] = []
     for pattern in patterns:
         # What is there so called is meant, also with brackets in its name.
         found = [] if _paths.files(pattern) else glob.glob(pattern)
-        paths += (found and _paths.in_order(_paths.checked(found))) or [pattern]
+        if found:
+            paths += _paths.in_order(_paths.checked(found))
+        else:
+            paths.append(pattern)
     return paths
 
 
@@ -308,8 +311,11 @@ def _console(file: TextIO) -> Console:
 
 
 @contextlib.contextmanager
-def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Shows how far the reading is, where there is much to read."""
+def _bar(console: Console) -> Iterator[Callable[[int, int], None] | None]:
+    """Shows on a terminal how far the reading is, where there is much."""
+    if not console.is_interactive:  # where a bar would end in an empty line
+        yield None
+        return
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("averaging", visible=False)
 

@@ -17,6 +17,8 @@ from swa_tf import _names, _rounding, _variables
 
 _N_MODELS = "n_models"
 """The key of the count, beside the averages."""
+_MOST = 10
+"""Problems that one error lists."""
 
 
 def copy_parameters(target: Any) -> dict[str, np.ndarray]:
@@ -112,8 +114,8 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
         average <- average + (parameter - average) / (n_models + 1)
 
     as `swa_tf.StochasticWeightAveraging` does, to the bit, and in at least
-    float32. Integer and boolean parameters are those of the newest model. The
-    number of models is in the dictionary too: saved with `np.savez` and
+    float32. What is no floating-point parameter is that of the newest model.
+    The number of models is in the dictionary too: saved with `np.savez` and
     loaded with `dict(np.load(...))`, it goes on where it stopped.
 
     >>> layer = tf.keras.layers.Dense(1, use_bias=False)
@@ -251,10 +253,6 @@ def _checked(
             f"`target`. Received: {'; '.join(problems)}"
         )
     return values
-
-
-_MOST = 10
-"""Problems that one error lists."""
 
 
 class _MisfitError(Exception):

@@ -416,7 +416,7 @@ def test_an_integer_parameter_takes_whole_numbers_in_its_range(dtype, number):
 
 
 class Failing:
-    """Lets the second call of a method fail, once."""
+    """Lets the next call of a method fail, and none after it."""
 
     def __init__(self, monkeypatch, variable, method, error):
         self.method = getattr(variable, method)

@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 import tensorflow as tf
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swa_tf import _paths
 
@@ -51,7 +52,9 @@ def test_suffix(path, suffix):
 
 def test_files_of_a_prefix(tmp_path):
     shards = [f"a[1].data-0000{i}-of-00002" for i in (0, 1)]
-    _touch(tmp_path, *shards, "a[1].index", "a1.index", f"a[1]0{DATA}", "a[1].x")
+    _touch(
+        tmp_path, *shards, "a[1].index", "a1.index", f"a[1]0{DATA}", "a[1].x"
+    )
     found = _paths.files(str(tmp_path / "a[1]"))
     assert [os.path.basename(path) for path in found] == [*shards, "a[1].index"]
     assert _paths.files(str(tmp_path / "b")) == []
@@ -59,8 +62,9 @@ def test_files_of_a_prefix(tmp_path):
 
 def test_files_of_one_file(tmp_path):
     _touch(tmp_path, "v1", "a.keras", "a.keras.index")
-    assert _paths.files(str(tmp_path / "v1")) == [str(tmp_path / "v1")]
-    assert _paths.files(str(tmp_path / "a.keras")) == [str(tmp_path / "a.keras")]
+    for name in ("v1", "a.keras"):
+        path = str(tmp_path / name)
+        assert _paths.files(path) == [path]
 
 
 @given(
@@ -151,7 +155,8 @@ def test_what_a_shell_makes_of_a_pattern(tmp_path):
 
 
 def test_paths_may_be_of_any_kind_of_iterable():
-    assert _paths.listed(pathlib.Path(p) for p in ("a", "b.h5")) == ["a", "b.h5"]
+    names = ["a", "b.h5"]
+    assert _paths.listed(pathlib.Path(name) for name in names) == names
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,7 @@ def test_a_checkpoint_named_twice(inputs, twice, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("inputs", [[], iter(())])
 def test_no_inputs(inputs):
-    with pytest.raises(ValueError, match="at least one.* Received: none"):
+    with pytest.raises(ValueError, match=r"at least one.* Received: none"):
         _paths.listed(inputs)
 
 
@@ -261,8 +266,10 @@ def test_directory_without_what_its_state_lists(absolute, tmp_path):
     _touch(tmp_path, *_bundle("ckpt-1", "ckpt-2"))
     folder = f"{tmp_path}/" if absolute else ""
     listed = [f"{folder}ckpt-{i}" for i in (1, 3, 4)]
-    tf.train.update_checkpoint_state(str(tmp_path), listed[-1], listed)
-    with pytest.raises(ValueError, match="without ckpt-3, ckpt-4$"):
+    tf.compat.v1.train.update_checkpoint_state(
+        str(tmp_path), listed[-1], listed
+    )
+    with pytest.raises(ValueError, match=r"without ckpt-3, ckpt-4$"):
         _paths.in_directory(str(tmp_path))
     _touch(tmp_path, *_bundle("ckpt-3", "ckpt-4"))
     assert _found(tmp_path) == [f"ckpt-{i}" for i in (1, 2, 3, 4)]
@@ -297,7 +304,8 @@ def test_directory_with_an_average_among_checkpoints(suffix, tmp_path):
 def test_output(suffix, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inputs = [f"ckpt-1{suffix}"]
-    for output in (f"ckpt-2{suffix}", f"a/b/x.y{suffix}", f"./run.h5/x{suffix}"):
+    for name in ("ckpt-2", "a/b/x.y", "./run.h5/x"):
+        output = name + suffix
         assert _paths.checked_output(output, inputs) == output
     path = pathlib.Path(f"ckpt-2{suffix}")
     assert _paths.checked_output(path, inputs) == f"ckpt-2{suffix}"
