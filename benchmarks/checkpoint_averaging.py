@@ -151,7 +151,9 @@ def prepare(form, paths, shape):
     random, means = np.random.default_rng(0), {}
     inputs = tf.keras.Input([1])
     kwargs = {"use_bias": False, "kernel_initializer": "zeros"}
-    layers = [tf.keras.layers.Dense(shape[1], **kwargs) for _ in range(shape[0])]
+    layers = [
+        tf.keras.layers.Dense(shape[1], **kwargs) for _ in range(shape[0])
+    ]
     model = tf.keras.Model(inputs, [layer(inputs) for layer in layers])
     for path in paths:
         for layer in layers:
@@ -266,7 +268,9 @@ def _write(form, path, weights):
     if form == "checkpoint":
         import tensorflow as tf
 
-        tensors = {k[: -len(_VALUE)]: tf.Variable(v) for k, v in weights.items()}
+        tensors = {
+            k[: -len(_VALUE)]: tf.Variable(v) for k, v in weights.items()
+        }
         tf.train.Checkpoint(**tensors).write(path)
         return
     hdf5 = path if form == "weights.h5" else f"{path}.h5"

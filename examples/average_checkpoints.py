@@ -6,8 +6,6 @@ what `average_checkpoints` makes of them, is loaded and classifies images held
 out; with batch norm also once its statistics are computed anew.
 
     python -m examples.average_checkpoints
-
-TODO
 """
 
 from __future__ import annotations
@@ -23,7 +21,8 @@ from matplotlib.figure import Figure
 import swa_tf
 from examples import data
 
-REFIT_IMAGES = 10_000  # More would not be seen in the statistics.
+REFIT_IMAGES = 10_000  # more would not be seen in the statistics
+BATCH_SIZE, LEARNING_RATE = 50, 0.05
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("dataset", "digits", data.NAMES, "What to learn.")
 flags.DEFINE_string("data_dir", None, "Where MNIST or SVHN is, if it is here.")
@@ -32,16 +31,14 @@ flags.DEFINE_integer("test_size", None, "Images to hold out.", lower_bound=1)
 flags.DEFINE_bool("batch_norm", True, "Whether to normalize convolutions.")
 flags.DEFINE_integer("epochs", 20, "Epochs to train.", lower_bound=1)
 flags.DEFINE_integer("keep_from", 10, "First epoch to keep.", lower_bound=0)
-flags.DEFINE_integer("batch_size", 50, "Images a step.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 0.05, "Constant learning rate.")
 flags.DEFINE_integer("seed", 0, "Of split, weights, order.", lower_bound=0)
 flags.DEFINE_string("output_dir", None, "A new folder; else a temporary one.")
 
 
 def make_model(images: np.ndarray) -> tf.keras.Model:
     """For images of this shape and range; it gives logits."""
-    rescaling = tf.keras.layers.Rescaling(1.0 / images.max())
-    layers = [tf.keras.Input(images.shape[1:]), rescaling]
+    layers = [tf.keras.Input(images.shape[1:])]
+    layers.append(tf.keras.layers.Rescaling(1.0 / images.max()))
     for channels in (32, 64):
         layers.append(tf.keras.layers.Conv2D(channels, 3))
         if FLAGS.batch_norm:
@@ -52,7 +49,7 @@ def make_model(images: np.ndarray) -> tf.keras.Model:
     layers.append(tf.keras.layers.Dense(data.CLASSES))
     model = tf.keras.Sequential(layers)
     model.compile(
-        tf.keras.optimizers.SGD(FLAGS.learning_rate, momentum=0.9),
+        tf.keras.optimizers.SGD(LEARNING_RATE, momentum=0.9),
         tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -62,7 +59,6 @@ def make_model(images: np.ndarray) -> tf.keras.Model:
 def train(model: tf.keras.Model, learned: data.Pair, folder: str) -> None:
     """Fits the model; writes checkpoints of epochs, named by their numbers."""
     checkpoint = tf.train.Checkpoint(model=model)
-    # By default the oldest would be deleted.
     manager = tf.train.CheckpointManager(checkpoint, folder, max_to_keep=None)
 
     def keep(epoch: int, logs: dict[str, float]) -> None:
@@ -71,7 +67,7 @@ def train(model: tf.keras.Model, learned: data.Pair, folder: str) -> None:
 
     model.fit(
         *learned,
-        batch_size=FLAGS.batch_size,
+        batch_size=BATCH_SIZE,
         epochs=FLAGS.epochs,
         callbacks=[tf.keras.callbacks.LambdaCallback(on_epoch_end=keep)],
         verbose=0,
@@ -86,17 +82,15 @@ def accuracies(
     checkpoint.restore(path).assert_existing_objects_matched().expect_partial()
     results = [100.0 * model.evaluate(*test, verbose=0)[1]]
     if FLAGS.batch_norm:
-        images = learned[0][:REFIT_IMAGES]
-        batches = tf.data.Dataset.from_tensor_slices(images).batch(500)
-        swa_tf.refit_batch_norm(model, batches)
+        images = tf.data.Dataset.from_tensor_slices(learned[0][:REFIT_IMAGES])
+        swa_tf.refit_batch_norm(model, images.batch(500))
         results.append(100.0 * model.evaluate(*test, verbose=0)[1])
     return results
 
 
 def draw(path: str, titles: list[str], table: dict[str, list[float]]) -> None:
     """A panel for each column of the table, whose last rows are lines."""
-    size = (1.0 + 4.0 * len(titles), 4.0)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure((1.0 + 4.0 * len(titles), 4.0), layout="constrained")
     panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
     epochs = range(FLAGS.keep_from, FLAGS.epochs)
     for panel, title, column in zip(panels, titles, zip(*table.values())):
@@ -111,28 +105,23 @@ def draw(path: str, titles: list[str], table: dict[str, list[float]]) -> None:
     figure.savefig(path, format="png", dpi=150)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
     if FLAGS.keep_from >= FLAGS.epochs:
         raise app.UsageError(
             "`--keep_from` must be less than `--epochs`. Received: "
             f"--keep_from={FLAGS.keep_from}, --epochs={FLAGS.epochs}"
         )
-    output_dir = FLAGS.output_dir or tempfile.mkdtemp(prefix="checkpoints-")
+    if FLAGS.output_dir and os.path.lexists(FLAGS.output_dir):
+        raise app.UsageError(
+            "`--output_dir` must not exist. "
+            f"Received: --output_dir={FLAGS.output_dir}"
+        )
     try:
-        os.makedirs(output_dir, exist_ok=True)
-        if os.listdir(output_dir):
-            raise FileExistsError("it is not empty")
         settings = [FLAGS.dataset, FLAGS.data_dir, FLAGS.seed]
         learned, test = data.load(*settings, FLAGS.train_size, FLAGS.test_size)
     except data.DataError as error:
         raise app.UsageError(str(error)) from error
-    except OSError as error:
-        raise app.UsageError(
-            "`--output_dir` must be a new folder. "
-            f"Received: --output_dir={output_dir}: {error}"
-        ) from error
+    output_dir = FLAGS.output_dir or tempfile.mkdtemp(prefix="checkpoints-")
 
     tf.keras.utils.set_random_seed(FLAGS.seed)
     model = make_model(learned[0])

@@ -154,7 +154,11 @@ def _read_mat(path: str) -> Pair:
             raise ValueError(f"no {' and no '.join(sorted(missing))} in it")
         x, y = np.asarray(arrays["X"]), np.asarray(arrays["y"])
         n = x.shape[-1] if x.ndim else 0
-        if x.dtype != np.uint8 or x.shape != (32, 32, 3, n) or y.shape != (n, 1):
+        if (
+            x.dtype != np.uint8
+            or x.shape != (32, 32, 3, n)
+            or y.shape != (n, 1)
+        ):
             raise ValueError(f"{x.dtype} {list(x.shape)} and {list(y.shape)}")
     except _UNREADABLE as error:
         raise _damaged(path, wanted, error) from error

@@ -151,7 +151,7 @@ def average_checkpoints(
         progress=progress,
         about={
             "weights": None if weights is None else [float(w) for w in weights],
-            "decay": decay,
+            "decay": None if decay is None else float(decay),
         },
     )
     if not dry_run:
@@ -256,7 +256,7 @@ def _coefficients(
             raise ValueError(
                 f"`decay` must be in [0, 1). Received: decay={decay}"
             )
-        return [1.0] + [1.0 - decay] * (n - 1)
+        return [1.0] + [1.0 - float(decay)] * (n - 1)
     if weights is None:
         return [1.0 / (i + 1) for i in range(n)]
     wanted = f"`weights` must be a list of {n} numbers > 0, one for each input"
@@ -265,6 +265,8 @@ def _coefficients(
     for weight in weights:
         if not _checks.real("weights", weight, "finite numbers > 0") > 0:
             raise ValueError(f"{wanted}. Received: weights={weights!r}")
-    largest = max(weights)
-    sums = itertools.accumulate(weight / largest for weight in weights)
-    return [weight / largest / total for weight, total in zip(weights, sums)]
+    largest = float(max(weights))
+    parts = [float(weight) / largest for weight in weights]
+    sums = itertools.accumulate(parts)
+    # A part that is too small for a float is none until there are others.
+    return [part / total if total else 1.0 for part, total in zip(parts, sums)]

@@ -69,5 +69,9 @@ def test_bad_flags(name, arguments):
 
 
 def test_examples_stay_short():
-    for path in (ROOT / "examples").glob("*.py"):
+    # What examples read is no example.
+    paths = set((ROOT / "examples").glob("*.py")) - {
+        ROOT / "examples" / "data.py"
+    }
+    for path in paths:
         assert len(path.read_text().splitlines()) <= 150, path

@@ -84,7 +84,9 @@ def test_scratch_folder(error, tmp_path):
                 raise error
     except KeyboardInterrupt:
         assert error
-    assert list(path.parent.iterdir()) == []
+    # A folder that was made for nothing is gone as well.
+    left = list(tmp_path.rglob("*"))
+    assert left == ([] if error else [path.parent])
 
 
 def test_a_folder_does_not_replace_a_file(tmp_path):
