@@ -1,8 +1,8 @@
 """Averages checkpoints that a training run has left in a folder.
 
 A small convolutional network learns with SGD and momentum. Checkpoints from
-`--keep_from` on are kept and averaged; each classifies images held out, as it is
-and with batch-norm statistics anew. On the digits nothing is gained (seed 0,
+`--keep_from` on are kept and averaged; each classifies images held out, as it
+is and with batch-norm statistics anew. On the digits nothing is gained (seed 0,
 Keras 3: mean 99.35 and 99.11 %, average 99.33 and 99.11 %, within one image).
 
     python -m examples.average_checkpoints
