@@ -37,7 +37,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=["swa_tf"],
+    packages=["swa_tf", "swa_tf._checkpoint_files"],
     package_data={"swa_tf": ["py.typed"]},
     zip_safe=False,
     python_requires=">=3.9",

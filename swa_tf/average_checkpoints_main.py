@@ -50,7 +50,8 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from swa_tf import _paths, checkpoints, soups
+from swa_tf import checkpoints, soups
+from swa_tf._checkpoint_files import finding
 
 _LARGE = 1 << 28  # bytes to read, from which on a bar shows how far it is
 
@@ -229,9 +230,9 @@ def _inputs(given: list[str]) -> list[str]:
     paths: list[str] = []
     for pattern in patterns:
         # What is there so called is meant, also with brackets in its name.
-        found = [] if _paths.files(pattern) else glob.glob(pattern)
+        found = [] if finding.files(pattern) else glob.glob(pattern)
         if found:
-            paths += _paths.in_order(_paths.checked(found))
+            paths += finding.in_order(finding.checked(found))
         else:
             paths.append(pattern)
     return paths
@@ -244,7 +245,7 @@ def _last_window(
 
     Raises where `average_windows` would.
     """
-    paths = _paths.checked(inputs)
+    paths = finding.checked(inputs)
     path = os.path.join(output, os.path.basename(paths[-1]))
     if FLAGS.window > len(paths):
         raise ValueError(

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Union
 
-from swa_tf import _checks, _files, _merging, _paths
+from swa_tf import _checks, _files
+from swa_tf._checkpoint_files import finding, merging
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -46,7 +47,7 @@ def checkpoints_in(
     """
     every = _checks.integer("every", every, at_least=1)
     folder = os.fspath(directory)
-    paths = _paths.in_directory(folder)[::-1][::every][::-1]
+    paths = finding.in_directory(folder)[::-1][::every][::-1]
     if last is None:
         return paths
     if _checks.integer("last", last, at_least=1) > len(paths):
@@ -138,12 +139,12 @@ def average_checkpoints(
         Averages of the last checkpoints: Vaswani et al. 2017, section 6.1,
         https://arxiv.org/abs/1706.03762.
     """
-    paths = _paths.listed(inputs)
+    paths = finding.listed(inputs)
     coefficients = _coefficients(len(paths), weights, decay)
     _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
-    report = _merging.merge(
+    report = merging.merge(
         paths,
-        _paths.checked_output(output, paths),
+        finding.checked_output(output, paths),
         coefficients,
         optimizer_slots=optimizer_slots,
         from_newest=from_newest,
@@ -155,7 +156,7 @@ def average_checkpoints(
         },
     )
     if not dry_run:
-        _merging.warn_of_batch_norm(report)
+        merging.warn_of_batch_norm(report)
     return report
 
 
@@ -202,7 +203,7 @@ def average_windows(
             fewer inputs than `window`, or two of one name. Nothing has been
             written then.
     """
-    paths = _paths.listed(inputs)
+    paths = finding.listed(inputs)
     names = [os.path.basename(path) for path in paths]
     if _checks.integer("window", window, at_least=1) > len(paths):
         raise ValueError(
@@ -230,7 +231,7 @@ def average_windows(
                 if progress is not None:
                     progress(i * total + done, len(ends) * total)
 
-            report = _merging.merge(
+            report = merging.merge(
                 paths[end - window : end],
                 os.fspath(new / names[end - 1]),
                 _coefficients(window, None, None),
@@ -238,7 +239,7 @@ def average_windows(
                 from_newest=from_newest,
                 progress=scaled,
             )
-    _merging.warn_of_batch_norm(report)
+    merging.warn_of_batch_norm(report)
     return [os.path.join(folder, names[end - 1]) for end in ends]
 
 

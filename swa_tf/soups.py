@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, Union
 
-from swa_tf import _checks, _files, _merging, _paths
+from swa_tf import _checks, _files
+from swa_tf._checkpoint_files import finding, merging
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -150,7 +151,7 @@ def greedy_soup(
         https://arxiv.org/abs/2203.05482. There a checkpoint that changes
         nothing is added; here it must improve the metric.
     """
-    paths = _paths.listed(inputs)
+    paths = finding.listed(inputs)
     _checks.choice("mode", mode, ("max", "min"))
     _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     if not callable(metric):
@@ -158,13 +159,13 @@ def greedy_soup(
             "`metric` must be a function of a path. "
             f"Received: metric={metric!r}"
         )
-    output = _paths.checked_output(output, paths)
+    output = finding.checked_output(output, paths)
     if not isinstance(from_newest, str):
         from_newest = list(from_newest)  # for more than one average
     sign = 1.0 if mode == "max" else -1.0
 
     def merge(soup: list[str], to: str, **kwargs: Any) -> dict[str, Any]:
-        return _merging.merge(
+        return merging.merge(
             soup,
             to,
             [1.0 / (i + 1) for i in range(len(soup))],
@@ -187,18 +188,18 @@ def greedy_soup(
     soup, trials = [order[0]], [Trial(order[0], best, best, added=True)]
     with _files.scratch_folder(output) as scratch:
         for i, path in enumerate(order[1:]):
-            candidate = f"{scratch / str(i)}{_paths.suffix(output)}"
+            candidate = f"{scratch / str(i)}{finding.suffix(output)}"
             merge([*soup, path], candidate)
             value = _measured(metric, candidate)
             added = sign * value > sign * best
             trials.append(Trial(path, alone[path], value, added))
             if added:
                 soup, best = [*soup, path], value
-            for file in [*_paths.files(candidate), f"{candidate}.json"]:
+            for file in [*finding.files(candidate), f"{candidate}.json"]:
                 os.unlink(file)
         about = {"soup": [_as_json(trial) for trial in trials]}
         report = merge(soup, output, about=about)
-    _merging.warn_of_batch_norm(report)
+    merging.warn_of_batch_norm(report)
     return Soup(trials, report)
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 import swa_tf
-from swa_tf import _averaged_pieces, _compat, _sstable, _stored
+from swa_tf import _compat
+from swa_tf._checkpoint_files import pieces, sstable, stored
 from tests import checkpoint_files
 from tests.checkpoint_files import FORMS, H5, KERAS, NAME, OBJECT, WEIGHTS
 
@@ -487,8 +488,7 @@ def test_pieces_make_no_difference(values, size):
         for row in values
     ]
     coefficients = [1 / (i + 1) for i in range(len(values))]
-    pieces = list(_averaged_pieces.averaged_pieces(streams, coefficients))
-    result = np.concatenate(pieces)
+    result = np.concatenate(list(pieces.averaged_pieces(streams, coefficients)))
     exact = values.astype(np.float64).mean(0)
     # float64 rounds in each of at most four steps.
     tolerance = np.spacing(np.abs(values).max(0)) * (0.5 + 1e-6)
@@ -533,7 +533,7 @@ def test_memory_depends_on_no_size_and_no_number(form, tmp_path):
 )
 def test_tables_are_read_as_written(entries):
     items = sorted(entries.items())
-    assert _sstable.read(_sstable.write(items)) == items
+    assert sstable.read(sstable.write(items)) == items
 
 
 def test_tables_of_many_blocks_are_tensorflows(tmp_path):
@@ -556,8 +556,8 @@ def test_tables_of_many_blocks_are_tensorflows(tmp_path):
 
 def test_checksums_are_crc32c():
     # RFC 3720, appendix B.4.
-    assert _stored.extended(0, bytes(32)) == 0x8A9136AA
-    assert _sstable.unmasked(_sstable.masked(0x8A9136AA)) == 0x8A9136AA
+    assert stored.extended(0, bytes(32)) == 0x8A9136AA
+    assert sstable.unmasked(sstable.masked(0x8A9136AA)) == 0x8A9136AA
 
 
 @pytest.mark.parametrize("form", FORMS)

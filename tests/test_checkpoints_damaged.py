@@ -29,7 +29,8 @@ from tensorflow.core.protobuf import (
 )
 
 import swa_tf
-from swa_tf import _files, _sstable, _tensor_bundle, average_checkpoints_main
+from swa_tf import _files, average_checkpoints_main
+from swa_tf._checkpoint_files import sstable, tensor_bundle
 from tests import checkpoint_files
 from tests.checkpoint_files import FORMS, H5, KERAS, NAME, OBJECT, WEIGHTS
 
@@ -114,7 +115,7 @@ def flipped_index(rng, path):
 
 def flipped_tensor(rng, path):
     """A bit of one tensor, be it averaged or not."""
-    tensors = _tensor_bundle.TensorBundle(path).tensors
+    tensors = tensor_bundle.TensorBundle(path).tensors
     tensor = tensors[rng.choice(sorted(tensors))]
     flipped(tensor.file, tensor.offset + rng.randrange(tensor.nbytes), rng)
 
@@ -130,7 +131,7 @@ def claims(key=None, **wrong):
     """An index, with right checksums, that is wrong about one tensor."""
 
     def damage(rng, path):
-        entries = dict(_sstable.read(pathlib.Path(_index(path)).read_bytes()))
+        entries = dict(sstable.read(pathlib.Path(_index(path)).read_bytes()))
         # One that has dimensions.
         keys = [k for k, e in entries.items() if k and _dims(e)]
         chosen = key or rng.choice(keys)
@@ -154,7 +155,7 @@ def _dims(entry):
 
 def claims_shards(count):
     def damage(rng, path):
-        entries = dict(_sstable.read(pathlib.Path(_index(path)).read_bytes()))
+        entries = dict(sstable.read(pathlib.Path(_index(path)).read_bytes()))
         header = tensor_bundle_pb2.BundleHeaderProto.FromString(entries[b""])
         header.num_shards = count
         entries[b""] = header.SerializeToString()
@@ -165,7 +166,7 @@ def claims_shards(count):
 
 def entries_changed(change):
     def damage(rng, path):
-        entries = dict(_sstable.read(pathlib.Path(_index(path)).read_bytes()))
+        entries = dict(sstable.read(pathlib.Path(_index(path)).read_bytes()))
         change(entries)
         write_index(path, entries)
 
@@ -173,7 +174,7 @@ def entries_changed(change):
 
 
 def write_index(path, entries):
-    table = _sstable.write(sorted(entries.items()))
+    table = sstable.write(sorted(entries.items()))
     pathlib.Path(_index(path)).write_bytes(table)
 
 
@@ -181,12 +182,12 @@ def graph_replaced(graph):
     """An object graph, with right checksums, that is none."""
 
     def damage(rng, path):
-        entries = dict(_sstable.read(pathlib.Path(_index(path)).read_bytes()))
+        entries = dict(sstable.read(pathlib.Path(_index(path)).read_bytes()))
         key = b"_CHECKPOINTABLE_OBJECT_GRAPH"
         entry = tensor_bundle_pb2.BundleEntryProto.FromString(entries[key])
-        encoded, crc32c = _tensor_bundle._encoded(graph)
+        encoded, crc32c = tensor_bundle._encoded(graph)
         entry.offset, entry.size = os.path.getsize(_data(path)), len(encoded)
-        entry.crc32c = _sstable.masked(crc32c)
+        entry.crc32c = sstable.masked(crc32c)
         entries[key] = entry.SerializeToString()
         with open(_data(path), "ab") as data:
             data.write(encoded)
@@ -619,14 +620,14 @@ def flipped_anywhere(file):
 
 
 def flipped_variant(rng, path):
-    tensors = _tensor_bundle.TensorBundle(path).tensors
+    tensors = tensor_bundle.TensorBundle(path).tensors
     (key,) = [key for key in tensors if "ITERATOR" in key]
     at = tensors[key].offset + rng.randrange(tensors[key].nbytes)
     flipped(tensors[key].file, at, rng)
 
 
 def slice_negative(rng, path):
-    entries = dict(_sstable.read(pathlib.Path(_index(path)).read_bytes()))
+    entries = dict(sstable.read(pathlib.Path(_index(path)).read_bytes()))
     entry = tensor_bundle_pb2.BundleEntryProto.FromString(entries[b"w"])
     entry.slices[0].extent[0].length = -1
     entries[b"w"] = entry.SerializeToString()
@@ -634,7 +635,7 @@ def slice_negative(rng, path):
 
 
 def slice_twice(rng, path):
-    entries = dict(_sstable.read(pathlib.Path(_index(path)).read_bytes()))
+    entries = dict(sstable.read(pathlib.Path(_index(path)).read_bytes()))
     entry = tensor_bundle_pb2.BundleEntryProto.FromString(entries[b"w"])
     entry.slices.append(entry.slices[0])
     entries[b"w"] = entry.SerializeToString()
@@ -642,7 +643,7 @@ def slice_twice(rng, path):
 
 
 def slice_not_decodable(rng, path):
-    entries = dict(_sstable.read(pathlib.Path(_index(path)).read_bytes()))
+    entries = dict(sstable.read(pathlib.Path(_index(path)).read_bytes()))
     entries[next(key for key in entries if key[:1] == b"\0")] = b"\xff"
     write_index(path, entries)
 
@@ -694,7 +695,7 @@ def test_an_index_whose_entries_refer_to_what_is_not_there():
     """A key may begin as the one before it; the first has none before."""
     block = bytes([3, 1, 0]) + b"x" + struct.pack("<II", 0, 1)
     with pytest.raises(ValueError, match="damaged"):
-        list(_sstable._entries(block))
+        list(sstable._entries(block))
 
 
 def test_a_compressed_member_beside_the_weights(three, tmp_path):

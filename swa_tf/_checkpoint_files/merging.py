@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from swa_tf import _files, _inputs, _paths
-from swa_tf._averaged_pieces import averaged_pieces
+from swa_tf import _files
+from swa_tf._checkpoint_files import finding, inputs
+from swa_tf._checkpoint_files.pieces import averaged_pieces
 
 _REFIT = (
     "'{output}' holds averages of batch-norm statistics, which belong to no "
@@ -38,8 +39,8 @@ def merge(
     """Averages checkpoints, as `average_checkpoints` says.
 
     Args:
-        paths: The inputs, as `_paths.checked` returns them.
-        output: As `_paths.checked_output` returns it.
+        paths: The inputs, as `finding.checked` returns them.
+        output: As `finding.checked_output` returns it.
         coefficients: The c of the equation for each input.
         optimizer_slots: "keep" or "drop".
         from_newest: As in `average_checkpoints`.
@@ -47,11 +48,11 @@ def merge(
         progress: As there.
         about: What else the JSON file is to say.
     """
-    checkpoints = [_inputs.opened(path) for path in paths]
-    newest = checkpoints[paths.index(_paths.in_order(paths)[-1])]
+    checkpoints = [inputs.opened(path) for path in paths]
+    newest = checkpoints[paths.index(finding.in_order(paths)[-1])]
     for checkpoint in checkpoints:
-        _inputs.check_alike(checkpoint, newest)
-    averaged = _inputs.averaged(newest, from_newest)
+        inputs.check_alike(checkpoint, newest)
+    averaged = inputs.averaged(newest, from_newest)
     dropped = newest.slots if optimizer_slots == "drop" else set()
     report = {
         "output": os.path.basename(output),
@@ -75,7 +76,7 @@ def merge(
     }
     if dry_run:
         return report
-    reading = _inputs.Reading(checkpoints, progress)
+    reading = inputs.Reading(checkpoints, progress)
     for checkpoint in checkpoints:
         reading.check(checkpoint, checkpoint.tensors.keys() - averaged)
 
@@ -92,7 +93,7 @@ def merge(
         )
         as_json = scratch / f"{new.name}.json"
         as_json.write_text(json.dumps(report, indent=1), encoding="utf-8")
-        written = map(pathlib.Path, _paths.files(os.fspath(new)))
+        written = map(pathlib.Path, finding.files(os.fspath(new)))
         _files.move([as_json, *written], pathlib.Path(output).parent)
     return report
 
@@ -112,5 +113,5 @@ def _shares(coefficients: Sequence[float]) -> list[float]:
     return shares
 
 
-def _names(checkpoint: _inputs.Checkpoint, keys: Iterable[str]) -> list[str]:
+def _names(checkpoint: inputs.Checkpoint, keys: Iterable[str]) -> list[str]:
     return sorted(checkpoint.name(key) for key in keys)

@@ -11,10 +11,10 @@ from typing import Union
 
 import numpy as np
 
-from swa_tf import _paths
-from swa_tf._hdf5 import Hdf5File, KerasFile
-from swa_tf._stored import DamagedError, Tensor, is_float
-from swa_tf._tensor_bundle import TensorBundle
+from swa_tf._checkpoint_files import finding
+from swa_tf._checkpoint_files.hdf5 import Hdf5File, KerasFile
+from swa_tf._checkpoint_files.stored import DamagedError, Tensor, is_float
+from swa_tf._checkpoint_files.tensor_bundle import TensorBundle
 
 Checkpoint = Union[TensorBundle, Hdf5File]
 
@@ -32,7 +32,7 @@ def opened(path: str) -> Checkpoint:
             "`inputs` must be a list of checkpoints, or one directory. "
             f"Received: the directory '{path}' in a list"
         )
-    files = _paths.files(path)
+    files = finding.files(path)
     if not files:
         raise FileNotFoundError(
             f"`inputs` must be checkpoints that exist. Received: '{path}'"
@@ -41,7 +41,7 @@ def opened(path: str) -> Checkpoint:
         for file in files:
             if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe never ends
                 raise DamagedError(f"{os.path.basename(file)} is no file")
-        suffix = _paths.suffix(path)
+        suffix = finding.suffix(path)
         if suffix == ".keras":
             return KerasFile(path)
         return Hdf5File(path) if suffix else TensorBundle(path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-from swa_tf._stored import DamagedError, extended
+from swa_tf._checkpoint_files.stored import DamagedError, extended
 
 _MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 _FOOTER = 48

@@ -22,9 +22,9 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
-from swa_tf import _sstable
-from swa_tf._object_graph import KEY, SUFFIX, ObjectGraph
-from swa_tf._stored import (
+from swa_tf._checkpoint_files import sstable
+from swa_tf._checkpoint_files.object_graph import KEY, SUFFIX, ObjectGraph
+from swa_tf._checkpoint_files.stored import (
     DamagedError,
     Loaded,
     Stored,
@@ -109,20 +109,20 @@ class TensorBundle:
                 del entry.slices[:]
                 if key == KEY and self._graph and dropped:
                     encoded, crc32c = _encoded(self._graph.without(dropped))
-                    entry.crc32c = _sstable.masked(crc32c)
+                    entry.crc32c = sstable.masked(crc32c)
                     data.write(encoded)
                 elif tensor.dtype is None:
                     for piece in tensor.pieces():
                         data.write(piece.data)
                 else:
                     pieces = averaged.get(key, tensor.pieces)()
-                    entry.crc32c = _sstable.masked(_write(data, pieces))
+                    entry.crc32c = sstable.masked(_write(data, pieces))
                 entry.size = data.tell() - entry.offset
                 entries.append((key.encode(), entry.SerializeToString()))
-        pathlib.Path(f"{path}.index").write_bytes(_sstable.write(entries))
+        pathlib.Path(f"{path}.index").write_bytes(sstable.write(entries))
 
     def _open(self) -> None:
-        table = _sstable.read(pathlib.Path(self.path + ".index").read_bytes())
+        table = sstable.read(pathlib.Path(self.path + ".index").read_bytes())
         if not table or table[0][0] != b"":
             raise DamagedError("the index has no header")
         try:
@@ -176,7 +176,7 @@ class TensorBundle:
             return Loaded(shape, dtype, load)
         if not 0 <= entry.shard_id < len(shards) or nbytes != entry.size:
             raise wrong
-        crc32c = _sstable.unmasked(entry.crc32c)
+        crc32c = sstable.unmasked(entry.crc32c)
         file, offset = shards[entry.shard_id], entry.offset
         if not 0 <= offset <= os.path.getsize(file) - nbytes:
             raise DamagedError(
@@ -266,16 +266,16 @@ def _write(file: IO[bytes], pieces: Iterator[np.ndarray]) -> int:
 def _decoded(graph: Stored) -> bytes:
     """The one string of a scalar tensor."""
     data = b"".join(piece.tobytes() for piece in graph.pieces())
-    size, at = _sstable.read_varint(data, 0)
+    size, at = sstable.read_varint(data, 0)
     return data[at + 4 : at + 4 + size]
 
 
 def _encoded(string: bytes) -> tuple[bytes, int]:
     """A scalar string tensor, and its checksum."""
     lengths = extended(0, _length(len(string)))
-    data = struct.pack("<I", _sstable.masked(lengths)) + string
+    data = struct.pack("<I", sstable.masked(lengths)) + string
     return (
-        _sstable.varint(len(string)) + data,
+        sstable.varint(len(string)) + data,
         extended(lengths, data),
     )
 
@@ -284,7 +284,7 @@ def _string_checksum(data: bytes, count: int) -> int:
     """Of the lengths of the strings, in full, and of what follows them."""
     at = crc32c = 0
     for _ in range(count):
-        length, at = _sstable.read_varint(data, at)
+        length, at = sstable.read_varint(data, at)
         crc32c = extended(crc32c, _length(length))
     return extended(crc32c, data[at:])
 
@@ -293,7 +293,7 @@ def _variant_checksum(data: bytes, count: int) -> int:
     """Of each variant's length, bytes and own checksum."""
     at = crc32c = 0
     for _ in range(count):
-        length, at = _sstable.read_varint(data, at)
+        length, at = sstable.read_varint(data, at)
         crc32c = extended(crc32c, struct.pack("<Q", length))
         crc32c = extended(crc32c, data[at : at + length + 4])
         at += length + 4

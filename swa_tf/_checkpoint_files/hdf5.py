@@ -20,8 +20,14 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _stored
-from swa_tf._stored import DamagedError, Loaded, Stored, Tensor, is_float
+from swa_tf._checkpoint_files import stored
+from swa_tf._checkpoint_files.stored import (
+    DamagedError,
+    Loaded,
+    Stored,
+    Tensor,
+    is_float,
+)
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
@@ -101,13 +107,14 @@ class Hdf5File:
                 with open(path, "r+b") as target:
                     target.seek(tensor.offset)
                     for piece in averaged[key]():
-                        target.write(_stored.as_bytes(piece).data)
+                        target.write(stored.as_bytes(piece).data)
             else:
                 value = np.concatenate(list(averaged[key]()))
                 with h5py.File(path, "r+") as opened:
                     dataset = opened[key]
-                    stored = value.reshape(dataset.shape)
-                    dataset[...] = stored.view(dataset.dtype)
+                    dataset[...] = value.reshape(dataset.shape).view(
+                        dataset.dtype
+                    )
 
     def _part(self) -> tuple[int, int]:
         """Where in the file the HDF5 file begins, and its size."""

@@ -1,0 +1,1 @@
+"""Checkpoints in files: found, read and written, of TensorFlow and of Keras."""
