@@ -1,20 +1,15 @@
-"""Keras's weight files: `.weights.h5`, `.h5`, and `.keras`, a zip with one."""
+"""Keras's files of weights: `.weights.h5` and `.h5`."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import io
 import os
 import pathlib
 import re
-import shutil
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -29,20 +24,14 @@ from swa_tf._checkpoint_files.stored import (
     is_float,
 )
 
-_WEIGHTS = "model.weights.h5"
+Averaged = Mapping[str, Callable[[], Iterator[np.ndarray]]]
+"""The pieces of averages, by their keys."""
+
 _OPTIMIZER = ("optimizer", "optimizer_weights")
 _COMPRESSION = 1032  # the most that deflate, or any other filter, achieves
 
-# What h5py and zipfile raise about files that are damaged.
-_ERRORS = (
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zlib.error,
-)
+# What h5py raises about files that are damaged.
+_ERRORS = (EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class Hdf5File:
@@ -50,6 +39,7 @@ class Hdf5File:
 
     Attributes:
         path: The file.
+        size: That of the HDF5 file, in bytes.
         form: What kind of file it is, in words.
         tensors: What it holds, by its path in the HDF5 file.
         slots: The keys of what belongs to the optimizer.
@@ -61,10 +51,14 @@ class Hdf5File:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._offset, self._size = self._part()
+        self._offset, self.size = self._part()
         self.tensors: dict[str, Tensor] = {}
         with self._opened() as file:
             self._walk(file, "")
+        runs = self._runs()
+        for (_, end, key), (start, _, other) in zip(runs, runs[1:]):
+            if start < end:
+                raise DamagedError(f"'{key}' and '{other}' lie in one place")
         self.slots = {
             key for key in self.tensors if key.split("/")[0] in _OPTIMIZER
         }
@@ -76,45 +70,76 @@ class Hdf5File:
         return key
 
     def write(
-        self,
-        path: pathlib.Path,
-        averaged: Mapping[str, Callable[[], Iterator[np.ndarray]]],
-        dropped: set[str],
+        self, path: pathlib.Path, averaged: Averaged, dropped: set[str]
     ) -> None:
         """Writes it anew, with the pieces of some tensors replaced.
 
         `dropped` are the keys left out: all of the optimizer's, or none.
         """
-        with open(self.path, "rb") as source, open(path, "wb") as target:
-            source.seek(self._offset)
-            shutil.copyfileobj(source, target, 1 << 20)
-            target.truncate(self._size)
+        template = self.template(path.with_name("template"), averaged, dropped)
+        with open(path, "wb") as target:
+            template.write_filled(target, averaged)
+
+    def template(
+        self, path: pathlib.Path, averaged: Averaged, dropped: set[str]
+    ) -> Hdf5File:
+        """A file whose `write_filled` writes the result.
+
+        It is this one or, where more than runs of bytes must change, a copy at
+        `path` in which that is done.
+        """
+        loaded = {k for k in averaged if isinstance(self.tensors[k], Loaded)}
+        if not dropped and not loaded:
+            return self
         if dropped:
-            whole = path.with_name(f"whole-{path.name}")
-            path.rename(whole)
             try:
-                _copy_without_optimizer(whole, path)
+                self._copy_without_optimizer(path)
             except _ERRORS as error:
                 raise ValueError(
                     "`optimizer_slots` cannot be dropped from the newest of "
                     f"`inputs`, '{self.path}': {error}"
                 ) from error
-            whole.unlink()
-        for key, tensor in Hdf5File(os.fspath(path)).tensors.items():
-            if key not in averaged:
-                continue
-            if isinstance(tensor, Stored):
-                with open(path, "r+b") as target:
-                    target.seek(tensor.offset)
-                    for piece in averaged[key]():
-                        target.write(stored.as_bytes(piece).data)
-            else:
-                value = np.concatenate(list(averaged[key]()))
-                with h5py.File(path, "r+") as opened:
-                    dataset = opened[key]
-                    dataset[...] = value.reshape(dataset.shape).view(
-                        dataset.dtype
-                    )
+        else:
+            with open(path, "wb") as target:
+                self.write_filled(target, {})
+        for key in loaded:
+            value = np.concatenate(list(averaged[key]()))
+            with h5py.File(path, "r+") as file:
+                whole = value.reshape(file[key].shape)
+                file[key][...] = whole.view(file[key].dtype)
+        return Hdf5File(os.fspath(path))
+
+    def write_filled(self, target: IO[bytes], averaged: Averaged) -> None:
+        """Writes its bytes, with those of the averages in their places."""
+        at = self._offset
+        for start, end, key in self._runs():
+            if key in averaged:
+                for piece in self._bytes(at, start):
+                    target.write(piece.data)
+                for piece in averaged[key]():
+                    target.write(stored.as_bytes(piece).data)
+                at = end
+        for piece in self._bytes(at, self._offset + self.size):
+            target.write(piece.data)
+
+    def _copy_without_optimizer(self, path: pathlib.Path) -> None:
+        with self._opened() as old, h5py.File(path, "w") as new:
+            for name, value in old.attrs.items():
+                new.attrs[name] = value
+            for name in old:
+                if name not in _OPTIMIZER:
+                    old.copy(name, new)
+
+    def _runs(self) -> list[tuple[int, int, str]]:
+        """Where tensors that are runs of bytes begin and end, in order."""
+        return sorted(
+            (tensor.offset, tensor.offset + tensor.nbytes, key)
+            for key, tensor in self.tensors.items()
+            if isinstance(tensor, Stored)
+        )
+
+    def _bytes(self, start: int, end: int) -> Iterator[np.ndarray]:
+        return Stored((), None, self.path, start, end - start).pieces()
 
     def _part(self) -> tuple[int, int]:
         """Where in the file the HDF5 file begins, and its size."""
@@ -123,7 +148,7 @@ class Hdf5File:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
         with open(self.path, "rb") as file:
-            window = _Window(file, self._offset, self._size)
+            window = _Window(file, self._offset, self.size)
             try:
                 with h5py.File(io.BufferedReader(window), "r") as opened:
                     yield opened
@@ -168,11 +193,11 @@ class Hdf5File:
             and layout == h5py.h5d.CONTIGUOUS
             and dtype.isnative
         ):
-            if offset + dataset.nbytes > self._size:
+            if offset + dataset.nbytes > self.size:
                 raise DamagedError(f"it ends before '{key}' does")
             offset += self._offset
             return Stored(shape, dtype, self.path, offset, dataset.nbytes)
-        if dataset.nbytes > _COMPRESSION * self._size:
+        if dataset.nbytes > _COMPRESSION * self.size:
             raise DamagedError(f"'{key}' is larger than its file can hold")
         load = functools.partial(self._load, key, dtype)
         return Loaded(shape, dtype, load)
@@ -182,60 +207,11 @@ class Hdf5File:
             return np.asarray(file[key][()]).view(dtype)
 
 
-class KerasFile(Hdf5File):
-    """A `.keras` file: a zip whose member `model.weights.h5` has the weights.
-
-    Each member has a checksum; opening the file reads them all.
-    """
-
-    form = ".keras file"
-
-    def write(
-        self,
-        path: pathlib.Path,
-        averaged: Mapping[str, Callable[[], Iterator[np.ndarray]]],
-        dropped: set[str],
-    ) -> None:
-        weights = path.with_name(_WEIGHTS)
-        super().write(weights, averaged, dropped)
-        with zipfile.ZipFile(self.path) as source:
-            with zipfile.ZipFile(path, "w") as target:
-                for member in source.infolist():
-                    if member.filename == _WEIGHTS:
-                        target.write(weights, _WEIGHTS)
-                        continue
-                    with source.open(member) as old:
-                        with target.open(copy.copy(member), "w") as new:
-                            shutil.copyfileobj(old, new)
-        weights.unlink()
-
-    def _part(self) -> tuple[int, int]:
-        try:
-            with zipfile.ZipFile(self.path) as file:
-                damaged = file.testzip()
-                member = file.getinfo(_WEIGHTS)
-        except KeyError:
-            raise DamagedError(f"it holds no {_WEIGHTS}") from None
-        except (zipfile.BadZipFile, *_ERRORS) as error:
-            raise DamagedError(f"it is no whole zip file: {error}") from error
-        if damaged:
-            raise DamagedError(f"the checksum of {damaged} is wrong")
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise DamagedError(
-                f"its {_WEIGHTS} is compressed, which Keras does not do; "
-                "load and save it with Keras"
-            )
-        with open(self.path, "rb") as opened:
-            opened.seek(member.header_offset + 26)
-            name, extra = struct.unpack("<HH", opened.read(4))
-        return member.header_offset + 30 + name + extra, member.file_size
-
-
 class _Window(io.RawIOBase):
     """A part of a file, as a file."""
 
     def __init__(self, file: Any, offset: int, size: int) -> None:
-        self._file, self._offset, self._size = file, offset, size
+        self._file, self._offset, self.size = file, offset, size
         self._at = 0
 
     def readable(self) -> bool:
@@ -245,24 +221,15 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
+        self._at = offset + (0, self._at, self.size)[whence]
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: max(self._size - self._at, 0)]
+        view = memoryview(buffer)[: max(self.size - self._at, 0)]
         self._file.seek(self._offset + self._at)
         count = int(self._file.readinto(view))
         self._at += count
         return count
-
-
-def _copy_without_optimizer(source: pathlib.Path, target: pathlib.Path) -> None:
-    with h5py.File(source, "r") as old, h5py.File(target, "w") as new:
-        for name, value in old.attrs.items():
-            new.attrs[name] = value
-        for name in old:
-            if name not in _OPTIMIZER:
-                old.copy(name, new)
 
 
 def _numpy_dtype(dataset: Any) -> np.dtype[Any] | None:

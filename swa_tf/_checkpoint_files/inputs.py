@@ -6,13 +6,15 @@ import contextlib
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Union
 
 import numpy as np
 
 from swa_tf._checkpoint_files import finding
-from swa_tf._checkpoint_files.hdf5 import Hdf5File, KerasFile
+from swa_tf._checkpoint_files.hdf5 import Hdf5File
+from swa_tf._checkpoint_files.keras_zip import KerasFile
 from swa_tf._checkpoint_files.stored import DamagedError, Tensor, is_float
 from swa_tf._checkpoint_files.tensor_bundle import TensorBundle
 
@@ -61,6 +63,14 @@ def errors_of(path: str) -> Iterator[None]:
     raise ValueError(
         f"`inputs` must be whole checkpoints. Received: '{path}': {reason}"
     )
+
+
+def check_whole(checkpoints: Iterable[Checkpoint]) -> None:
+    """Compares checksums of more than one tensor, where a form has them."""
+    for checkpoint in checkpoints:
+        if isinstance(checkpoint, KerasFile):
+            with errors_of(checkpoint.path):
+                checkpoint.check()
 
 
 def check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:
@@ -154,6 +164,7 @@ class Reading:
     ) -> None:
         self._progress = progress
         self._done = 0
+        self._lock = threading.Lock()  # two threads read
         self._total = sum(
             tensor.nbytes
             for checkpoint in checkpoints
@@ -164,9 +175,10 @@ class Reading:
         """The pieces of one tensor."""
         with errors_of(checkpoint.path):
             for piece in checkpoint.tensors[key].pieces():
-                self._done += piece.nbytes
-                if self._progress is not None:
-                    self._progress(self._done, self._total)
+                with self._lock:
+                    self._done += piece.nbytes
+                    if self._progress is not None:
+                        self._progress(self._done, self._total)
                 yield piece
 
     def check(self, checkpoint: Checkpoint, keys: Iterable[str]) -> None:

@@ -50,8 +50,12 @@ def merge(
     """
     checkpoints = [inputs.opened(path) for path in paths]
     newest = checkpoints[paths.index(finding.in_order(paths)[-1])]
-    for checkpoint in checkpoints:
-        inputs.check_alike(checkpoint, newest)
+    try:
+        for checkpoint in checkpoints:
+            inputs.check_alike(checkpoint, newest)
+    except ValueError:
+        inputs.check_whole(checkpoints)  # damage may be why they differ
+        raise
     averaged = inputs.averaged(newest, from_newest)
     dropped = newest.slots if optimizer_slots == "drop" else set()
     report = {
@@ -75,6 +79,7 @@ def merge(
         "written": datetime.datetime.now(datetime.timezone.utc).isoformat(),
     }
     if dry_run:
+        inputs.check_whole(checkpoints)
         return report
     reading = inputs.Reading(checkpoints, progress)
     for checkpoint in checkpoints:
@@ -91,6 +96,7 @@ def merge(
             {key: functools.partial(average, key) for key in averaged},
             dropped,
         )
+        inputs.check_whole(checkpoints)
         as_json = scratch / f"{new.name}.json"
         as_json.write_text(json.dumps(report, indent=1), encoding="utf-8")
         written = map(pathlib.Path, finding.files(os.fspath(new)))

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 _AHEAD = 8  # pieces read while one is averaged
+_READERS = 2
 _END: Any = object()
 
 
@@ -26,7 +29,7 @@ def averaged_pieces(
         coefficients: The c of the equation for each input. The average begins
             as the first input, whose c is not used.
     """
-    pieces = _read_ahead(_in_turn(streams))
+    pieces = _read_ahead(streams)
     for piece in pieces:
         average = piece.astype(np.result_type(piece.dtype, np.float64))
         step = np.empty_like(average)
@@ -48,23 +51,25 @@ def _move(average: Any, weight: Any, c: float, step: Any) -> None:
         average += step
 
 
-def _in_turn(
+def _read_ahead(
     streams: Sequence[Iterator[np.ndarray]],
 ) -> Iterator[np.ndarray]:
-    """The first piece of each stream, then the second of each, and so on."""
-    first, *others = streams
-    for piece in first:
-        yield piece
-        for stream in others:
-            yield next(stream)
+    """The first piece of each stream, then the second of each, and so on.
 
-
-def _read_ahead(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same, read by another thread while the last ones are used."""
-    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+    Each stream is read in order, by the same one of some other threads, while
+    the pieces before are used.
+    """
+    with contextlib.ExitStack() as stack:
+        readers = [
+            stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+            for _ in range(min(_READERS, len(streams)))
+        ]
+        turns = itertools.cycle(zip(streams, itertools.cycle(readers)))
         pending = collections.deque(
-            reader.submit(next, pieces, _END) for _ in range(_AHEAD)
+            reader.submit(next, stream, _END)
+            for stream, reader in itertools.islice(turns, _AHEAD)
         )
         while (piece := pending.popleft().result()) is not _END:
-            pending.append(reader.submit(next, pieces, _END))
+            stream, reader = next(turns)
+            pending.append(reader.submit(next, stream, _END))
             yield piece

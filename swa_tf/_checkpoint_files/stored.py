@@ -27,6 +27,8 @@ class Stored(NamedTuple):
         nbytes: How many bytes it has.
         crc32c: The checksum of these bytes, where the format carries it.
         check: Checks the bytes instead, where a checksum is of another kind.
+        seen: Is shown each piece that is read, and where it begins, where a
+            checksum is of more than this tensor.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +38,7 @@ class Stored(NamedTuple):
     nbytes: int
     crc32c: int | None = None
     check: Callable[[], None] | None = None
+    seen: Callable[[int, np.ndarray], None] | None = None
 
     def pieces(self) -> Iterator[np.ndarray]:
         """Flat arrays, in order.
@@ -55,6 +58,8 @@ class Stored(NamedTuple):
                         f"the checksum of bytes {self.offset} to {end} of "
                         f"{os.path.basename(self.file)} is wrong"
                     )
+            if self.seen is not None:
+                self.seen(start, piece)
             yield piece if self.dtype is None else piece.view(self.dtype)
 
 
