@@ -21,6 +21,7 @@ from swa_tf.checkpoints import (
     average_windows,
     checkpoints_in,
 )
+from swa_tf.exponential import ExponentialMovingAverage, scaled_decay
 from swa_tf.parameters import (
     assign_parameters,
     average_parameters,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AveragingSchedule",
     "BackupVariables",
+    "ExponentialMovingAverage",
     "MovingFreeBatchNormalization",
     "SWACallback",
     "StochasticWeightAveraging",
@@ -55,6 +57,7 @@ __all__ = [
     "greedy_soup",
     "optimizers",
     "refit_batch_norm",
+    "scaled_decay",
     "schedules",
     "soups",
 ]

@@ -64,6 +64,29 @@ def variable_name(variable: Any) -> str:
     return str(variable.name.rsplit(":", 1)[0])
 
 
+def copy_slices_and_sharding(source: Any, target: Any, suffix: str) -> None:
+    """Makes a v1 graph's variable a part of a whole as `source` is of its own.
+
+    A part of a partitioned variable is saved under the name of the whole, and
+    XLA is told on which devices the parts of a variable are. TensorFlow's own
+    shadow variables have both from their variable; no public name gives them.
+    """
+    part = source._save_slice_info
+    if part is not None:
+        target._set_save_slice_info(
+            tf.Variable.SaveSliceInfo(
+                f"{part.full_name}/{suffix}",
+                part.full_shape,
+                part.var_offset,
+                part.var_shape,
+            )
+        )
+    attribute = "_XlaSharding"
+    if attribute in source.op.node_def.attr:
+        value = source.op.node_def.attr[attribute]
+        target.op._set_attr(attribute, value)
+
+
 def save_with_model(
     model: Any,
     name: str,

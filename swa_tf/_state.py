@@ -29,6 +29,7 @@ class State(tf.train.experimental.PythonState):
             self.variable = tf.Variable(False, trainable=False)
         self._averaged: list[Any] = []
         self._restored: list[Any] = []
+        self._others_join = False
 
     def set(self, swapped: bool) -> None:
         self.swapped = swapped
@@ -49,11 +50,22 @@ class State(tf.train.experimental.PythonState):
             )
         ]
 
-    def note(self, variables: Iterable[Any]) -> None:
-        """Notes the variables averaged, unless a checkpoint has others."""
+    def note(self, variables: Iterable[Any], others_join: bool = False) -> None:
+        """Notes the variables averaged, unless a checkpoint has others.
+
+        With `others_join` these, or those of the checkpoint, are the first of
+        a list that grows.
+        """
         averaged = [[_compat.variable_name(v), str(v.shape)] for v in variables]
-        _check_same(averaged, self._restored)
+        self._others_join = others_join
+        self._check_same(averaged, self._restored)
         self._averaged = averaged
+
+    def _check_same(self, averaged: list[Any], restored: list[Any]) -> None:
+        if self._others_join:
+            n = min(len(averaged), len(restored))
+            averaged, restored = averaged[:n], restored[:n]
+        _check_same(averaged, restored)
 
     def serialize(self) -> str:
         return json.dumps(
@@ -79,7 +91,7 @@ class State(tf.train.experimental.PythonState):
                 "`tf.train.Checkpoint(model=model)`."
             )
         if self._averaged:
-            _check_same(self._averaged, restored["averaged"])
+            self._check_same(self._averaged, restored["averaged"])
         self._restored = restored["averaged"]
 
 

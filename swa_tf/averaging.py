@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _rounding, _state, _variables
+from swa_tf import _compat, _rounding, _shadows, _state, _variables
 from swa_tf.timing import AveragingSchedule
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
@@ -31,6 +31,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     average stops moving once an update is less than half a unit in its last
     place. See `StochasticWeightAveraging` for how an average is used.
     """
+
+    # Whether later calls of `apply` may name other variables than the first.
+    _takes_others = False
 
     def __init__(
         self, name: str, when: AveragingSchedule | None = None
@@ -173,7 +176,10 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             replica_context = tf.distribute.get_replica_context()
             if replica_context is not None:
                 return replica_context.merge_call(
-                    lambda strategy: self._apply(var_list)
+                    lambda strategy, averages: _apply_merged(
+                        averages, var_list
+                    ),
+                    args=(self,),
                 )
         return self._apply(var_list)
 
@@ -256,11 +262,13 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             ]
         averaged = [_compat.tf_variable(v) for v in moving_avg_variables]
         restored = {self.average_name(v): v for v in averaged}
-        counts = [self._n_models, self._n_calls]
-        skip = {v.ref() for v in [*averaged, *counts] if v is not None}
+        counts = [v for v in (self._n_models, self._n_calls) if v is not None]
+        # By name: an imported graph has several objects for one variable.
+        skip = {_compat.variable_name(v) for v in [*averaged, *counts]}
         for variable in v1.global_variables():
-            if variable.ref() not in skip:
-                restored.setdefault(_compat.variable_name(variable), variable)
+            name = _compat.variable_name(variable)
+            if name not in skip:
+                restored.setdefault(name, variable)
         return restored
 
     def reset(self) -> Any:
@@ -302,14 +310,16 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         with tf.name_scope(self.name) as scope:
             with tf.control_dependencies(checks):
                 due = self._due()
-                n_models = self._n_models.read_value()
+                n_models = self._read_n_models()
+
+            def move() -> Any:
+                return self._move(pairs, self._coefficient(n_models), n_models)
 
             def average() -> Any:
-                return tf.cond(
-                    tf.equal(n_models, 0),
-                    lambda: _start(pairs),
-                    lambda: _move(pairs, self._coefficient(n_models), n_models),
-                )
+                first = self._is_first(n_models)
+                if first is False:
+                    return move()
+                return tf.cond(first, lambda: _start(pairs), move)
 
             with tf.control_dependencies([n_models]):
                 moved = (
@@ -318,8 +328,56 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                     else tf.cond(due, average, tf.no_op)
                 )
             with tf.control_dependencies([] if moved is None else [moved]):
-                counted = self._n_models.assign_add(tf.cast(due, tf.int64))
+                counted = self._n_models.assign(
+                    n_models + tf.cast(due, tf.int64)
+                )
             return tf.group(counted, name=scope)
+
+    def _read_n_models(self) -> tf.Tensor:
+        return self._n_models.read_value()
+
+    def _has_averages_from_the_start(self) -> bool:
+        """Whether there is something to swap in before the first `apply`."""
+        return False
+
+    def _is_first(self, n_models: tf.Tensor) -> Any:
+        """Whether the average starts as the weight; False if it never does."""
+        return tf.equal(n_models, 0)
+
+    def _move(
+        self,
+        pairs: list[tuple[tf.Variable, Any]],
+        c: tf.Tensor,
+        n_models: tf.Tensor,
+    ) -> Any:
+        """average <- average + c * (weight - average)"""
+        return _move(pairs, c, n_models)
+
+    def assert_averaged(self) -> list[tf.Operation]:
+        """Raises if nothing was averaged yet; in a graph, gives assertions.
+
+        >>> swa = swa_tf.StochasticWeightAveraging()
+        >>> swa.apply([tf.Variable(1.0)])
+        >>> swa.assert_averaged()
+        []
+
+        Returns:
+            In a graph the ops that raise `tf.errors.InvalidArgumentError`.
+
+        Raises:
+            RuntimeError: In eager mode.
+        """
+        if self._has_averages_from_the_start():
+            return []
+        message = (
+            f"{self.name} has averaged nothing yet: call `apply` first, or "
+            "restore a checkpoint and call `build`."
+        )
+        if tf.executing_eagerly():
+            if int(self.n_models) == 0:
+                raise RuntimeError(message)
+            return []
+        return [tf.debugging.assert_positive(self.n_models, message=message)]
 
     def _due(self) -> Any:
         """Whether this call averages; counts it."""
@@ -343,14 +401,6 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                     "bfloat16, float32 or float64. "
                     f"Received: {_variables.describe([variable])}"
                 )
-            if not isinstance(variable, tf.Variable) and (
-                not variable.shape.is_fully_defined()
-            ):
-                raise ValueError(
-                    "`var_list` must hold tensors of known shape. "
-                    f"Received: {_variables.describe([variable])} "
-                    f"of shape {variable.shape}"
-                )
             if _sums_over_replicas(variable):
                 raise ValueError(
                     "`var_list` must hold variables that are one number for "
@@ -363,20 +413,20 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                     f"Received twice: {_variables.describe([variable])}"
                 )
             seen.add(variable.ref())
-        self._check_same_variables(variables)
         if self._averages:
+            if _variables.outermost_graph() is not self._graph:
+                raise ValueError(
+                    "`var_list` must belong to the graph of the first `apply` "
+                    "(or, as there, to eager mode). "
+                    f"Received: {_variables.describe(variables)}"
+                )
+            self._check_same_variables(variables)
             _check_shapes(variables, [self.average(v) for v in variables])
         return variables
 
     def _check_same_variables(self, variables: list[Any]) -> None:
-        if not self._averages:
+        if self._takes_others:
             return
-        if _variables.outermost_graph() is not self._graph:
-            raise ValueError(
-                "`var_list` must belong to the graph of the first `apply` "
-                "(or, as there, to eager mode). "
-                f"Received: {_variables.describe(variables)}"
-            )
         late = [v for v in variables if self.average(v) is None]
         if late:
             raise ValueError(
@@ -397,13 +447,14 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         """Makes the shadow variables, unless they are there."""
         if _variables.outermost_graph() is not self._graph:
             self._make_count()
-        if self._averages:
-            return
-        self._state.note(variables)
-        averages = [
-            _shadow(v, f"{_compat.variable_name(v)}/{self.name}")
-            for v in variables
-        ]
+        new = [v for v in variables if self.average(v) is None]
+        if new:
+            self._make_new_averages(new)
+
+    def _make_new_averages(self, variables: list[Any]) -> None:
+        averaged = [key.deref() for key in self._average_of.value]
+        self._state.note([*averaged, *variables], self._takes_others)
+        averages = [_shadows.make(v, self.name) for v in variables]
         self._averages.extend(averages)
         self._average_of.value.update(
             (v.ref(), average) for v, average in zip(variables, averages)
@@ -483,6 +534,19 @@ class StochasticWeightAveraging(WeightAverage):
         return 1.0 / tf.cast(n_models + 1, tf.float64)
 
 
+def _apply_merged(averages: Any, var_list: Any) -> Any:
+    """`apply` of all replicas, outside replica context.
+
+    Each replica may have made an object of its own, inside `strategy.run`:
+    their variables are the same already, and the rest is made so.
+    """
+    first, *others = getattr(averages, "values", [averages])
+    applied = first._apply(var_list)
+    for other in others:
+        vars(other).update(vars(first))
+    return applied
+
+
 def _start(pairs: list[tuple[tf.Variable, Any]]) -> Any:
     """average <- weight"""
     return tf.group(
@@ -512,29 +576,6 @@ def _value(weight: Any, average: Any) -> tf.Tensor:
     return tf.cast(weight, average.dtype)
 
 
-def _shadow(variable: Any, name: str) -> tf.Variable:
-    """A variable for the average of `variable`, with its value and device."""
-    dtype = (
-        tf.float64 if variable.dtype.base_dtype == tf.float64 else tf.float32
-    )
-    strategy = _variables.strategy_of(variable)
-    with tf.init_scope():
-        if isinstance(variable, tf.Variable):
-            value = _variables.initial_value(variable)
-        else:
-            value = tf.zeros(variable.shape, variable.dtype)
-        place = strategy.scope() if strategy else tf.device(variable.device)
-        with place:
-            average = tf.Variable(
-                tf.cast(value, dtype), trainable=False, name=name
-            )
-        if isinstance(variable, tf.Variable) and not tf.executing_eagerly():
-            tf.compat.v1.add_to_collection(
-                tf.compat.v1.GraphKeys.MOVING_AVERAGE_VARIABLES, variable
-            )
-    return average
-
-
 def _require_v1_graph(argument: str) -> None:
     if _variables.outermost_graph() is None:
         raise ValueError(
@@ -555,6 +596,8 @@ def _sums_over_replicas(variable: Any) -> bool:
 def _check_shapes(variables: list[Any], averages: list[Any]) -> None:
     """The part of the shape check that needs no graph."""
     for variable, average in zip(variables, averages):
+        if average is None:
+            continue  # of a variable that joins
         shape = variable.shape
         if tf.executing_eagerly() and not shape.is_fully_defined():
             shape = variable.read_value().shape
@@ -579,5 +622,6 @@ def _shape_checks(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
             name="shape_in_var_list_must_not_change",
         )
         for variable, average in zip(variables, averages)
-        if not variable.shape.is_fully_defined()
+        if isinstance(variable, tf.Variable)
+        and not variable.shape.is_fully_defined()
     ]

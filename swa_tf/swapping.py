@@ -126,7 +126,7 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
     """
     variables = _variables.checked_list("var_list", var_list)
     averages = _averages_of(swa, variables)
-    with tf.control_dependencies(_something_averaged(swa)):
+    with tf.control_dependencies(swa.assert_averaged()):
         return _assign_all(
             pair
             for variable, average in zip(variables, averages)
@@ -196,7 +196,7 @@ def averaged_weights(
             f"The averages of {swa.name} are swapped in already: "
             "`averaged_weights` cannot be entered twice."
         )
-    _something_averaged(swa)
+    swa.assert_averaged()
     kept, swapped = _kept_and_swapped(swa, target)
     if refit_data is not None and not _is_model(target):
         raise TypeError(
@@ -267,19 +267,6 @@ def _averages_of(
             f"{_BUILD_HINT}"
         )
     return averages
-
-
-def _something_averaged(swa: WeightAverage) -> list[tf.Operation]:
-    """Raises in eager mode, or gives the assertions for a graph."""
-    message = (
-        f"{swa.name} has averaged nothing yet: call `apply` first, or "
-        "restore a checkpoint and call `build`."
-    )
-    if tf.executing_eagerly():
-        if int(swa.n_models) == 0:
-            raise RuntimeError(message)
-        return []
-    return [tf.debugging.assert_positive(swa.n_models, message=message)]
 
 
 def _assign_all(pairs: Iterable[tuple[Any, Any]]) -> Any:

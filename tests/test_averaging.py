@@ -306,11 +306,15 @@ def test_graph_averages_tensors():
     np.testing.assert_array_equal(average, [4.0, 8.0])
 
 
-def test_graph_tensor_of_unknown_shape():
-    with tf.Graph().as_default():
+def test_graph_averages_tensors_of_unknown_shape():
+    with tf.Graph().as_default(), v1.Session() as session:
         x = v1.placeholder(tf.float32, [None], name="x")
-        with pytest.raises(ValueError, match=r"known shape.*'x'"):
-            swa_tf.StochasticWeightAveraging().apply([x])
+        swa = swa_tf.StochasticWeightAveraging()
+        op = swa.apply([x])
+        session.run(v1.global_variables_initializer(), {x: [0.0, 0.0]})
+        session.run(op, {x: [1.0, 2.0]})
+        session.run(op, {x: [3.0, 6.0]})
+        np.testing.assert_array_equal(session.run(swa.average(x)), [2.0, 4.0])
 
 
 @pytest.mark.parametrize("use_resource", [False, True])

@@ -1,0 +1,62 @@
+"""Shadow variables: where they are, and what their names and values are.
+
+In a v1 graph they are made as `tf.train.ExponentialMovingAverage` makes its
+own, by `get_variable` in a variable scope of their name: so names are made
+unique, scopes are reused and partitioners are left out in the same way, and a
+checkpoint written with one is read with the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf import _compat, _variables
+
+
+def make(variable: Any, suffix: str) -> tf.Variable:
+    """A variable `<variable>/<suffix>` for the average of `variable`.
+
+    It has the device of the variable and the value that the variable has now
+    or, in a v1 graph, will be given first; zeros for a tensor.
+    """
+    dtype = (
+        tf.float64 if variable.dtype.base_dtype == tf.float64 else tf.float32
+    )
+    name = f"{_compat.variable_name(variable)}/{suffix}"
+    if not isinstance(variable, tf.Variable):
+        return _of_tensor(variable, dtype, name)
+    strategy = _variables.strategy_of(variable)
+    with tf.init_scope():
+        value = tf.cast(_variables.initial_value(variable), dtype)
+        place = strategy.scope() if strategy else tf.device(variable.device)
+        with place:
+            if tf.executing_eagerly():
+                return tf.Variable(value, trainable=False, name=name)
+            average = _graph_variable(value, name)
+        _compat.copy_slices_and_sharding(variable, average, suffix)
+        v1 = tf.compat.v1
+        v1.add_to_collection(v1.GraphKeys.MOVING_AVERAGE_VARIABLES, variable)
+    return average
+
+
+def _of_tensor(tensor: tf.Tensor, dtype: tf.DType, name: str) -> tf.Variable:
+    """Of a v1 graph. TensorFlow's class, too, places it where `apply` is."""
+    with tf.init_scope():
+        if tensor.shape.is_fully_defined():
+            return _graph_variable(tf.zeros(tensor.shape, dtype), name)
+        return _graph_variable(tf.zeros(tf.shape(tensor), dtype), name)
+
+
+def _graph_variable(value: tf.Tensor, name: str) -> tf.Variable:
+    v1 = tf.compat.v1
+    with v1.variable_scope(None, default_name=name) as scope:
+        scope.set_partitioner(None)
+        return v1.get_variable(
+            "",
+            initializer=value,
+            trainable=False,
+            use_resource=True,
+            validate_shape=value.shape.is_fully_defined(),
+        )

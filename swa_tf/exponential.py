@@ -1,0 +1,426 @@
+"""The exponential moving average of weights, as TensorFlow's own class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from swa_tf import _checks, _compat, _rounding, _variables
+from swa_tf.averaging import WeightAverage
+from swa_tf.timing import AveragingSchedule
+
+
+class ExponentialMovingAverage(WeightAverage):
+    """The exponential moving average of weights (EMA).
+
+        average <- average + (1 - decay) * (weight - average)
+
+    It takes the place of `tf.train.ExponentialMovingAverage`: the same
+    arguments, names and numbers, by changing one import, and with variables of
+    every Keras. What it has beside: `half_life`, `warm_up`, `when`, the swap
+    (`averaged_weights`), the refit, `SWACallback`, and `tf.train.Checkpoint`.
+    docs/ema.md has both classes side by side.
+
+    >>> variable = tf.Variable(1.0)
+    >>> ema = swa_tf.ExponentialMovingAverage(decay=0.75)
+    >>> ema.apply([variable])
+    >>> _ = variable.assign(2.0)
+    >>> ema.apply([variable])
+    >>> float(ema.average(variable))
+    1.25
+
+    Each call of `apply` moves the averages of the variables it is given. A
+    variable may join later, or be left out of a call.
+
+    Where the average starts: in eager mode at the value that the variable has
+    in the first `apply`; in a `tf.function` at the one it has when that is
+    traced; in a v1 graph at its initial value, a tensor at zero. This is
+    TensorFlow's way. With `warm_up` or `when`, and after `build` or `reset`,
+    the first average is the weight itself.
+
+    Rounding: averages are held in float32 (float64 for float64) and rounded
+    up or down in proportion, so that an average of bfloat16 weights, or of
+    weights that move slowly, does not stand still.
+
+    Args:
+        decay: How much of the average an update keeps, in [0, 1): a number, or
+            a scalar tensor or variable of a floating-point dtype, read in each
+            update. As in TensorFlow, it is rounded to float32 first: 0.999 is
+            0.99900001. Give this or `half_life`.
+        num_updates: A count of training steps: a number, or a scalar tensor or
+            variable such as `optimizer.iterations`. The decay is then
+            `min(decay, (1 + num_updates) / (10 + num_updates))`.
+        zero_debias: Whether averages of tensors, which start at zero, are
+            divided by `1 - decay**n` after n updates (Kingma and Ba 2015,
+            section 3). Only v1 graphs average tensors.
+        name: Suffix of the names of the shadow variables.
+        half_life: Instead of `decay`, the number of updates, > 0, after which
+            half of the average is new: decay = 2^(-1 / half_life), in float64.
+        warm_up: With a number g >= 1, the n-th update (from n = 0, the number
+            of models averaged) has the decay `min(decay, n / (n + g))`. g = 1
+            makes the average the mean of all models, until there are
+            1 / (1 - decay); a larger g forgets the first ones sooner. g = 9 is
+            TensorFlow's formula with the average's own count as `num_updates`.
+        when: As in `StochasticWeightAveraging`.
+
+    Raises:
+        TypeError, ValueError: If an argument is none of these. `apply` raises
+            `ValueError` if a tensor or variable gives a decay outside [0, 1);
+            in a graph the op raises `tf.errors.InvalidArgumentError`.
+
+    References:
+        `tf.train.ExponentialMovingAverage`. Warm-up is polynomial-decay
+        averaging, with eta = g - 1: Shamir and Zhang 2013, Stochastic Gradient
+        Descent for Non-smooth Optimization, section 4,
+        https://arxiv.org/abs/1212.1824.
+    """
+
+    _takes_others = True
+
+    def __init__(
+        self,
+        decay: Any = None,
+        num_updates: Any = None,
+        zero_debias: bool = False,
+        name: str = "ExponentialMovingAverage",
+        *,
+        half_life: float | None = None,
+        warm_up: float | None = None,
+        when: AveragingSchedule | None = None,
+    ) -> None:
+        if (decay is None) == (half_life is None):
+            raise ValueError(
+                "One of `decay` and `half_life` must be given. "
+                f"Received: decay={decay!r}, half_life={half_life!r}"
+            )
+        # Untracked: a checkpoint of the average is not one of what it is given.
+        if decay is not None:
+            decay = _number_or_scalar("decay", decay)
+            _check_decay(decay)
+        if num_updates is not None:
+            num_updates = _number_or_scalar("num_updates", num_updates)
+            _check_num_updates(num_updates)
+        if half_life is not None:
+            half_life = _positive("half_life", half_life)
+        if warm_up is not None and _positive("warm_up", warm_up) < 1.0:
+            raise ValueError(
+                f"`warm_up` must be a number >= 1. Received: {warm_up=}"
+            )
+        self._decay = _variables.Untracked(decay)
+        self._num_updates = _variables.Untracked(num_updates)
+        self._zero_debias = bool(zero_debias)
+        self._half_life = half_life
+        self._warm_up = warm_up
+        self._debiased = _variables.Untracked({})
+        self._debias_variables: list[tf.Variable] = []
+        super().__init__(name, when)
+
+    def build(self, var_list: Iterable[Any]) -> None:
+        """Makes the shadow variables of `var_list` without averaging.
+
+        In eager mode the first `apply` after it makes the average equal to the
+        weight, unless a checkpoint brings averages.
+
+        >>> variable = tf.Variable(1.0)
+        >>> ema = swa_tf.ExponentialMovingAverage(0.9)
+        >>> ema.build([variable])
+        >>> _ = variable.assign(2.0)
+        >>> ema.apply([variable])
+        >>> float(ema.average(variable))
+        2.0
+
+        Args:
+            var_list: As in `apply`.
+
+        Raises:
+            TypeError, ValueError: As `apply` does.
+        """
+        super().build(var_list)
+        if self._begun is not None:
+            self._begun.assign(False)
+
+    def reset(self) -> Any:
+        """Forgets what was averaged.
+
+        The next average is the weight itself. In a v1 graph the averages begin
+        anew from the values that the variables have at the reset, and those of
+        tensors from zero.
+
+        >>> variable = tf.Variable(1.0)
+        >>> ema = swa_tf.ExponentialMovingAverage(0.9)
+        >>> ema.apply([variable])
+        >>> ema.reset()
+        >>> _ = variable.assign(2.0)
+        >>> ema.apply([variable])
+        >>> float(ema.average(variable))
+        2.0
+
+        Returns:
+            In a graph the op that resets, in eager mode None.
+        """
+        ops = [super().reset()]
+        if self._begun is not None:
+            ops.append(self._begun.assign(False))
+        elif self._starts_as_tensorflow():
+            ops += self._assign_initial_values()
+        return tf.group(*[op for op in ops if op is not None])
+
+    def _has_averages_from_the_start(self) -> bool:
+        # From their initializers, or a checkpoint that has no `n_models`.
+        return self._graph is not None and self._starts_as_tensorflow()
+
+    def _coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
+        if self._half_life is not None:
+            c = tf.constant(
+                -math.expm1(-math.log(2.0) / self._half_life), tf.float64
+            )
+        else:
+            # In float32, as TensorFlow does, down to the last bit.
+            decay = tf.cast(self._decay.value, tf.float32)
+            c = tf.cast(1.0 - decay, tf.float64)
+        if self._num_updates.value is not None:
+            n = tf.cast(self._num_updates.value, tf.float32)
+            c_n = tf.cast(1.0 - (1.0 + n) / (10.0 + n), tf.float64)
+            c = tf.maximum(c, c_n)
+        if self._warm_up is not None:
+            n = tf.cast(n_models, tf.float64)
+            c = tf.maximum(c, self._warm_up / (n + self._warm_up))
+        return c
+
+    def _starts_as_tensorflow(self) -> bool:
+        """Whether the first update moves an average that is there before it."""
+        return self._when is None and self._warm_up is None
+
+    def _is_first(self, n_models: tf.Tensor) -> Any:
+        first = super()._is_first(n_models)
+        if not self._starts_as_tensorflow():
+            return first
+        if self._begun is None:
+            return False
+        return tf.logical_and(first, tf.logical_not(self._begun.read_value()))
+
+    def _make_count(self) -> None:
+        super()._make_count()
+        # False also after a checkpoint from before the first `apply`, when the
+        # shadows hold averages that are forgotten.
+        self._begun: Any = None
+        if self._graph is None:
+            with tf.init_scope():
+                self._begun = tf.Variable(
+                    False, trainable=False, name=f"{self.name}/begun"
+                )
+
+    def _counter(self, name: str) -> tf.Variable:
+        if (
+            _variables.outermost_graph() is None
+            or not self._starts_as_tensorflow()
+        ):
+            return super()._counter(name)
+        # Nothing depends on it but the rounding. Not a global variable, or a
+        # `Saver` would look for it in checkpoints that TensorFlow's class
+        # wrote; so perhaps not initialized, or `_read_n_models` would do.
+        v1 = tf.compat.v1
+        with tf.init_scope():
+            return v1.Variable(
+                tf.constant(0, tf.int64),
+                trainable=False,
+                collections=[v1.GraphKeys.LOCAL_VARIABLES],
+                use_resource=True,
+                name=f"{self.name}/{name}",
+            )
+
+    def _read_n_models(self) -> tf.Tensor:
+        if self._graph is None or not self._starts_as_tensorflow():
+            return super()._read_n_models()
+        return tf.cond(
+            tf.compat.v1.is_variable_initialized(self._n_models),
+            self._n_models.read_value,
+            lambda: tf.zeros([], tf.int64),
+        )
+
+    def _apply(self, var_list: Iterable[Any] | None) -> Any:
+        checks = _check_decay(self._decay.value)
+        checks += _check_num_updates(self._num_updates.value)
+        with tf.control_dependencies(checks):
+            return super()._apply(var_list)
+
+    def _make_new_averages(self, variables: list[Any]) -> None:
+        have_values = True
+        if self._begun is not None:
+            with tf.init_scope():
+                have_values = all(
+                    tf.compat.v1.is_variable_initialized(v) for v in variables
+                )
+        if self._averages and not have_values:
+            raise ValueError(
+                "`var_list` must hold variables that were made before this "
+                "`tf.function`, if they join after the first `apply`. "
+                f"Received: {_variables.describe(variables)}"
+            )
+        super()._make_new_averages(variables)
+        if self._begun is not None and self._starts_as_tensorflow():
+            with tf.init_scope():
+                self._begun.assign(have_values)
+        for variable in variables:
+            if self._zero_debias and not isinstance(variable, tf.Variable):
+                self._make_debias_variables(variable)
+
+    def _make_debias_variables(self, tensor: tf.Tensor) -> None:
+        """The average from zero, and its number of updates, of a tensor."""
+        v1 = tf.compat.v1
+        average: Any = self.average(tensor)
+        with tf.init_scope(), v1.variable_scope(average.op.name):
+            made = [
+                v1.get_variable(
+                    name,
+                    shape,
+                    average.dtype,
+                    v1.zeros_initializer(),
+                    trainable=False,
+                    use_resource=True,
+                )
+                for name, shape in (
+                    ("biased", average.shape),
+                    ("local_step", []),
+                )
+            ]
+        self._debias_variables.extend(made)
+        self._debiased.value[average.ref()] = made
+
+    def _move(
+        self,
+        pairs: list[tuple[tf.Variable, Any]],
+        c: tf.Tensor,
+        n_models: tf.Tensor,
+    ) -> Any:
+        debiased = self._debiased.value
+        plain = [pair for pair in pairs if pair[0].ref() not in debiased]
+        threshold = _rounding.threshold(n_models)
+        moved = [super()._move(plain, c, n_models)]
+        for average, tensor in pairs:
+            if average.ref() not in debiased:
+                continue
+            biased, n_updates = debiased[average.ref()]
+            value = _rounding.moved(
+                biased.read_value(),
+                tf.cast(tensor, biased.dtype),
+                c,
+                threshold,
+            )
+            n = n_updates.read_value() + 1.0
+            share = 1.0 - tf.pow(1.0 - c, tf.cast(n, c.dtype))
+            moved += [
+                biased.assign(value),
+                n_updates.assign(n),
+                average.assign(value / tf.cast(share, value.dtype)),
+            ]
+        return tf.group(*moved)
+
+    def _assign_initial_values(self) -> list[Any]:
+        """average <- weight, in a v1 graph; that of a tensor <- 0"""
+        assigned = []
+        for key, average in self._average_of.value.items():
+            variable = key.deref()
+            if not isinstance(variable, tf.Variable):
+                assigned.append(average.assign(tf.zeros_like(average)))
+                continue
+            for target, source in _variables.component_pairs(average, variable):
+                value = tf.cast(_variables.read(source), target.dtype)
+                assigned.append(target.assign(value))
+        for variable in self._debias_variables:
+            assigned.append(variable.assign(tf.zeros_like(variable)))
+        return assigned
+
+
+def _number_or_scalar(name: str, value: Any) -> Any:
+    """A number, or a scalar tensor or `tf.Variable`, or an error."""
+    value = _compat.tf_variable(value)
+    if isinstance(value, tf.Variable) or tf.is_tensor(value):
+        if value.shape.rank not in (0, None):
+            raise ValueError(
+                f"`{name}` must be a scalar. "
+                f"Received: {name} of shape {value.shape}"
+            )
+        return value
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    return _checks.real(name, value, f"{_WANTED[name]} or a scalar tensor")
+
+
+def _positive(name: str, value: Any) -> float:
+    number = float(_checks.real(name, value, "a finite number > 0"))
+    if number == 0.0:
+        raise ValueError(
+            f"`{name}` must be a finite number > 0. Received: {name}={value!r}"
+        )
+    return number
+
+
+_WANTED = {
+    "decay": "a number in [0, 1), also when rounded to float32,",
+    "num_updates": "a number >= 0",
+}
+
+
+def _check_decay(decay: Any) -> list[tf.Operation]:
+    """Raises unless the decay is in [0, 1); in a graph, gives assertions."""
+    if decay is None:
+        return []
+    rounded = _float32(decay)
+    return _require("decay", decay, (rounded >= 0.0) & (rounded < 1.0))
+
+
+def _check_num_updates(num_updates: Any) -> list[tf.Operation]:
+    if num_updates is None:
+        return []
+    return _require("num_updates", num_updates, _float32(num_updates) >= 0.0)
+
+
+def _float32(value: Any) -> Any:
+    if isinstance(value, (int, float)):
+        return np.float32(value)
+    return tf.cast(value, tf.float32)
+
+
+def _require(name: str, value: Any, right: Any) -> list[tf.Operation]:
+    message = f"`{name}` must be {_WANTED[name]}. Received: {name}="
+    if tf.is_tensor(right) and not hasattr(right, "numpy"):
+        return [tf.debugging.Assert(right, [message, value])]
+    if not right:
+        raise ValueError(f"{message}{value!r}")
+    return []
+
+
+def scaled_decay(decay: float, batch_size_ratio: float) -> float:
+    """The decay of an EMA for a batch `batch_size_ratio` times as large.
+
+        decay^k
+
+    with k the ratio: one step on a batch k times as large goes as far as k
+    steps, so that the average must forget as much in one update as it did in
+    k. The learning rate is to be scaled by its own rule.
+
+    >>> round(swa_tf.scaled_decay(0.999, 8), 6)
+    0.992028
+
+    Args:
+        decay: The decay at the old batch size, in [0, 1).
+        batch_size_ratio: The new batch size divided by the old, > 0; below 1
+            for a smaller batch. (A `half_life` is divided by it.)
+
+    Raises:
+        ValueError: If an argument is none of these.
+
+    References:
+        Busbridge et al. 2023, How to Scale Your EMA, definition 1.2,
+        https://arxiv.org/abs/2307.13813.
+    """
+    if _checks.real("decay", decay, "a number in [0, 1)") >= 1:
+        raise ValueError(
+            f"`decay` must be a number in [0, 1). Received: {decay=}"
+        )
+    return float(decay ** _positive("batch_size_ratio", batch_size_ratio))
