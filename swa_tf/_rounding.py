@@ -6,11 +6,22 @@ import tensorflow as tf
 
 
 def moved(
-    average: tf.Tensor, weight: tf.Tensor, c: tf.Tensor, threshold: tf.Tensor
+    average: tf.Tensor,
+    weight: tf.Tensor,
+    c: tf.Tensor,
+    threshold: tf.Tensor,
+    zero: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """average + c * (weight - average)"""
+    """average + c * (weight - average); with c = 1 the weight itself.
+
+    `zero` is for code that XLA compiles: an integer 0 that XLA cannot know to
+    be one.
+    """
     step = tf.cast(c, average.dtype) * (weight - average)
-    return unbiased_sum(average, step, threshold)
+    if zero is not None:
+        step = _rounded(step, zero)
+    total = unbiased_sum(average, step, threshold)
+    return tf.where(tf.equal(c, 1.0), weight, total)
 
 
 def threshold(n_models: tf.Tensor) -> tf.Tensor:
@@ -42,10 +53,23 @@ def unbiased_sum(
 
 def _ulp(x: tf.Tensor) -> tf.Tensor:
     """The distance from |x| to the next larger float."""
-    bits, exponent, epsilon = (
+    integer, exponent, epsilon = (
         (tf.int64, 0x7FF0000000000000, 2.0**-52)
         if x.dtype == tf.float64
         else (tf.int32, 0x7F800000, 2.0**-23)
     )
-    power = tf.bitwise.bitwise_and(tf.bitcast(x, bits), exponent)
+    power = tf.bitwise.bitwise_and(tf.bitcast(x, integer), exponent)
     return epsilon * tf.bitcast(power, x.dtype)
+
+
+def _rounded(product: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
+    """The product, in a form that no compiler fuses with a sum.
+
+    A fused multiply-add rounds once where TensorFlow's kernels round twice:
+    an average would depend on how it was computed.
+    """
+    integer = tf.int64 if product.dtype == tf.float64 else tf.int32
+    bits = tf.bitwise.bitwise_xor(
+        tf.bitcast(product, integer), tf.cast(zero, integer)
+    )
+    return tf.bitcast(bits, product.dtype)

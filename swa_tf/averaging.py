@@ -6,12 +6,12 @@ average <- average + c * (weight - average)
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _rounding, _shadows, _state, _variables
+from swa_tf import _compat, _shadows, _state, _updates, _variables
 from swa_tf.timing import AveragingSchedule
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
@@ -42,6 +42,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         self._name = name
         self._averages: list[tf.Variable] = []
         self._average_of = _variables.Untracked({})
+        self._functions = _variables.Untracked({})
+        self._pace = _updates.Pace()
         self._when: AveragingSchedule | None = None
         self._n_calls: Any = None
         self._make_count()
@@ -76,6 +78,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 f"Received: when={when!r}"
             )
         self._when = when
+        self._functions = _variables.Untracked({})  # they keep the old one
         if when is not None and self._n_calls is None:
             self._n_calls = self._counter("n_calls")
 
@@ -132,6 +135,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         """
         self._make_averages(self._checked(var_list))
 
+    @tf.autograph.experimental.do_not_convert  # or a trace takes four times
     def apply(self, var_list: Iterable[Any] | None = None) -> Any:
         """Averages the present values of `var_list` in, where it is due.
 
@@ -297,14 +301,70 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         if var_list is None:
             _require_v1_graph("var_list")
             var_list = tf.compat.v1.trainable_variables()
+        if tf.executing_eagerly():
+            return self._apply_eagerly(var_list)
+        return self._update(self._prepared(var_list))
+
+    def _apply_eagerly(self, var_list: Iterable[Any]) -> None:
+        """`apply` by functions that the first call with `var_list` makes.
+
+        Later calls do nothing in Python for each variable but to look whether
+        it is the same.
+        """
+        if not isinstance(var_list, (list, tuple)):
+            var_list = self._prepared(var_list)
+        key = tuple(map(id, var_list))
+        if key not in self._functions.value:
+            variables = self._prepared(var_list)
+            if not all(v.shape.is_fully_defined() for v in variables):
+                self._update(variables, compiled=False)  # checked each time
+                return
+            plain = self._function(variables, False)
+            compiled = plain
+            if _updates.Update(self._pairs(variables)).can_compile:
+                compiled = self._function(variables, True)
+            # The list as well: nothing else may come to have one of the ids.
+            made = list(var_list), plain, compiled
+            self._functions.value[key] = made
+        _, plain, compiled = self._functions.value[key]
+        period = self._when.period if self._when else 1
+        (compiled if self._pace.is_fast(period) else plain)()
+
+    def _function(
+        self, variables: list[Any], compiled: bool
+    ) -> Callable[[], None]:
+        @tf.function(autograph=False)
+        def update() -> None:
+            self._update(variables, compiled)
+
+        function: Callable[[], None] = update
+        return function
+
+    def _prepared(self, var_list: Iterable[Any]) -> list[Any]:
+        """The checked variables of `var_list`, each with a shadow variable."""
         variables = self._checked(var_list)
         self._make_averages(variables)
-        averages = [self.average(variable) for variable in variables]
-        pairs = [
+        return variables
+
+    def _pairs(self, variables: list[Any]) -> list[tuple[tf.Variable, Any]]:
+        """Each average with its weight, one of a pair on each device."""
+        return [
             pair
-            for average, variable in zip(averages, variables)
-            for pair in _variables.component_pairs(average, variable)
+            for variable in variables
+            for pair in _variables.component_pairs(
+                self.average(variable), variable
+            )
         ]
+
+    def _update(
+        self, variables: list[Any], compiled: bool | None = None
+    ) -> Any:
+        """Averages `variables` in, where it is due.
+
+        Compiled by XLA or not; None leaves it to the graph to say when it runs.
+        """
+        pairs = self._pairs(variables)
+        averages = [self.average(variable) for variable in variables]
         checks = self._state.assertions(self.name)
         checks += _shape_checks(variables, averages)
         with tf.name_scope(self.name) as scope:
@@ -312,14 +372,12 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 due = self._due()
                 n_models = self._read_n_models()
 
-            def move() -> Any:
-                return self._move(pairs, self._coefficient(n_models), n_models)
-
             def average() -> Any:
+                c = self._coefficient(n_models)
                 first = self._is_first(n_models)
-                if first is False:
-                    return move()
-                return tf.cond(first, lambda: _start(pairs), move)
+                if first is not False:
+                    c = tf.where(first, tf.ones_like(c), c)
+                return self._move(pairs, c, n_models, compiled)
 
             with tf.control_dependencies([n_models]):
                 moved = (
@@ -349,9 +407,15 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         pairs: list[tuple[tf.Variable, Any]],
         c: tf.Tensor,
         n_models: tf.Tensor,
+        compiled: bool | None,
     ) -> Any:
         """average <- average + c * (weight - average)"""
-        return _move(pairs, c, n_models)
+        update = _updates.Update(pairs)
+        when: Any = compiled
+        if compiled is None:
+            period = self._when.period if self._when else 1
+            when = _updates.many_in_a_graph(n_models, period)
+        return update(c, n_models, when)
 
     def assert_averaged(self) -> list[tf.Operation]:
         """Raises if nothing was averaged yet; in a graph, gives assertions.
@@ -463,6 +527,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""
         self._graph = _variables.outermost_graph()
+        self._functions = _variables.Untracked({})
         with tf.init_scope():
             self._state = _state.State()
         self._n_models = self._counter("n_models")
@@ -545,35 +610,6 @@ def _apply_merged(averages: Any, var_list: Any) -> Any:
     for other in others:
         vars(other).update(vars(first))
     return applied
-
-
-def _start(pairs: list[tuple[tf.Variable, Any]]) -> Any:
-    """average <- weight"""
-    return tf.group(
-        *[average.assign(_value(weight, average)) for average, weight in pairs]
-    )
-
-
-def _move(
-    pairs: list[tuple[tf.Variable, Any]], c: tf.Tensor, n_models: tf.Tensor
-) -> Any:
-    """average <- average + c * (weight - average)"""
-    threshold = _rounding.threshold(n_models)
-    moves = []
-    for variable, weight in pairs:
-        average = variable.read_value()
-        average = _rounding.moved(
-            average, _value(weight, average), c, threshold
-        )
-        moves.append(variable.assign(average))
-    return tf.group(*moves)
-
-
-def _value(weight: Any, average: Any) -> tf.Tensor:
-    """The weight now, after the control dependencies, in `average`'s dtype."""
-    if isinstance(weight, tf.Variable):
-        weight = _variables.read(weight)
-    return tf.cast(weight, average.dtype)
 
 
 def _require_v1_graph(argument: str) -> None:

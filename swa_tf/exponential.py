@@ -296,11 +296,12 @@ class ExponentialMovingAverage(WeightAverage):
         pairs: list[tuple[tf.Variable, Any]],
         c: tf.Tensor,
         n_models: tf.Tensor,
+        compiled: bool | None,
     ) -> Any:
         debiased = self._debiased.value
         plain = [pair for pair in pairs if pair[0].ref() not in debiased]
         threshold = _rounding.threshold(n_models)
-        moved = [super()._move(plain, c, n_models)]
+        moved = [super()._move(plain, c, n_models, compiled)]
         for average, tensor in pairs:
             if average.ref() not in debiased:
                 continue

@@ -1,0 +1,237 @@
+"""The one equation over all variables of a model, in one pass over memory.
+
+TensorFlow's own kernels take some fifteen passes: one an operation. XLA makes
+them one, but must compile; so it is asked only where updates are many. Both
+give the same bits (see `_rounding`), and nothing else depends on which was
+taken.
+
+Variables of one shape are updated in bundles, by one function for all bundles
+that are alike: it is traced, and compiled, once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from swa_tf import _rounding, _variables
+
+# Below this number of elements a variable takes less time than starting its
+# computation does: such are strung together, and not compiled.
+_SMALL = 16384
+_BUNDLE, _BUNDLE_OF_SMALL = 16, 128
+
+# Compiling takes the time of some ten updates that are not compiled.
+_MANY = 5
+_RARE = 100
+
+
+class Update:
+    """average <- average + c * (weight - average), for given variables.
+
+    Args:
+        pairs: Each average, a variable on one device, with its weight: a
+            variable of any kind or, in a v1 graph, a tensor.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[tf.Variable, Any]]) -> None:
+        alike: dict[_Kind, list[tuple[Any, Any]]] = {}
+        self._others: list[tuple[Any, Any]] = []
+        for average, weight in pairs:
+            if _is_local(average, weight):
+                kind = _Kind.of(average, weight)
+                alike.setdefault(kind, []).append((average, weight))
+            else:
+                self._others.append((average, weight))
+        bundles = [
+            _Bundle(kind, members[start : start + kind.bundle_size])
+            for kind, members in alike.items()
+            for start in range(0, len(members), kind.bundle_size)
+        ]
+        self._small = [bundle for bundle in bundles if bundle.kind.is_small]
+        self._large = [bundle for bundle in bundles if not bundle.kind.is_small]
+        devices = {kind.device for kind in alike}
+        devices.update(average.device for average, _ in self._others)
+        self.can_compile = (
+            bool(self._large)
+            and len(devices) == 1
+            and all(map(_has_xla, devices))
+        )
+
+    def __call__(self, c: tf.Tensor, n_models: tf.Tensor, compiled: Any) -> Any:
+        """The update, with the coefficient `c` after `n_models` models.
+
+        `compiled` says whether by XLA where `can_compile`: a bool, or in a
+        graph a scalar tensor.
+        """
+        threshold = _rounding.threshold(n_models)
+        zero = tf.cast(n_models < 0, tf.int32)
+        scalars = (c, threshold, zero)
+
+        def large(compile: bool) -> Any:
+            for bundle in self._large:
+                bundle.update(compile, scalars)
+            return tf.no_op()  # what TensorFlow wants of a branch
+
+        for bundle in self._small:
+            bundle.update(False, scalars)
+        if not self.can_compile or isinstance(compiled, bool):
+            large(self.can_compile and compiled)
+        else:
+            tf.cond(compiled, lambda: large(True), lambda: large(False))
+        moved = []
+        for average, weight in self._others:
+            value = average.read_value()
+            weight = _value(weight, value)
+            value = _rounding.moved(value, weight, c, threshold)
+            moved.append(average.assign(value))
+        return tf.group(*moved)
+
+
+class Pace:
+    """Whether updates come so often that to compile them pays.
+
+    An average that takes one model an epoch is never compiled for.
+    """
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+        self._close = 0
+
+    def is_fast(self, period: int) -> bool:
+        """To be asked at each call, one in `period` of which averages."""
+        now = time.monotonic()
+        if self._close < _MANY:
+            close = (now - self._last) * period < 1.0
+            self._close = self._close + 1 if close else 0
+        self._last = now
+        return self._close >= _MANY
+
+
+def many_in_a_graph(n_models: tf.Tensor, period: int) -> Any:
+    """The same for a compiled training step, that knows of no time."""
+    return False if period > _RARE else n_models >= _MANY
+
+
+class _Kind(NamedTuple):
+    """What variables have in common that one function can update."""
+
+    device: str
+    shape: tuple[int, ...]
+    dtype: tf.DType
+    weight_dtype: tf.DType
+
+    @classmethod
+    def of(cls, average: tf.Variable, weight: tf.Variable) -> _Kind:
+        shape = tuple(average.shape.as_list())
+        dtypes = average.dtype, weight.dtype
+        return cls(average.device, shape, *dtypes)
+
+    @property
+    def is_small(self) -> bool:
+        return math.prod(self.shape) < _SMALL
+
+    @property
+    def bundle_size(self) -> int:
+        return _BUNDLE_OF_SMALL if self.is_small else _BUNDLE
+
+
+class _Bundle(NamedTuple):
+    kind: _Kind
+    members: list[tuple[tf.Variable, tf.Variable]]
+
+    def update(self, compile: bool, scalars: tuple[tf.Tensor, ...]) -> None:
+        averages, weights = zip(*self.members)
+        update = _function(self.kind, len(self.members), compile)
+        with tf.device(self.kind.device):
+            update(
+                [average.handle for average in averages],
+                [weight.handle for weight in weights],
+                *scalars,
+            )
+
+
+def _is_local(average: tf.Variable, weight: Any) -> bool:
+    """Whether both are plain variables on one device, of one known shape."""
+    return (
+        isinstance(weight, tf.Variable)
+        and _variables.outermost_graph() is None
+        and _variables.components(weight)[0] is weight
+        and weight.shape.is_fully_defined()
+        and weight.device == average.device
+    )
+
+
+def _has_xla(device: str) -> bool:
+    kind = tf.DeviceSpec.from_string(device).device_type
+    return bool(tf.test.is_built_with_xla()) and (
+        kind == "CPU" or (kind == "GPU" and _compiles(device))
+    )
+
+
+@functools.cache
+def _compiles(device: str) -> bool:
+    """Whether XLA finds all that it needs of CUDA, which may not be there."""
+    with tf.init_scope(), tf.device(device):
+        try:
+            tf.function(tf.negative, jit_compile=True)(tf.ones([]))
+        except tf.errors.OpError:
+            return False
+    return True
+
+
+@functools.cache
+def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
+    """The update of a bundle, given the handles of its variables."""
+
+    def read(handle: Any, dtype: tf.DType) -> tf.Tensor:
+        value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+        value.set_shape(kind.shape)
+        return value
+
+    def update(
+        averages: list[Any],
+        weights: list[Any],
+        c: tf.Tensor,
+        threshold: tf.Tensor,
+        zero: tf.Tensor,
+    ) -> None:
+        values = [
+            (read(average, kind.dtype), read(weight, kind.weight_dtype))
+            for average, weight in zip(averages, weights)
+        ]
+        if kind.is_small:
+            values = [tuple(tf.stack(each) for each in zip(*values))]
+        moved = [
+            _rounding.moved(
+                average,
+                tf.cast(weight, kind.dtype),
+                c,
+                threshold,
+                zero if compile else None,
+            )
+            for average, weight in values
+        ]
+        if kind.is_small:
+            moved = tf.unstack(moved[0], size)
+        for average, value in zip(averages, moved):
+            tf.raw_ops.AssignVariableOp(resource=average, value=value)
+
+    if compile:
+        return tf.function(update, jit_compile=True, autograph=False)
+    # Not inlined, or a graph would have fifteen nodes for each variable.
+    return tf.function(
+        update, autograph=False, experimental_attributes={"_noinline": True}
+    )
+
+
+def _value(weight: Any, average: tf.Tensor) -> tf.Tensor:
+    """The weight now, after the control dependencies, in `average`'s dtype."""
+    if isinstance(weight, tf.Variable):
+        weight = _variables.read(weight)
+    return tf.cast(weight, average.dtype)
