@@ -1,0 +1,287 @@
+"""Updates of many variables: compiled or not, in bundles, the same bits."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import swa_tf
+from swa_tf import _rounding, _updates
+
+LARGE = (_updates._SMALL,)
+SMALL = (3, 5)
+
+
+def random_values(shape, dtype, count, seed=0):
+    random = np.random.default_rng(seed)
+    return [
+        tf.cast(tf.constant(random.normal(1.0, 0.3, shape)), dtype)
+        for _ in range(count)
+    ]
+
+
+def averages_of(variables, models, update):
+    """Shadow variables after `update(pairs, n)` for each model."""
+    averages = [
+        tf.Variable(tf.zeros(v.shape, _shadow_dtype(v)), trainable=False)
+        for v in variables
+    ]
+    for n, model in enumerate(models):
+        for variable, value in zip(variables, model):
+            variable.assign(value)
+        update(list(zip(averages, variables)), tf.constant(n, tf.int64))
+    return [average.numpy() for average in averages]
+
+
+def _shadow_dtype(variable):
+    return tf.float64 if variable.dtype == tf.float64 else tf.float32
+
+
+def _by(compiled):
+    def update(pairs, n):
+        update = _updates.Update(pairs)
+        assert update.can_compile
+        update(1.0 / tf.cast(n + 1, tf.float64), n, compiled)
+
+    return update
+
+
+def _one_by_one(pairs, n):
+    c = 1.0 / tf.cast(n + 1, tf.float64)
+    for average, weight in pairs:
+        moved = _rounding.moved(
+            average.read_value(),
+            tf.cast(weight.read_value(), average.dtype),
+            c,
+            _rounding.threshold(n),
+        )
+        average.assign(moved)
+
+
+@pytest.mark.parametrize(
+    "dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64]
+)
+def test_compiled_or_not_gives_the_same_bits(dtype):
+    # With multiply and add fused, some hundred of the 16,384 would differ.
+    variables = [tf.Variable(v) for v in random_values(LARGE, dtype, 2)]
+    models = [random_values(LARGE, dtype, 2, seed) for seed in range(6)]
+    expected = averages_of(variables, models, _one_by_one)
+    for compiled in (True, False):
+        got = averages_of(variables, models, _by(compiled))
+        np.testing.assert_array_equal(got, expected)
+    exact = np.mean(
+        [[v.numpy().astype(np.float64) for v in m] for m in models], axis=0
+    )
+    # Six sums of numbers below 4, each off by at most one unit, 2^-22.
+    np.testing.assert_allclose(expected, exact, rtol=0, atol=6 * 2.0**-22)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), SMALL])
+@pytest.mark.parametrize("count", [1, 2, 128, 129])
+def test_small_variables_are_strung_together(shape, count):
+    values = random_values(shape, tf.float32, count, seed=1)
+    variables = [tf.Variable(tf.zeros(shape)) for _ in range(count)]
+    swa = swa_tf.StochasticWeightAveraging()
+    for factor in (1.0, 3.0):
+        for variable, value in zip(variables, values):
+            variable.assign(factor * value)
+        swa.apply(variables)
+    for variable, value in zip(variables, values):
+        expected = 2.0 * value.numpy().astype(np.float64)
+        np.testing.assert_allclose(
+            swa.average(variable), expected, rtol=2.0**-22
+        )
+
+
+def test_bundles_of_every_kind_at_once():
+    kinds = [
+        (shape, dtype)
+        for shape in (LARGE, SMALL, (2, *LARGE))
+        for dtype in (tf.float32, tf.bfloat16, tf.float64)
+    ] * 18  # more than one bundle of the large
+    variables = [
+        tf.Variable(tf.fill(shape, tf.cast(i, dtype)))
+        for i, (shape, dtype) in enumerate(kinds)
+    ]
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply(variables)
+    for variable in variables:
+        variable.assign(variable + tf.cast(2.0, variable.dtype))
+    swa.apply(variables)
+    for i, variable in enumerate(variables):
+        expected = np.full(variable.shape, i + 1.0)
+        np.testing.assert_array_equal(swa.average(variable), expected)
+
+
+def test_a_function_of_the_user_compiles_from_the_sixth_model_on(monkeypatch):
+    variables = [tf.Variable(v) for v in random_values(LARGE, tf.float32, 2)]
+    models = [random_values(LARGE, tf.float32, 2, seed) for seed in range(8)]
+    swa = swa_tf.StochasticWeightAveraging()
+    taken = []
+
+    def noting(kind, size, compile):
+        update = function(kind, size, compile)
+
+        def noted(*arguments):
+            tf.py_function(lambda: taken.append(compile), [], [])
+            update(*arguments)
+
+        return noted
+
+    function = _updates._function
+    monkeypatch.setattr(_updates, "_function", noting)
+
+    @tf.function
+    def step():
+        swa.apply(variables)
+
+    def update(pairs, n):
+        step()
+
+    averages_of(variables, models, update)
+    assert taken == [False] * 5 + [True] * 3
+    got = [swa.average(v).numpy() for v in variables]
+    expected = averages_of(variables, models, _one_by_one)
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Which kinds of functions are asked for: compiled ones and others."""
+    made = set()
+    function = _updates._function
+
+    def noting(kind, size, compile):
+        made.add(compile)
+        return function(kind, size, compile)
+
+    monkeypatch.setattr(_updates, "_function", noting)
+    return made
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(_updates.time, "monotonic", lambda: clock[0])
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("seconds", "period", "expected"),
+    [
+        (1.5, None, {False}),  # an average an epoch
+        (0.1, None, {False, True}),
+        (0.1, 20, {False}),
+        (0.1, 2, {False, True}),
+    ],
+)
+def test_what_comes_often_is_compiled(seconds, period, expected, made, clock):
+    variable = tf.Variable(tf.ones(LARGE))
+    when = swa_tf.AveragingSchedule(period=period) if period else None
+    swa = swa_tf.StochasticWeightAveraging(when=when)
+    for _ in range(12):
+        swa.apply([variable])
+        clock[0] += seconds
+    assert made == expected
+
+
+@pytest.mark.parametrize(
+    ("period", "expected"), [(100, {False, True}), (101, {False})]
+)
+def test_a_compiled_step_that_averages_rarely(period, expected, made):
+    variable = tf.Variable(tf.ones(LARGE))
+    when = swa_tf.AveragingSchedule(period=period)
+    swa = swa_tf.StochasticWeightAveraging(when=when)
+
+    @tf.function
+    def step():
+        swa.apply([variable])
+
+    step()
+    assert made == expected
+
+
+def test_once_compiled_for_stays_so(clock):
+    pace = _updates.Pace()
+    fast = []
+    for seconds in (0.5, 0.5, 2.0, *[0.5] * 6, 9.0):
+        fast.append(pace.is_fast(1))
+        clock[0] += seconds
+    # The first, and the one after the break, follow nothing closely.
+    assert fast == [False] * 8 + [True] * 2
+
+
+def test_later_calls_check_and_trace_nothing(monkeypatch):
+    variables = [tf.Variable(v) for v in random_values(LARGE, tf.float32, 2)]
+    calls = {"checked": 0, "traced": 0}
+
+    class Counting(swa_tf.StochasticWeightAveraging):
+        def _checked(self, var_list):
+            calls["checked"] += 1
+            return super()._checked(var_list)
+
+        def _coefficient(self, n_models):
+            calls["traced"] += 1
+            return super()._coefficient(n_models)
+
+    swa = Counting()
+    for _ in range(9):
+        swa.apply(list(variables))
+    # Once not compiled, and once compiled.
+    assert calls == {"checked": 1, "traced": 2}
+    assert int(swa.n_models) == 9
+
+
+def test_another_list_is_checked():
+    variables = [tf.Variable(1.0), tf.Variable(2.0)]
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply(variables)
+    swa.apply(tuple(variables))
+    swa.apply(v for v in variables)
+    with pytest.raises(ValueError, match="must hold all variables"):
+        swa.apply(variables[:1])
+    swa.apply(variables[::-1])
+    assert int(swa.n_models) == 4
+
+
+def test_a_weight_on_another_device_than_its_average():
+    with tf.device("/cpu:1"):
+        variable = tf.Variable(tf.ones(LARGE))
+    average = tf.Variable(tf.zeros(LARGE), trainable=False)
+    update = _updates.Update([(average, variable)])
+    assert not update.can_compile
+    update(tf.constant(0.5, tf.float64), tf.constant(1, tf.int64), True)
+    np.testing.assert_array_equal(average, np.full(LARGE, 0.5))
+
+
+def test_variables_on_two_devices():
+    variables = []
+    for device in ("/cpu:0", "/cpu:1"):
+        with tf.device(device):
+            variables += [tf.Variable(tf.ones(LARGE)), tf.Variable(1.0)]
+    swa = swa_tf.StochasticWeightAveraging()
+    for _ in range(8):
+        swa.apply(variables)
+        for variable in variables:
+            variable.assign_add(tf.ones_like(variable))
+    for variable in variables:
+        assert swa.average(variable).device == variable.device
+        expected = np.full(variable.shape, 4.5)
+        np.testing.assert_array_equal(swa.average(variable), expected)
+
+
+def test_where_xla_is_not_built_in(monkeypatch):
+    monkeypatch.setattr(tf.test, "is_built_with_xla", lambda: False)
+    pair = tf.Variable(tf.zeros(LARGE)), tf.Variable(tf.ones(LARGE))
+    assert not _updates.Update([pair]).can_compile
+
+
+def test_a_new_schedule_takes_effect_in_eager_mode():
+    variable = tf.Variable(0.0)
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply([variable])
+    swa.when = swa_tf.AveragingSchedule(start=1)
+    variable.assign(2.0)
+    swa.apply([variable])  # the schedule's call 0
+    assert (float(swa.average(variable)), int(swa.n_models)) == (0.0, 1)
+    swa.apply([variable])
+    assert (float(swa.average(variable)), int(swa.n_models)) == (1.0, 2)
