@@ -65,8 +65,9 @@ def _ulp(x: tf.Tensor) -> tf.Tensor:
 def _rounded(product: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
     """The product, in a form that no compiler fuses with a sum.
 
-    A fused multiply-add rounds once where TensorFlow's kernels round twice:
-    an average would depend on how it was computed.
+    A fused multiply-add rounds once where TensorFlow's kernels round twice: an
+    average would depend on how it was computed. XLA fuses a product that is
+    used once, for some processors also one that is used twice as here.
     """
     integer = tf.int64 if product.dtype == tf.float64 else tf.int32
     bits = tf.bitwise.bitwise_xor(

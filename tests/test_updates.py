@@ -61,7 +61,6 @@ def _one_by_one(pairs, n):
     "dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64]
 )
 def test_compiled_or_not_gives_the_same_bits(dtype):
-    # With multiply and add fused, some hundred of the 16,384 would differ.
     variables = [tf.Variable(v) for v in random_values(LARGE, dtype, 2)]
     models = [random_values(LARGE, dtype, 2, seed) for seed in range(6)]
     expected = averages_of(variables, models, _one_by_one)
@@ -285,3 +284,14 @@ def test_a_new_schedule_takes_effect_in_eager_mode():
     assert (float(swa.average(variable)), int(swa.n_models)) == (0.0, 1)
     swa.apply([variable])
     assert (float(swa.average(variable)), int(swa.n_models)) == (1.0, 2)
+
+
+def test_a_product_that_xla_does_not_fuse_with_a_sum():
+    x, y = random_values((1 << 16,), tf.float32, 2)
+
+    @tf.function(jit_compile=True)
+    def total(zero):
+        return _rounding._rounded(x * y, zero) + x
+
+    expected = x.numpy() * y.numpy() + x.numpy()  # rounded twice
+    np.testing.assert_array_equal(total(tf.constant(0)), expected)
