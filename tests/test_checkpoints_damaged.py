@@ -12,7 +12,6 @@ import resource
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import time
 import zipfile
@@ -31,7 +30,7 @@ from tensorflow.core.protobuf import (
 import swa_tf
 from swa_tf import _files, average_checkpoints_main
 from swa_tf._checkpoint_files import sstable, tensor_bundle
-from tests import checkpoint_files
+from tests import checkpoint_files, programs
 from tests.checkpoint_files import FORMS, H5, KERAS, NAME, OBJECT, WEIGHTS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -1029,79 +1028,37 @@ def test_what_counts_is_moved_last(form, three, tmp_path, monkeypatch):
 
 # Real processes, really killed.
 
-_FORKS = """
-import os, signal, sys
+MAIN = """
+import os, sys
 from absl import flags
 from swa_tf import average_checkpoints_main
 
-signals = {signal.SIGTERM, signal.SIGINT}
-while line := sys.stdin.readline():
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    child = os.fork()
-    if child:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        print(child, flush=True)
-        sys.stdin.readline()  # till then it can be sent signals
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(status, flush=True)
-        continue
-    status = 9
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        argv = flags.FLAGS(["average", *line.split()])
-        status = average_checkpoints_main.main(argv)
-    except SystemExit as exit:
-        status = exit.code
-    except KeyboardInterrupt:
-        status = 130
-    finally:
-        os._exit(status)
+status = 9
+try:
+    argv = flags.FLAGS(["average", *sys.argv[1:]])
+    status = average_checkpoints_main.main(argv)
+except SystemExit as exit:
+    status = exit.code
+except KeyboardInterrupt:
+    status = 130
+finally:
+    os._exit(status)  # at once: what Python does at its end takes longer
 """
 
 
-@pytest.fixture(scope="module")
-def forks():
-    """A process with TensorFlow imported, which forks one for each line.
-
-    None of its forks runs TensorFlow: the files here are read without it.
-    """
-    with subprocess.Popen(
-        [sys.executable, "-c", _FORKS],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.fspath(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        yield process
-        process.stdin.close()
-
-
-def line_of(process):
-    """The next line that is a number; the others are what it writes."""
-    while not (line := process.stdout.readline()).strip().lstrip("-").isdigit():
-        if not line:
-            raise RuntimeError("the process has ended")
-    return int(line)
-
-
-def run_and_signal(process, arguments, number, delay):
+def run_and_signal(arguments, number, delay):
     """Runs the command line, and sends it a signal after so many seconds."""
-    process.stdin.write(" ".join(arguments) + "\n")
-    process.stdin.flush()
-    child, began = line_of(process), time.monotonic()
+    began = time.monotonic()
+    program = programs.Program(arguments, code=MAIN)
     if number is not None:
         time.sleep(delay)
-        os.kill(child, number)
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return line_of(process), time.monotonic() - began
+        os.kill(program.pid, number)
+    return program.wait().returncode, time.monotonic() - began
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_killed_at_random_moments(form, tmp_path, forks):
+def test_killed_at_random_moments(form, tmp_path):
     rng = np.random.default_rng(0)
     values = [
         {f"w{i}": rng.normal(size=(1 << 17,)).astype("f4") for i in range(8)}
@@ -1124,7 +1081,7 @@ def test_killed_at_random_moments(form, tmp_path, forks):
         folder = tmp_path / f"new{number}"
         output = checkpoint_files.path_of(form, folder, "average")
         status, seconds = run_and_signal(
-            forks, [f"--output_path={output}", *paths], sent, delay
+            [f"--output_path={output}", *paths], sent, delay
         )
         left = [p.name for p in folder.iterdir()] if folder.exists() else []
         *_, counts = checkpoint_files.files(form, output)
@@ -1178,18 +1135,8 @@ def test_the_program_refuses_a_damaged_input(form, damage, three, tmp_path):
     damage(random.Random(0), paths[1])
     before = contents(tmp_path)
     output = checkpoint_files.path_of(form, tmp_path / "new", "average")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "swa_tf.average_checkpoints_main",
-            f"--output_path={output}",
-            *paths,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = programs.run_module(
+        "swa_tf.average_checkpoints_main", f"--output_path={output}", *paths
     )
     assert done.returncode == 1
     assert "\nerror: `inputs` must be whole" in f"\n{done.stderr}"
