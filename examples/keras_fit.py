@@ -8,8 +8,8 @@ trained and averaged weights, and leaves the average in the model.
 
     python -m examples.keras_fit --plot=keras_fit.png
 
-learns scikit-learn's digits, or what `--data_dir` has of MNIST, in files named
-`*-images-idx3-ubyte.gz` and `*-labels-idx1-ubyte.gz`. A quarter tests. Of the
+learns scikit-learn's digits, or what `--data_dir` has of MNIST, in the files
+`t10k-images-idx3-ubyte.gz` and the like. A quarter tests. Of the
 digits that is 450 images, and averaging gains or loses one or two of these
 (seeds 0 to 2): both plans end at a low rate, where little is left to gain.
 """

@@ -45,6 +45,7 @@ from tests.damage import (
     itself,
     missing,
     no_known_type,
+    one_place,
     pipe,
     replaced_by,
     soft_link,
@@ -163,11 +164,13 @@ DAMAGES = {
     WEIGHTS: {
         **ONE_FILE,
         "external storage": (hdf5(external_storage), "'out' lies in another"),
+        "two in one place": (one_place, "lie in one place"),
         "a zip": (replaced_by(itself, b"PK\3\4" + bytes(9999)), "no whole"),
     },
     H5: {
         **ONE_FILE,
         "external storage": (hdf5(external_storage), "'out' lies in another"),
+        "two in one place": (one_place, "lie in one place"),
         "a zip": (replaced_by(itself, b"PK\3\4" + bytes(9999)), "no whole"),
     },
     KERAS: {
