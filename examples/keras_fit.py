@@ -8,27 +8,24 @@ trained and averaged weights, and leaves the average in the model.
 
     python -m examples.keras_fit --plot=keras_fit.png
 
-learns scikit-learn's digits, or what `--data_dir` has of MNIST, in files named
-`*-images-idx3-ubyte.gz` and `*-labels-idx1-ubyte.gz`. A quarter tests. Of the
+learns scikit-learn's digits, or what `--data_dir` has of MNIST, in the files
+`t10k-images-idx3-ubyte.gz` and the like. A quarter tests. Of the
 digits that is 450 images, and averaging gains or loses one or two of these
 (seeds 0 to 2): both plans end at a low rate, where little is left to gain.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import pathlib
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from matplotlib.figure import Figure
-from sklearn import datasets, model_selection
 
 import swa_tf
+from examples import data
 from swa_tf import schedules
 
 HIGH_RATE, LOW_RATE, LOSS = 0.2, 0.05, "sparse_categorical_crossentropy"
@@ -66,8 +63,8 @@ def train(name: str, learned: tuple, test: tuple) -> tuple[float, dict]:
         model.add(tf.keras.layers.Dropout(0.2))
     model.add(tf.keras.layers.Dense(10, activation="softmax"))
     model.compile("sgd", LOSS, metrics=["accuracy"])
-    data = tf.data.Dataset.from_tensor_slices(learned[0]).batch(2048)
-    swa = swa_tf.SWACallback(start, period, schedule=rate, refit_data=data)
+    refit = tf.data.Dataset.from_tensor_slices(learned[0]).batch(2048)
+    swa = swa_tf.SWACallback(start, period, schedule=rate, refit_data=refit)
     history = model.fit(
         *learned,
         batch_size=BATCH_SIZE,
@@ -78,33 +75,6 @@ def train(name: str, learned: tuple, test: tuple) -> tuple[float, dict]:
     )
     # Here the model is the average, ready to be saved.
     return model.evaluate(*test, verbose=0)[1], history.history
-
-
-def read_idx(pattern: str) -> np.ndarray:
-    """All of the IDX files in `--data_dir`, which begin with their shapes."""
-    arrays = []
-    for path in sorted(pathlib.Path(FLAGS.data_dir).glob(pattern)):
-        content = gzip.decompress(path.read_bytes())
-        shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
-        values = np.frombuffer(content, np.uint8, offset=4 + shape.nbytes)
-        arrays.append(values.reshape(shape))
-    if not arrays:
-        raise FileNotFoundError(f"it holds no {pattern}")
-    return np.concatenate(arrays)
-
-
-def load() -> tuple[tuple, tuple]:
-    """What to learn and to test: images [n, pixels], 0 to 1; labels [n]."""
-    if FLAGS.data_dir is None:
-        images, labels = datasets.load_digits(return_X_y=True)
-    else:
-        images = read_idx("*-images-idx3-ubyte.gz")
-        labels = read_idx("*-labels-idx1-ubyte.gz")
-    images = images.reshape(len(images), -1).astype(np.float32) / images.max()
-    arrays = model_selection.train_test_split(
-        images, labels, stratify=labels, random_state=FLAGS.seed
-    )
-    return tuple(arrays[::2]), tuple(arrays[1::2])
 
 
 def draw(name: str, logs: dict, panels: np.ndarray) -> None:
@@ -128,9 +98,10 @@ def main(argv: list[str]) -> None:
     if FLAGS.plot and not os.path.isdir(os.path.dirname(FLAGS.plot) or "."):
         raise app.UsageError(f"No such directory: --plot={FLAGS.plot}")
     try:
-        learned, test = load()
-    except (OSError, EOFError, LookupError, ValueError, zlib.error) as error:
-        raise app.UsageError(f"`--data_dir` is no MNIST: {error}") from error
+        dataset = "mnist" if FLAGS.data_dir else "digits"
+        learned, test = data.load_rows(dataset, FLAGS.data_dir, FLAGS.seed)
+    except data.DataError as error:
+        raise app.UsageError(str(error)) from error
     names = PLANS if FLAGS.plan == "both" else [FLAGS.plan]
     figure = Figure(figsize=(5.0 * len(names), 6.0), layout="constrained")
     panels = figure.subplots(2, len(names), sharey="row", squeeze=False)

@@ -9,8 +9,8 @@ by hand and by the library, which must agree.
     python -m examples.parameter_dictionary
 
 learns scikit-learn's digits, and with `--dataset=mnist` MNIST: what
-`--data_dir` has of it, in files named `*-images-idx3-ubyte.gz` and
-`*-labels-idx1-ubyte.gz`, or all, which Keras downloads. A quarter tests.
+`--data_dir` has of it, in the files `t10k-images-idx3-ubyte.gz` and the like,
+or all, which Keras downloads. A quarter tests.
 On the digits the average, refit, is within 3 of the 450 test images of the
 trained weights, either way (seeds 0 to 4); on the 10,000 test images of MNIST,
 which a linear model overfits, it gains 0.8 to 2 points (seeds 0 to 2).
@@ -18,16 +18,12 @@ which a linear model overfits, it gains 0.8 to 2 points (seeds 0 to 2).
 
 from __future__ import annotations
 
-import gzip
-import pathlib
-import zlib
-
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
-from sklearn import datasets, model_selection
 
 import swa_tf
+from examples import data
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("dataset", "digits", ["digits", "mnist"], "What to learn.")
@@ -41,36 +37,6 @@ STATISTICS = ("logits/moving_mean", "logits/moving_variance")
 # Both sum in float64 logits in float32, in which the batch's size may move the
 # last places, 6e-8 each, of up to 784 products.
 TOLERANCE = 1e-5
-
-
-def read_idx(pattern: str) -> np.ndarray:
-    """All of the IDX files in `--data_dir`, which begin with their shapes."""
-    arrays = []
-    for path in sorted(pathlib.Path(FLAGS.data_dir).glob(pattern)):
-        content = gzip.decompress(path.read_bytes())
-        shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
-        values = np.frombuffer(content, np.uint8, offset=4 + shape.nbytes)
-        arrays.append(values.reshape(shape))
-    if not arrays:
-        raise FileNotFoundError(f"it holds no {pattern}")
-    return np.concatenate(arrays)
-
-
-def load() -> tuple[tuple, tuple]:
-    """What to learn and to test: images [n, pixels], 0 to 1; labels [n]."""
-    if FLAGS.dataset == "digits":
-        images, labels = datasets.load_digits(return_X_y=True)
-    elif FLAGS.data_dir is None:
-        pairs = tf.keras.datasets.mnist.load_data()
-        images, labels = map(np.concatenate, zip(*pairs))
-    else:
-        images = read_idx("*-images-idx3-ubyte.gz")
-        labels = read_idx("*-labels-idx1-ubyte.gz")
-    images = images.reshape(len(images), -1).astype(np.float32) / images.max()
-    arrays = model_selection.train_test_split(
-        images, labels, stratify=labels, random_state=FLAGS.seed
-    )
-    return tuple(arrays[::2]), tuple(arrays[1::2])
 
 
 def make_model(pixels: int) -> tf.keras.Model:
@@ -121,8 +87,8 @@ def run(learned: tuple, test: tuple) -> tuple[dict[str, float], float]:
     swa_tf.assign_parameters(model, by_hand, strict=False)
     evaluate("averaged, by hand")
     reset_statistics(model)
-    data = tf.data.Dataset.from_tensor_slices(images).batch(BATCH_SIZE)
-    swa_tf.refit_batch_norm(model, data)
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(BATCH_SIZE)
+    swa_tf.refit_batch_norm(model, batches)
     evaluate("averaged, refit")
     refit = swa_tf.copy_parameters(model)
     differences = [
@@ -136,9 +102,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     try:
-        learned, test = load()
-    except (OSError, EOFError, LookupError, ValueError, zlib.error) as error:
-        raise app.UsageError(f"`--data_dir` is no MNIST: {error}") from error
+        learned, test = data.load_rows(
+            FLAGS.dataset, FLAGS.data_dir, FLAGS.seed
+        )
+    except data.DataError as error:
+        raise app.UsageError(str(error)) from error
     found, difference = run(learned, test)
     for name, accuracy in found.items():
         print(f"{name:18s} test accuracy {100 * accuracy:.2f} %")

@@ -1,9 +1,15 @@
 """Small checkpoints of every form, as TensorFlow and Keras write them."""
 
 import os
+import pathlib
+import signal
 
 import numpy as np
 import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+from swa_tf import average_checkpoints_main
 
 OBJECT, NAME, WEIGHTS, KERAS, H5 = (
     "object-based",
@@ -163,6 +169,30 @@ def optimizer_variables(model):
     """All that a model's optimizer keeps."""
     variables = model.optimizer.variables
     return variables() if callable(variables) else list(variables)
+
+
+def contents(folder):
+    """All that is in a folder: what it is, its bytes and when it was made."""
+    found = {}
+    for path in sorted(pathlib.Path(folder).rglob("*")):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else None
+        if path.is_dir():
+            found[path] = "a folder"
+        else:
+            found[path] = (status.st_mode, status.st_mtime_ns, content)
+    return found
+
+
+def command_line(*arguments):
+    """Runs it in this process, and returns the exit status."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with flagsaver.flagsaver():
+            argv = flags.FLAGS(["swa-average-checkpoints", *arguments])
+            return average_checkpoints_main.main(argv)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _model(values):

@@ -4,12 +4,15 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import hypothesis
 import pytest
 import tensorflow as tf
+
+from tests import checkpoint_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -70,3 +73,31 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip("needs real images: no folder ../shared/data")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory):
+    """A folder for each form, with three checkpoints of a model."""
+    folder = tmp_path_factory.mktemp("sound")
+    for form in checkpoint_files.FORMS:
+        (folder / form).mkdir()
+        for i in range(3):
+            path = checkpoint_files.path_of(form, folder / form, f"ckpt-{i}")
+            checkpoint_files.write_trained(form, path, seed=i)
+            tf.keras.backend.clear_session()
+    return folder
+
+
+@pytest.fixture
+def three(sound, tmp_path):
+    """Copies the three of a form, and returns their paths."""
+
+    def copied(form):
+        folder = tmp_path / "run"
+        shutil.copytree(sound / form, folder)
+        return [
+            checkpoint_files.path_of(form, folder, f"ckpt-{i}")
+            for i in range(3)
+        ]
+
+    return copied

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -18,7 +17,7 @@ from absl.testing import flagsaver
 
 import swa_tf
 from swa_tf import average_checkpoints_main
-from tests import checkpoint_files
+from tests import checkpoint_files, programs
 from tests.checkpoint_files import FORMS, KERAS, NAME, OBJECT
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -601,23 +600,16 @@ def test_there_are_examples_of_all_ways():
 
 def _program(*arguments, console_script=False):
     """Runs the command line in a process of its own."""
-    start = ["-m", "swa_tf.average_checkpoints_main"]
-    if console_script:
-        module, function = _declared()["swa-average-checkpoints"].split(":")
-        # As the file that pip writes.
-        start = [
-            "-c",
-            f"import sys; sys.argv[0] = 'bin/swa-average-checkpoints'; "
-            f"from {module} import {function}; sys.exit({function}())",
-        ]
-    return subprocess.run(
-        [sys.executable, *start, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+    if not console_script:
+        module = "swa_tf.average_checkpoints_main"
+        return programs.run_module(module, *arguments, cwd=os.getcwd())
+    module, function = _declared()["swa-average-checkpoints"].split(":")
+    # As the file that pip writes.
+    code = (
+        "import sys; sys.argv[0] = 'bin/swa-average-checkpoints'; "
+        f"from {module} import {function}; sys.exit({function}())"
     )
+    return programs.run_code(code, *arguments, cwd=os.getcwd())
 
 
 @pytest.mark.slow

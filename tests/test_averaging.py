@@ -1,8 +1,5 @@
 """`StochasticWeightAveraging` against float64 numpy, in every mode."""
 
-import subprocess
-import sys
-
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -12,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from tests import modes
+from tests import modes, programs
 
 v1 = tf.compat.v1
 
@@ -592,11 +589,9 @@ for compiled in (False, True):
 
 def test_resumed_in_a_new_process_bit_for_bit(tmp_path):
     def run(what):
-        command = [sys.executable, "-c", RESUME, tmp_path / "c", what]
-        output = subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout
-        return output.splitlines()[-2:]
+        done = programs.run_code(RESUME, tmp_path / "c", what)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-2:]
 
     saved = run("save")
     assert saved == run("resume")

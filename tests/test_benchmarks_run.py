@@ -2,10 +2,8 @@
 
 import json
 import os
-import pathlib
 import random
-import subprocess
-import sys
+import signal
 import time
 
 import pytest
@@ -14,8 +12,8 @@ from absl.testing import flagsaver
 
 import swa_tf
 from benchmarks import cifar10, config, evaluation
+from tests import programs
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {
     "preset": "digits",
     "max_samples": 300,
@@ -35,23 +33,14 @@ def arguments(output_dir, *more):
 
 def start(output_dir, *more):
     """The benchmark in a process of its own, as a user starts it."""
-    return subprocess.Popen(
-        [
-            sys.executable,
-            *("-m", "benchmarks.cifar10"),
-            *arguments(output_dir, *more),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    given = arguments(output_dir, *more)
+    return programs.Program(given, module="benchmarks.cifar10")
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+    done = process.wait()
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
 
 
 def results(path):
@@ -137,11 +126,13 @@ class TestEndToEnd:
         process = start(killed, "--resume")
         # Once training has started, so that there is something to lose, and
         # at a moment that is another in every run of this test.
-        while not (killed / "checkpoints").exists() and process.poll() is None:
+        deadline = time.monotonic() + 300
+        while not (killed / "checkpoints").exists():
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(random.SystemRandom().uniform(0.0, 0.3 * seconds))
-        process.kill()
-        process.communicate()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
         last = [p.name for p in (killed / "checkpoints").iterdir()]
         resumed = finish(start(killed, "--resume"))
         assert results(killed) == results(path), f"killed at {last}"

@@ -48,11 +48,19 @@ def epochs_loop(mode):
         return trained, weights(model)
 
 
-@pytest.mark.parametrize("mode", ["compiled", slow("jit_compile"), "eager"])
 @pytest.mark.parametrize(
-    "evaluate", ["both", slow("averaged"), slow("trained")]
+    ("evaluate", "mode"),
+    [
+        ("both", "compiled"),
+        ("both", "eager"),
+        slow("both", "jit_compile"),
+        slow("averaged", "compiled"),
+        slow("averaged", "eager"),
+        slow("trained", "compiled"),
+        slow("trained", "jit_compile"),
+    ],
 )
-def test_epochs_equal_a_loop(mode, evaluate):
+def test_epochs_equal_a_loop(evaluate, mode):
     trained, averaged = epochs_loop(mode)
     model = make_model(**fitting.MODES[mode])
     swa = callback(evaluate=evaluate, final_weights="trained")

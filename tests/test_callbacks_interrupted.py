@@ -84,7 +84,7 @@ def interrupted(hook):
 def test_an_interrupt_leaves_the_trained_weights(hook, evaluate, swa_first):
     count, trained, loss = interrupted(hook)
     model = make_model()
-    callbacks = [callback(1, evaluate=evaluate), Raises(hook, count=count)]
+    callbacks = [callback(2, evaluate=evaluate), Raises(hook, count=count)]
     with pytest.raises(KeyboardInterrupt):
         fit(model, *(callbacks if swa_first else callbacks[::-1]))
     assert_same(weights(model), trained)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import tracemalloc
 import zipfile
+import zlib
 
 import h5py
 import hypothesis
@@ -18,7 +19,7 @@ from hypothesis.extra import numpy as st_numpy
 
 import swa_tf
 from swa_tf import _compat
-from swa_tf._checkpoint_files import pieces, sstable, stored
+from swa_tf._checkpoint_files import keras_zip, pieces, sstable, stored
 from tests import checkpoint_files
 from tests.checkpoint_files import FORMS, H5, KERAS, NAME, OBJECT, WEIGHTS
 
@@ -534,6 +535,17 @@ def test_memory_depends_on_no_size_and_no_number(form, tmp_path):
 def test_tables_are_read_as_written(entries):
     items = sorted(entries.items())
     assert sstable.read(sstable.write(items)) == items
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0, 0), (5, 0), (0, 5), (1, 1), (999, 70_001)]
+)
+def test_checksums_are_joined(sizes):
+    first, second = (np.random.default_rng(n).bytes(n) for n in sizes)
+    joined = keras_zip.joined(
+        zlib.crc32(first), zlib.crc32(second), len(second)
+    )
+    assert joined == zlib.crc32(first + second)
 
 
 def test_tables_of_many_blocks_are_tensorflows(tmp_path):

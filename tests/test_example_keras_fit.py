@@ -76,7 +76,7 @@ def test_one_epoch_of_real_images(shared_data):
     ("flag", "message"),
     [
         ("--swa_start=14", "need `--epochs` >= 17"),
-        ("--data_dir=nowhere", "no MNIST: it holds no *-images-idx3-ubyte.gz"),
+        ("--data_dir=nowhere", "`--data_dir` must be a folder. Received: "),
         ("--plot=nowhere/curves.png", "No such directory: --plot=nowhere"),
         ("more", "Unknown arguments: ['more']"),
     ],
@@ -89,5 +89,7 @@ def test_damaged_file(tmp_path):
     whole = gzip.compress(b"\0\0\x08\x01\0\0\0\x05" + bytes(5))
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(whole[:-9])
     assert_refused(
-        "`--data_dir` is no MNIST: ", "keras_fit", f"--data_dir={tmp_path}"
+        "t10k-images-idx3-ubyte.gz must be a file of",
+        "keras_fit",
+        f"--data_dir={tmp_path}",
     )

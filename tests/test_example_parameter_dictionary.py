@@ -59,7 +59,7 @@ def test_one_epoch_of_real_images(shared_data):
         (["more"], "Unknown arguments: ['more']"),
         (
             ["--dataset=mnist", "--data_dir=nowhere"],
-            "`--data_dir` is no MNIST: it holds no *-images-idx3-ubyte.gz",
+            "`--data_dir` must be a folder. Received: --data_dir=nowhere",
         ),
     ],
 )
@@ -73,7 +73,7 @@ def test_damaged_file(tmp_path):
     whole = gzip.compress(b"\0\0\x08\x03" + header + bytes(5 * 64))
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(whole[:-9])
     assert_refused(
-        "`--data_dir` is no MNIST: ",
+        "t10k-images-idx3-ubyte.gz must be a file of MNIST",
         NAME,
         "--dataset=mnist",
         f"--data_dir={tmp_path}",

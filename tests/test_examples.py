@@ -2,28 +2,18 @@
 
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
+
+from tests import programs
 
 pytest.importorskip("sklearn", reason="the examples use scikit-learn's digits")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def run(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"examples.{name}", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def output_of(name, *arguments):
-    done = run(name, *arguments)
+    done = programs.run_module(f"examples.{name}", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -36,7 +26,7 @@ def accuracies(output):
 
 def assert_refused(message, name, *arguments):
     """The example ends with a message, and shows no traceback."""
-    done = run(name, *arguments)
+    done = programs.run_module(f"examples.{name}", *arguments)
     assert done.returncode != 0
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr

@@ -1,8 +1,6 @@
 """Models saved and loaded: trained and averaged, in every format of Keras."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf import _compat
-from tests.conftest import ROOT
+from tests import programs
 
 layers = tf.keras.layers
 KERAS_3 = _compat.KERAS_3
@@ -500,13 +498,7 @@ def test_no_custom_objects_in_another_process(tmp_path):
             path = str(tmp_path / f"{make.__name__}-{form}{FORMATS[form][0]}")
             model.save(path)
             expected[path] = outputs(model)
-    result = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / "x.npy"), *expected],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = programs.run_code(LOAD, tmp_path / "x.npy", *expected)
     assert result.returncode == 0, result.stderr
     for path, values in expected.items():
         np.testing.assert_array_equal(np.load(path + ".npy"), values)

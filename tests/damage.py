@@ -1,0 +1,315 @@
+"""What becomes of a checkpoint: functions of random numbers and its path."""
+
+import io
+import os
+import pathlib
+import pickle
+import struct
+import zipfile
+
+import h5py
+import numpy as np
+from tensorflow.core.protobuf import (
+    tensor_bundle_pb2,
+    trackable_object_graph_pb2,
+)
+
+from swa_tf._checkpoint_files import sstable, tensor_bundle
+from tests import checkpoint_files
+from tests.checkpoint_files import H5, KERAS, NAME, OBJECT, WEIGHTS
+
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 20
+TEXT = b"epoch,loss\n" + b"1,0.5\n" * 500
+PICKLE = pickle.dumps({"weights": np.ones((20, 20))})
+
+
+def data_of(path):
+    return f"{path}.data-00000-of-00001"
+
+
+def index_of(path):
+    return f"{path}.index"
+
+
+def itself(path):
+    return path
+
+
+def truncated(file):
+    def damage(rng, path):
+        size = os.path.getsize(file(path))
+        os.truncate(file(path), rng.randrange(size))
+
+    return damage
+
+
+def replaced_by(file, content):
+    def damage(rng, path):
+        pathlib.Path(file(path)).write_bytes(content)
+
+    return damage
+
+
+def missing(file):
+    def damage(rng, path):
+        os.unlink(file(path))
+
+    return damage
+
+
+def directory(file):
+    def damage(rng, path):
+        os.unlink(file(path))
+        os.mkdir(file(path))
+
+    return damage
+
+
+def symlink_loop(file):
+    def damage(rng, path):
+        os.unlink(file(path))
+        os.symlink(os.path.basename(file(path)), file(path))
+
+    return damage
+
+
+def pipe(file):
+    def damage(rng, path):
+        os.unlink(file(path))
+        os.mkfifo(file(path))
+
+    return damage
+
+
+def flipped(file, at, rng):
+    with open(file, "r+b") as opened:
+        opened.seek(at)
+        (byte,) = opened.read(1)
+        opened.seek(at)
+        opened.write(bytes([byte ^ 1 << rng.randrange(8)]))
+
+
+def flipped_index(rng, path):
+    flipped(index_of(path), rng.randrange(os.path.getsize(index_of(path))), rng)
+
+
+def flipped_tensor(rng, path):
+    """A bit of one tensor, be it averaged or not."""
+    tensors = tensor_bundle.TensorBundle(path).tensors
+    tensor = tensors[rng.choice(sorted(tensors))]
+    flipped(tensor.file, tensor.offset + rng.randrange(tensor.nbytes), rng)
+
+
+def flipped_member(rng, path):
+    with zipfile.ZipFile(path) as file:
+        member = rng.choice(file.infolist())
+    start = member.header_offset + 30 + len(member.filename)
+    flipped(path, start + rng.randrange(member.file_size), rng)
+
+
+def claims(key=None, **wrong):
+    """An index, with right checksums, that is wrong about one tensor."""
+
+    def damage(rng, path):
+        entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
+        # One that has dimensions.
+        keys = [k for k, e in entries.items() if k and _dims(e)]
+        chosen = key or rng.choice(keys)
+        entry = tensor_bundle_pb2.BundleEntryProto.FromString(entries[chosen])
+        for field, value in wrong.items():
+            if field == "dims":
+                del entry.shape.dim[:]
+                for size in value:
+                    entry.shape.dim.add(size=size)
+            else:
+                setattr(entry, field, value)
+        entries[chosen] = entry.SerializeToString()
+        write_index(path, entries)
+
+    return damage
+
+
+def _dims(entry):
+    return tensor_bundle_pb2.BundleEntryProto.FromString(entry).shape.dim
+
+
+def claims_shards(count):
+    def damage(rng, path):
+        entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
+        header = tensor_bundle_pb2.BundleHeaderProto.FromString(entries[b""])
+        header.num_shards = count
+        entries[b""] = header.SerializeToString()
+        write_index(path, entries)
+
+    return damage
+
+
+def entries_changed(change):
+    def damage(rng, path):
+        entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
+        change(entries)
+        write_index(path, entries)
+
+    return damage
+
+
+def write_index(path, entries):
+    table = sstable.write(sorted(entries.items()))
+    pathlib.Path(index_of(path)).write_bytes(table)
+
+
+def graph_replaced(graph):
+    """An object graph, with right checksums, that is none."""
+
+    def damage(rng, path):
+        entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
+        key = b"_CHECKPOINTABLE_OBJECT_GRAPH"
+        entry = tensor_bundle_pb2.BundleEntryProto.FromString(entries[key])
+        encoded, crc32c = tensor_bundle._encoded(graph)
+        entry.offset, entry.size = os.path.getsize(data_of(path)), len(encoded)
+        entry.crc32c = sstable.masked(crc32c)
+        entries[key] = entry.SerializeToString()
+        with open(data_of(path), "ab") as data:
+            data.write(encoded)
+        write_index(path, entries)
+
+    return damage
+
+
+def graph_without_end():
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph.nodes.add().children.add(node_id=7, local_name="x")
+    return graph.SerializeToString()
+
+
+def changed(change):
+    """A sound checkpoint of other tensors."""
+
+    def damage(rng, path):
+        form = form_of(path)
+        for file in checkpoint_files.files(form, path):
+            os.unlink(file)
+        values = {
+            "kernel": np.ones((2, 3), np.float32),
+            "bias": np.ones(3, np.float32),
+        }
+        if change == "no weights":
+            values = {"count": np.ones(3, np.int64)}
+        elif change == "additional":
+            values["more"] = np.ones(2, np.float32)
+        elif change == "missing":
+            del values["bias"]
+        elif change == "shape":
+            values["kernel"] = values["kernel"].T
+        elif change == "dtype":
+            values["kernel"] = values["kernel"].astype(np.float16)
+        checkpoint_files.write(form, path, values)
+
+    return damage
+
+
+def form_of(path):
+    for form in (WEIGHTS, KERAS, H5):
+        if path.endswith(form):
+            return form
+    names = pathlib.Path(index_of(path)).read_bytes()
+    return OBJECT if b"_CHECKPOINTABLE_OBJECT_GRAPH" in names else NAME
+
+
+def hdf5(change):
+    """Changes what an HDF5 file holds; `.keras` is a zip with one."""
+
+    def damage(rng, path):
+        if not path.endswith(KERAS):
+            with h5py.File(path, "r+") as file:
+                change(file)
+            return
+        with zipfile.ZipFile(path) as file:
+            members = {name: file.read(name) for name in file.namelist()}
+        weights = io.BytesIO(members["model.weights.h5"])
+        with h5py.File(weights, "r+") as file:
+            change(file)
+        members["model.weights.h5"] = weights.getvalue()
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in members.items():
+                file.writestr(name, content)
+
+    return damage
+
+
+def soft_link(file):
+    file["soft"] = h5py.SoftLink("/elsewhere")
+
+
+def external_link(file):
+    file["external"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def hard_link(file):
+    file["again"] = file
+
+
+def external_storage(file):
+    file.create_dataset(
+        "out", (3,), "f4", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]
+    )
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((3,), "f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", (3,))
+    file.create_virtual_dataset("virtual", layout)
+
+
+def bomb(file):
+    file.create_dataset("bomb", (1 << 50,), "f4", chunks=(1024,))
+
+
+def one_place(rng, path):
+    """Two tensors that are the same bytes."""
+    runs = {}
+
+    def note(name, item):
+        if isinstance(item, h5py.Dataset) and item.id.get_offset():
+            runs.setdefault(item.nbytes, []).append(item.id.get_offset())
+
+    with h5py.File(path) as file:
+        file.visititems(note)
+    size, (first, second) = next(
+        (n, starts[:2]) for n, starts in runs.items() if len(starts) > 1
+    )
+    content = pathlib.Path(path).read_bytes()
+    old = struct.pack("<QQ", second, size)
+    assert content.count(old) == 1
+    content = content.replace(old, struct.pack("<QQ", first, size))
+    pathlib.Path(path).write_bytes(content)
+
+
+def no_known_type(file):
+    file.create_dataset("opaque", (3,), "V2")
+
+
+def zipped(**how):
+    """A `.keras` file that is zipped anew, with a member changed."""
+
+    def damage(rng, path):
+        with zipfile.ZipFile(path) as file:
+            members = {name: file.read(name) for name in file.namelist()}
+        if "without" in how:
+            del members[how["without"]]
+        if "content" in how:
+            members["model.weights.h5"] = how["content"]
+        method = how.get("method", zipfile.ZIP_STORED)
+        with zipfile.ZipFile(path, "w", method) as file:
+            for name, content in members.items():
+                file.writestr(name, content)
+        if "flags" in how:  # of each member, here and in the directory
+            content = bytearray(pathlib.Path(path).read_bytes())
+            for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+                start = content.find(mark)
+                while start >= 0:
+                    content[start + at] |= how["flags"]
+                    start = content.find(mark, start + 1)
+            pathlib.Path(path).write_bytes(content)
+
+    return damage
