@@ -29,8 +29,7 @@ _DEFAULTS = {
 }
 _PARAMETERS_IN = 4  # variables
 _VARIABLES_OF = 64  # parameters each
-_REPLICAS_OF = "4x2500K"
-_WAYS = {
+WAYS = {
     "parameters": (FLOOR, APPLY, SWAP),
     "variables": (FLOOR, APPLY, IN_FUNCTION, SWAP),
     "replicas": (FLOOR, APPLY),
@@ -40,7 +39,7 @@ _FITTED_FROM = {"parameters": 10**7, "variables": 100, "replicas": 1}
 _TITLES = {
     "parameters": f"Parameters, in {_PARAMETERS_IN} variables",
     "variables": f"Variables of {_VARIABLES_OF} parameters",
-    "replicas": f"Replicas of {_REPLICAS_OF} parameters on one machine",
+    "replicas": "Replicas on one machine",
 }
 
 
@@ -85,6 +84,12 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
             name, default, meaning, lower_bound=1, flag_values=values
         )
     flags.DEFINE_string(
+        "replicas_of",
+        "4x2500K",
+        "The model of the replicas: <variables>x<parameters of each>.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "output_dir", None, "Default: runs/scaling.", flag_values=values
     )
     return values
@@ -119,16 +124,16 @@ def run(
         under "left_out" the sizes that want more memory.
 
     Raises:
-        BenchmarkError: If a size is not a number.
+        BenchmarkError: If a flag is not what it must be.
     """
     sizes = {axis: _numbers(axis, values[axis]) for axis in AXES}
+    mirrored = _shapes("replicas_of", values["replicas_of"])
     contents: dict[str, Any] = {"left_out": []}
     for axis in AXES:
         contents[axis] = {}
         if axis == "replicas" and sizes[axis]:
-            shapes = inputs.shapes(_REPLICAS_OF)
             contents[axis] = alone(
-                replicas.measure, shapes, sizes[axis], values["rounds"]
+                replicas.measure, mirrored, sizes[axis], values["rounds"]
             )
             continue
         for size in sizes[axis]:
@@ -138,12 +143,12 @@ def run(
                 else [(_VARIABLES_OF,)] * size
             )
             # The weights, one copy each way, and what arithmetic leaves.
-            wanted = 4 * inputs.parameters(shapes) * (len(_WAYS[axis]) + 1.5)
+            wanted = 4 * inputs.parameters(shapes) * (len(WAYS[axis]) + 1.5)
             if wanted > 10**9 * values["memory_gb"]:
                 contents["left_out"].append(size)
                 continue
             contents[axis][size] = alone(
-                averagers.measure, shapes, _WAYS[axis], values["rounds"]
+                averagers.measure, shapes, WAYS[axis], values["rounds"]
             )
     contents["command"] = cost_report.command("scaling", arguments)
     contents["setting"] = cost_report.setting()
@@ -161,14 +166,15 @@ def run(
     return contents
 
 
-def _numbers(axis: str, given: Sequence[str]) -> list[int]:
+def _shapes(flag: str, model: str) -> inputs.Shapes:
     try:
-        return [inputs.parameters(inputs.shapes(f"1x{n}")) for n in given]
+        return inputs.shapes(model)
     except ValueError as error:
-        raise BenchmarkError(
-            f"`--{axis}` must be numbers such as 10 or 25M. "
-            f"Received: --{axis}={','.join(given)}"
-        ) from error
+        raise BenchmarkError(f"`--{flag}`: {error}") from error
+
+
+def _numbers(axis: str, given: Sequence[str]) -> list[int]:
+    return [inputs.parameters(_shapes(axis, f"1x{n}")) for n in given]
 
 
 def fits(axis: str, found: Mapping[int, Any]) -> dict[str, Fit]:
@@ -178,7 +184,7 @@ def fits(axis: str, found: Mapping[int, Any]) -> dict[str, Fit]:
         return {}
     return {
         way: fit(sizes, [_median(found[size][way]) for size in sizes])
-        for way in _WAYS[axis]
+        for way in WAYS[axis]
     }
 
 
@@ -217,7 +223,8 @@ def _sheet(axis: str, found: Mapping[int, Any], left_out: Any) -> Sheet:
         start = f"Fitted to the medians from n = {_FITTED_FROM[axis]:,} on, by "
         lines.insert(0, f"{start}least squares of the logarithms:\n")
     if left_out and axis == "parameters":
-        lines.append(f"- Left out for want of memory: {left_out}.")
+        sizes = ", ".join(f"{size:,}" for size in left_out)
+        lines.append(f"- Left out for want of memory: {sizes}.")
     headings = ("n", "", "ms", "middle half", "/ floor", "ns / n", "first, s")
     return Sheet(_TITLES[axis], headings, rows, "\n".join(lines))
 
@@ -226,7 +233,7 @@ def draw(figure: Figure, contents: Mapping[str, Any]) -> None:
     """The times against the sizes, both as logarithms."""
     axes = figure.subplots(1, len(AXES), squeeze=False)[0]
     for ax, axis in zip(axes, AXES):
-        for way in _WAYS[axis]:
+        for way in WAYS[axis]:
             points = [(n, _median(f[way])) for n, f in contents[axis].items()]
             if points:
                 ax.loglog(*zip(*points), marker=".", label=way)
