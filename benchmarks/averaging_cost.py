@@ -11,7 +11,7 @@ and without averaging, and of the import. `--output_dir` gets `results.json`,
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -87,18 +87,6 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
     )
     add(flags.DEFINE_string, "output_dir", None, "Default: runs/cost.")
     return values
-
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the benchmark that the flags describe."""
-    try:
-        if len(argv) > 1:
-            raise BenchmarkError(
-                f"There are flags only. Received: {' '.join(argv[1:])}"
-            )
-        run(flags.FLAGS.flag_values_dict(), sys.argv[1:])
-    except BenchmarkError as error:
-        sys.exit(f"error: {error}")
 
 
 def run(
@@ -265,4 +253,4 @@ def _fits(names: Sequence[str], n_parameters: int, n_bytes: int) -> bool:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(functools.partial(cost_report.main, run))

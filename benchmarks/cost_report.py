@@ -7,16 +7,19 @@ import json
 import os
 import platform
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+from absl import flags
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks import report, timing
+from benchmarks.errors import BenchmarkError
 
 
 class Sheet(NamedTuple):
@@ -26,6 +29,18 @@ class Sheet(NamedTuple):
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+
+def main(run: Callable[..., Any], argv: Sequence[str]) -> None:
+    """Runs a script whose arguments are flags; tells mistakes in them."""
+    try:
+        if len(argv) > 1:
+            raise BenchmarkError(
+                f"There are flags only. Received: {' '.join(argv[1:])}"
+            )
+        run(flags.FLAGS.flag_values_dict(), sys.argv[1:])
+    except BenchmarkError as error:
+        sys.exit(f"error: {error}")
 
 
 def milliseconds(seconds: float) -> str:

@@ -8,7 +8,7 @@ writes `results.json`, `results.md` and `chart.png` to `--output_dir`.
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,18 +93,6 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
         "output_dir", None, "Default: runs/scaling.", flag_values=values
     )
     return values
-
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the benchmark that the flags describe."""
-    try:
-        if len(argv) > 1:
-            raise BenchmarkError(
-                f"There are flags only. Received: {' '.join(argv[1:])}"
-            )
-        run(flags.FLAGS.flag_values_dict(), sys.argv[1:])
-    except BenchmarkError as error:
-        sys.exit(f"error: {error}")
 
 
 def run(
@@ -245,4 +233,4 @@ def draw(figure: Figure, contents: Mapping[str, Any]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(functools.partial(cost_report.main, run))

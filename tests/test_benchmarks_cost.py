@@ -30,6 +30,7 @@ from benchmarks.averagers import (
     SWAPPING,
 )
 from benchmarks.errors import BenchmarkError
+from benchmarks.model_costs import REFIT
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EMA, PLAIN = "tf.train.ExponentialMovingAverage", "plain formula"
@@ -312,15 +313,24 @@ class TestEndToEnd:
         assert (tmp_path / "scaling/chart.png").read_bytes()[:8] == PNG
 
     @pytest.mark.slow
-    def test_all_parts_in_processes_of_their_own(self, tmp_path):
+    def test_other_parts(self, tmp_path):
         values = parsed(
-            averaging_cost, "--quick", f"--output_dir={tmp_path}/cost"
+            averaging_cost,
+            *("--quick", "--parts=refit,training,imports"),
+            f"--output_dir={tmp_path}/cost",
         )
-        contents = averaging_cost.run(values)
-        for part in averaging_cost.PARTS:
-            assert contents[part]
-        ways = contents["averaging"]["3x1K"]["ways"]
-        there = [k for k, way in AVERAGING.items() if not way.absent]
-        assert sorted(ways) == sorted(there)
-        assert contents["refit"][model_costs.REFIT]["traces"][0] >= 1
+        contents = averaging_cost.run(values, alone=here)
+        assert len(contents["refit"][REFIT]["times"]) == 2
+        assert contents["refit"][REFIT]["traces"][0] >= 1
+        assert len(contents["training"][model_costs.STEP]["times"]) == 6
         assert len(contents["imports"]["swa_tf"]) == 2
+        page = (tmp_path / "cost/results.md").read_text()
+        for name in (REFIT, model_costs.AVERAGING_STEP, "import swa_tf"):
+            assert name in page
+        assert "had not come with TensorFlow: none." in page
+
+    @pytest.mark.slow
+    def test_all_ways_that_are_there(self):
+        there = [name for name, way in AVERAGING.items() if not way.absent]
+        found = averagers.measure(inputs.shapes("3x10"), there, 1)
+        assert [len(found[name]["times"]) for name in there] == [1] * len(there)
