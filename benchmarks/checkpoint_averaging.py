@@ -8,12 +8,10 @@ floors, which read the inputs, write one output, and do nothing else. The disk
 must have room for 9 GB of checkpoints, unless flags say otherwise.
 """
 
-import concurrent.futures
+import functools
 import glob
 import io
-import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -27,8 +25,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-# TensorFlow is imported only in the processes that are measured: Linux counts
-# to a process's peak what the one that started it had, so that must be little.
+from benchmarks import timing
+
+# TensorFlow is imported only in the processes that are measured.
 
 FORMS = {"checkpoint": "", "weights.h5": ".weights.h5", "keras": ".keras"}
 _VALUE, _MEMBER = "/.ATTRIBUTES/VARIABLE_VALUE", "model.weights.h5"
@@ -96,15 +95,8 @@ def main(argv):
             file.write(
                 f"# Averages of checkpoints: time and memory\n\n{text}\n"
                 f"Made by\n\n    python -m {command}\n\n"
-                f"with {_alone(_stack)}, on {os.cpu_count()} cores.\n"
+                f"with {timing.alone(_stack)}, on {os.cpu_count()} cores.\n"
             )
-
-
-def _alone(function, *args):
-    """Calls a function in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context) as process:
-        return process.submit(function, *args).result()
 
 
 def _stack():
@@ -116,16 +108,15 @@ def _stack():
 def _rows(form, values):
     """The figures of one form: a row for each way."""
     ways, n_bytes = list(WAYS), 4 * values["n_parameters"]
-    runs = {way: [] for way in ways}
     with tempfile.TemporaryDirectory(dir=values["folder"]) as folder:
         names = [f"{i:06}{FORMS[form]}" for i in range(values["n_checkpoints"])]
         paths = [os.path.join(folder, name) for name in names]
         shape = values["n_variables"], n_bytes // 4 // values["n_variables"]
-        means = _alone(prepare, form, paths, shape)
-        for i in range(values["rounds"]):
-            for way in ways[i % len(ways) :] + ways[: i % len(ways)]:
-                os.sync()  # What the last one wrote is not this one's to pay.
-                runs[way].append(_alone(measure, way, form, paths, means))
+        means = timing.alone(prepare, form, paths, shape)
+        runs = timing.in_turns(
+            {w: functools.partial(_run, w, form, paths, means) for w in ways},
+            values["rounds"],
+        )
     medians = {w: [*map(statistics.median, zip(*runs[w]))] for w in ways}
     for way, (seconds, before, peak) in medians.items():
         times = [run[0] for run in runs[way]]
@@ -138,6 +129,11 @@ def _rows(form, values):
             f"{(peak - before) / 1e6:.0f}",
             f"{(peak - before) / n_bytes:.2f}",
         ]
+
+
+def _run(way, form, paths, means):
+    os.sync()  # What the last one wrote is not this one's to pay.
+    return timing.alone(measure, way, form, paths, means)
 
 
 def prepare(form, paths, shape):
@@ -178,9 +174,9 @@ def measure(way, form, paths, means):
 
     with tempfile.TemporaryDirectory(dir=os.path.dirname(paths[0])) as folder:
         output = os.path.join(folder, f"average{FORMS[form]}")
-        before, start = _peak(), time.perf_counter()
+        before, start = timing.peak_memory(), time.perf_counter()
         WAYS[way](form, paths, output)
-        seconds, peak = time.perf_counter() - start, _peak()
+        seconds, peak = time.perf_counter() - start, timing.peak_memory()
         if "average" in way:
             check(form, output, means)
     return seconds, before, peak
@@ -197,11 +193,6 @@ def check(form, path, means):
 
 def _sample(weight):
     return weight.ravel()[::997].astype(np.float64)
-
-
-def _peak():
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _plain_floor(form, paths, output):

@@ -1,0 +1,86 @@
+"""Weights of given shapes, and models by name: what the ways start from."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.resnet import ResNet
+
+Shapes = Sequence[Sequence[int]]
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+
+
+class Inputs:
+    """Weights of given shapes, and what else a way finds there in training."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
+
+    @functools.cached_property
+    def weights(self) -> list[Any]:
+        """Trainable variables of Keras."""
+        layer = tf.keras.layers.Layer()
+        return [
+            layer.add_weight(
+                name=f"w{i}", shape=shape, initializer="random_uniform"
+            )
+            for i, shape in enumerate(self._shapes)
+        ]
+
+    @functools.cached_property
+    def variables(self) -> list[tf.Variable]:
+        """The same, as the variables of TensorFlow that they are."""
+        return [
+            w if isinstance(w, tf.Variable) else w.value for w in self.weights
+        ]
+
+    @functools.cached_property
+    def gradients(self) -> list[tf.Tensor]:
+        """A gradient of each."""
+        return [tf.fill(shape, 1e-3) for shape in self._shapes]
+
+    @functools.cached_property
+    def torch_module(self) -> Any:
+        """A module of torch with parameters of these shapes."""
+        import torch
+
+        parameters = [torch.rand(tuple(s)) - 0.5 for s in self._shapes]
+        return torch.nn.ParameterList(map(torch.nn.Parameter, parameters))
+
+
+def shapes(model: str) -> list[tuple[int, ...]]:
+    """The shapes of the parameters of a model, by its name.
+
+    >>> shapes("2x1K")
+    [(1000,), (1000,)]
+
+    Args:
+        model: "resnet34", the one of `resnet.py` at its full width of 64; or
+            "<number of variables>x<size of each>", with K, M or B if wanted.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if model == "resnet34":
+        network = ResNet(34, width=64)
+        network(tf.zeros([1, 32, 32, 3]))
+        return [tuple(v.shape) for v in network.trainable_variables]
+    parsed = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)([KMB]?)", model)
+    if not parsed:
+        raise ValueError(
+            "`model` must be resnet34 or, for example, 4x25M. "
+            f"Received: model={model!r}"
+        )
+    number, size, unit = parsed.groups()
+    return [(int(size) * _UNITS[unit],)] * int(number)
+
+
+def parameters(model_shapes: Shapes) -> int:
+    """The number of parameters in variables of these shapes."""
+    return sum(int(np.prod(shape)) for shape in model_shapes)
