@@ -33,7 +33,7 @@ class State(tf.train.experimental.PythonState):
 
     def set(self, swapped: bool) -> None:
         self.swapped = swapped
-        self.variable.assign(swapped)
+        _variables.write(self.variable, tf.constant(swapped))
 
     def check(self, name: str) -> None:
         """Raises if the averages of `name` are swapped in."""

