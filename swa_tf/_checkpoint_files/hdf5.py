@@ -139,7 +139,8 @@ class Hdf5File:
         )
 
     def _bytes(self, start: int, end: int) -> Iterator[np.ndarray]:
-        return Stored((), None, self.path, start, end - start).pieces()
+        run = Stored((), None, self.path, start, end - start)
+        return stored.pieces(run)
 
     def _part(self) -> tuple[int, int]:
         """Where in the file the HDF5 file begins, and its size."""

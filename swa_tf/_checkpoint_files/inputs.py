@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import stat
@@ -164,25 +165,36 @@ class Reading:
     ) -> None:
         self._progress = progress
         self._done = 0
-        self._lock = threading.Lock()  # two threads read
+        self._lock = threading.Lock()  # several threads read
         self._total = sum(
             tensor.nbytes
             for checkpoint in checkpoints
             for tensor in checkpoint.tensors.values()
         )
 
-    def pieces(self, checkpoint: Checkpoint, key: str) -> Iterator[np.ndarray]:
-        """The pieces of one tensor."""
+    def readers(
+        self, checkpoint: Checkpoint, key: str
+    ) -> list[Callable[[], np.ndarray]]:
+        """Functions that read the pieces of one tensor."""
         with errors_of(checkpoint.path):
-            for piece in checkpoint.tensors[key].pieces():
-                with self._lock:
-                    self._done += piece.nbytes
-                    if self._progress is not None:
-                        self._progress(self._done, self._total)
-                yield piece
+            return [
+                functools.partial(self._read, checkpoint, reader)
+                for reader in checkpoint.tensors[key].readers()
+            ]
 
     def check(self, checkpoint: Checkpoint, keys: Iterable[str]) -> None:
         """Reads tensors for their checksums only."""
         for key in keys:
-            for _ in self.pieces(checkpoint, key):
-                pass
+            for reader in self.readers(checkpoint, key):
+                reader()
+
+    def _read(
+        self, checkpoint: Checkpoint, reader: Callable[[], np.ndarray]
+    ) -> np.ndarray:
+        with errors_of(checkpoint.path):
+            piece = reader()
+        with self._lock:
+            self._done += piece.nbytes
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+        return piece

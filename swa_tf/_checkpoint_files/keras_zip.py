@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import pathlib
 import shutil
 import struct
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from swa_tf._checkpoint_files import checksums
 from swa_tf._checkpoint_files.hdf5 import Averaged, Hdf5File
 from swa_tf._checkpoint_files.stored import (
     PIECE,
@@ -32,8 +32,6 @@ _ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
-
-_POLYNOMIAL = 0xEDB88320  # of CRC-32, as all below: x^0 is the highest bit
 
 
 class KerasFile(Hdf5File):
@@ -67,7 +65,9 @@ class KerasFile(Hdf5File):
         for start, (size, of_piece) in sorted(self._pieces.items()):
             for piece in self._bytes(at, start):
                 checksum = zlib.crc32(piece.data, checksum)
-            checksum = joined(checksum, of_piece, size)
+            checksum = checksums.joined(
+                checksum, of_piece, size, checksums.CRC32
+            )
             at = start + size
         for piece in self._bytes(at, end):
             checksum = zlib.crc32(piece.data, checksum)
@@ -123,35 +123,6 @@ class KerasFile(Hdf5File):
 
     def _seen(self, start: int, piece: np.ndarray) -> None:
         self._pieces[start] = piece.nbytes, zlib.crc32(piece.data)
-
-
-def joined(first: int, second: int, size: int) -> int:
-    """The checksum of two runs of bytes, of theirs and the second's size.
-
-    `first * x^(8 * size) + second`, as polynomials.
-    """
-    return _times(first, _shift(size)) ^ second
-
-
-@functools.lru_cache
-def _shift(size: int) -> int:
-    """x^(8 * size)."""
-    power, square = 1 << 31, 1 << 23
-    while size:
-        if size & 1:
-            power = _times(power, square)
-        square, size = _times(square, square), size >> 1
-    return power
-
-
-def _times(first: int, second: int) -> int:
-    """The product of polynomials over two numbers, modulo that of CRC-32."""
-    product = 0
-    for bit in range(31, -1, -1):
-        if first >> bit & 1:
-            product ^= second
-        second = second >> 1 ^ (_POLYNOMIAL if second & 1 else 0)
-    return product
 
 
 def _check(file: zipfile.ZipFile, member: zipfile.ZipInfo, whole: bool) -> None:

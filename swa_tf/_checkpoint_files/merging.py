@@ -86,8 +86,8 @@ def merge(
         reading.check(checkpoint, checkpoint.tensors.keys() - averaged)
 
     def average(key: str) -> Iterator[np.ndarray]:
-        streams = [reading.pieces(each, key) for each in checkpoints]
-        return averaged_pieces(streams, coefficients)
+        tensors = [reading.readers(each, key) for each in checkpoints]
+        return averaged_pieces(tensors, coefficients)
 
     with _files.scratch_folder(output) as scratch:
         new = scratch / os.path.basename(output)

@@ -7,35 +7,51 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-_AHEAD = 8  # pieces read while one is averaged
-_READERS = 2
-_END: Any = object()
+Reader = Callable[[], np.ndarray]
+_WORKERS = min(4, os.cpu_count() or 1)
+_AHEAD = 2 * _WORKERS  # pieces that wait to be written
 
 
 def averaged_pieces(
-    streams: Sequence[Iterator[np.ndarray]], coefficients: Sequence[float]
+    tensors: Sequence[Sequence[Reader]], coefficients: Sequence[float]
 ) -> Iterator[np.ndarray]:
     """The pieces of the average of tensors, in their own type.
 
+    Each piece is read from all inputs, and averaged, by one of some threads.
+
     Args:
-        streams: The pieces of one tensor of each input, all alike.
+        tensors: What reads the pieces of one tensor of each input, all alike.
         coefficients: The c of the equation for each input. The average begins
             as the first input, whose c is not used.
     """
-    pieces = _read_ahead(streams)
-    for piece in pieces:
-        average = piece.astype(np.result_type(piece.dtype, np.float64))
-        step = np.empty_like(average)
-        for c, weight in zip(coefficients[1:], pieces):
-            _move(average, weight, c, step)
-        yield average.astype(piece.dtype)
+    with concurrent.futures.ThreadPoolExecutor(_WORKERS) as workers:
+        jobs = (
+            workers.submit(_average, readers, coefficients)
+            for readers in zip(*tensors)
+        )
+        pending = collections.deque(itertools.islice(jobs, _AHEAD))
+        while pending:
+            piece = pending.popleft().result()
+            pending.extend(itertools.islice(jobs, 1))
+            yield piece
+
+
+def _average(
+    readers: Sequence[Reader], coefficients: Sequence[float]
+) -> np.ndarray:
+    weight = readers[0]()
+    average = weight.astype(np.result_type(weight.dtype, np.float64))
+    step = np.empty_like(average)
+    for c, read in zip(coefficients[1:], readers[1:]):
+        _move(average, read(), c, step)
+    return average.astype(weight.dtype)
 
 
 def _move(average: Any, weight: Any, c: float, step: Any) -> None:
@@ -49,27 +65,3 @@ def _move(average: Any, weight: Any, c: float, step: Any) -> None:
     with np.errstate(invalid="ignore"):
         step *= c
         average += step
-
-
-def _read_ahead(
-    streams: Sequence[Iterator[np.ndarray]],
-) -> Iterator[np.ndarray]:
-    """The first piece of each stream, then the second of each, and so on.
-
-    Each stream is read in order, by the same one of some other threads, while
-    the pieces before are used.
-    """
-    with contextlib.ExitStack() as stack:
-        readers = [
-            stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-            for _ in range(min(_READERS, len(streams)))
-        ]
-        turns = itertools.cycle(zip(streams, itertools.cycle(readers)))
-        pending = collections.deque(
-            reader.submit(next, stream, _END)
-            for stream, reader in itertools.islice(turns, _AHEAD)
-        )
-        while (piece := pending.popleft().result()) is not _END:
-            stream, reader = next(turns)
-            pending.append(reader.submit(next, stream, _END))
-            yield piece

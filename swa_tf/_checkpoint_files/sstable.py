@@ -10,7 +10,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-from swa_tf._checkpoint_files.stored import DamagedError, extended
+from swa_tf._checkpoint_files.checksums import extended
+from swa_tf._checkpoint_files.stored import DamagedError
 
 _MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 _FOOTER = 48

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Union
 
 import numpy as np
+
+from swa_tf._checkpoint_files import checksums
+from swa_tf._checkpoint_files.checksums import extended
 
 PIECE = 1 << 20  # bytes: large enough to read fast, small enough for a cache
 
@@ -40,27 +45,41 @@ class Stored(NamedTuple):
     check: Callable[[], None] | None = None
     seen: Callable[[int, np.ndarray], None] | None = None
 
-    def pieces(self) -> Iterator[np.ndarray]:
-        """Flat arrays, in order.
+    def readers(self) -> list[Callable[[], np.ndarray]]:
+        """Functions that read a flat array each, one after the other's.
+
+        They may be called in any order, and by several threads.
 
         Raises:
-            DamagedError: Before the last one, if the checksum is wrong.
+            DamagedError: By the last one called, if the checksum is wrong.
         """
         if self.check is not None:
             self.check()
-        crc32c, end = 0, self.offset + self.nbytes
-        for start in range(self.offset, end, PIECE):
-            piece = read(self.file, start, min(PIECE, end - start))
-            if self.crc32c is not None:
-                crc32c = extended(crc32c, piece)
-                if start + PIECE >= end and crc32c != self.crc32c:
-                    raise DamagedError(
-                        f"the checksum of bytes {self.offset} to {end} of "
-                        f"{os.path.basename(self.file)} is wrong"
-                    )
-            if self.seen is not None:
-                self.seen(start, piece)
-            yield piece if self.dtype is None else piece.view(self.dtype)
+        starts = range(self.offset, self.offset + self.nbytes, PIECE)
+        read_already: dict[int, tuple[int, int]] = {}
+        return [
+            functools.partial(self._read, start, read_already, len(starts))
+            for start in starts
+        ]
+
+    def _read(
+        self, start: int, read_already: dict[int, tuple[int, int]], count: int
+    ) -> np.ndarray:
+        end = self.offset + self.nbytes
+        piece = read(self.file, start, min(PIECE, end - start))
+        if self.crc32c is not None:
+            read_already[start] = piece.nbytes, extended(0, piece)
+            # Of two threads that come to the end at once, both check.
+            if len(read_already) == count and self.crc32c != _joined(
+                read_already
+            ):
+                raise DamagedError(
+                    f"the checksum of bytes {self.offset} to {end} of "
+                    f"{os.path.basename(self.file)} is wrong"
+                )
+        if self.seen is not None:
+            self.seen(start, piece)
+        return piece if self.dtype is None else piece.view(self.dtype)
 
 
 class Loaded(NamedTuple):
@@ -81,12 +100,23 @@ class Loaded(NamedTuple):
         """How many bytes it has."""
         return math.prod(self.shape) * (self.dtype or np.dtype("B")).itemsize
 
-    def pieces(self) -> Iterator[np.ndarray]:
-        """Flat arrays, in order, as long as those of `Stored`."""
-        flat = np.ascontiguousarray(self.load()).reshape(-1)
-        step = PIECE // flat.itemsize
-        for start in range(0, flat.size, step):
-            yield flat[start : start + step]
+    def readers(self) -> list[Callable[[], np.ndarray]]:
+        """As those of `Stored`, of arrays as long; the first reads it all."""
+        step = PIECE // (self.dtype or np.dtype("B")).itemsize
+        lock = threading.Lock()
+        whole: list[np.ndarray] = []
+
+        def read_at(start: int) -> np.ndarray:
+            with lock:
+                if not whole:
+                    array = np.ascontiguousarray(self.load())
+                    whole.append(array.reshape(-1))
+            return whole[0][start : start + step]
+
+        size = math.prod(self.shape)
+        return [
+            functools.partial(read_at, start) for start in range(0, size, step)
+        ]
 
 
 Tensor = Union[Stored, Loaded]
@@ -107,11 +137,18 @@ def read(file: str, offset: int, size: int) -> np.ndarray:
     return piece
 
 
-def extended(crc32c: int, data: Any) -> int:
-    """The checksum of all before and `data`, read-only bytes; 0 of nothing."""
-    import google_crc32c  # on first use: `import swa_tf` needs it not
+def pieces(tensor: Tensor) -> Iterator[np.ndarray]:
+    """A tensor's flat arrays, in order."""
+    for reader in tensor.readers():
+        yield reader()
 
-    return int(google_crc32c.extend(crc32c, data))
+
+def _joined(parts: dict[int, tuple[int, int]]) -> int:
+    """The checksum of runs, each of a size and a checksum, by their starts."""
+    whole = 0
+    for _, (size, part) in sorted(parts.items()):
+        whole = checksums.joined(whole, part, size, checksums.CRC32C)
+    return whole
 
 
 def as_bytes(piece: np.ndarray) -> np.ndarray:

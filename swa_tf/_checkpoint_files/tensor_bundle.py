@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
 from swa_tf._checkpoint_files import sstable
+from swa_tf._checkpoint_files.checksums import extended
 from swa_tf._checkpoint_files.object_graph import KEY, SUFFIX, ObjectGraph
 from swa_tf._checkpoint_files.stored import (
     DamagedError,
@@ -30,7 +31,7 @@ from swa_tf._checkpoint_files.stored import (
     Stored,
     Tensor,
     as_bytes,
-    extended,
+    pieces,
     read,
 )
 
@@ -112,11 +113,12 @@ class TensorBundle:
                     entry.crc32c = sstable.masked(crc32c)
                     data.write(encoded)
                 elif tensor.dtype is None:
-                    for piece in tensor.pieces():
+                    for piece in pieces(tensor):
                         data.write(piece.data)
                 else:
-                    pieces = averaged.get(key, tensor.pieces)()
-                    entry.crc32c = sstable.masked(_write(data, pieces))
+                    plain = functools.partial(pieces, tensor)
+                    new = averaged.get(key, plain)()
+                    entry.crc32c = sstable.masked(_write(data, new))
                 entry.size = data.tell() - entry.offset
                 entries.append((key.encode(), entry.SerializeToString()))
         pathlib.Path(f"{path}.index").write_bytes(sstable.write(entries))
@@ -253,10 +255,10 @@ def _load(path: str, key: str) -> np.ndarray:
         raise DamagedError(f"'{key}' cannot be read: {error}") from error
 
 
-def _write(file: IO[bytes], pieces: Iterator[np.ndarray]) -> int:
+def _write(file: IO[bytes], new: Iterator[np.ndarray]) -> int:
     """Writes pieces, and returns the checksum of all of them."""
     crc32c = 0
-    for piece in pieces:
+    for piece in new:
         raw = as_bytes(piece)
         crc32c = extended(crc32c, raw)
         file.write(raw.data)
@@ -265,7 +267,7 @@ def _write(file: IO[bytes], pieces: Iterator[np.ndarray]) -> int:
 
 def _decoded(graph: Stored) -> bytes:
     """The one string of a scalar tensor."""
-    data = b"".join(piece.tobytes() for piece in graph.pieces())
+    data = b"".join(piece.tobytes() for piece in pieces(graph))
     size, at = sstable.read_varint(data, 0)
     return data[at + 4 : at + 4 + size]
 
