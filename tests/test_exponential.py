@@ -89,6 +89,27 @@ def test_warm_up(mode, warm_up):
         np.testing.assert_allclose(few, values[:8].mean(0), atol=1e-6)
 
 
+def test_warm_up_in_a_graph(tmp_path):
+    """It begins with the weight, and a `Saver` saves its count."""
+    path = str(tmp_path / "model")
+    seen = []
+    for restore in (False, True):
+        with tf.Graph().as_default(), v1.Session() as session:
+            variable = tf.Variable(np.float32(np.inf))
+            ema = EMA(0.9, warm_up=1)
+            update = ema.apply([variable])
+            saver = v1.train.Saver()
+            session.run(v1.global_variables_initializer())
+            if restore:
+                saver.restore(session, path)
+            for value in (1.0, 2.0):
+                session.run(variable.assign(value + 2.0 * restore))
+                session.run(update)
+                seen.append(session.run(ema.average(variable)))
+            saver.save(session, path)
+    assert seen == [1.0, 1.5, 2.0, 2.5]
+
+
 @pytest.mark.parametrize("half_life", [0.5, 1, 30, 1e6])
 def test_half_life(half_life):
     variable = tf.Variable([0.0], dtype=tf.float64)
