@@ -82,9 +82,9 @@ def copy_slices_and_sharding(source: Any, target: Any, suffix: str) -> None:
             )
         )
     attribute = "_XlaSharding"
-    if attribute in source.op.node_def.attr:
-        value = source.op.node_def.attr[attribute]
-        target.op._set_attr(attribute, value)
+    op = source.op  # of no graph where the variable is mirrored
+    if isinstance(op, tf.Operation) and attribute in op.node_def.attr:
+        target.op._set_attr(attribute, op.node_def.attr[attribute])
 
 
 def save_with_model(

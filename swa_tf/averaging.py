@@ -181,7 +181,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             if replica_context is not None:
                 return replica_context.merge_call(
                     lambda strategy, averages: _apply_merged(
-                        averages, var_list
+                        strategy, averages, var_list
                     ),
                     args=(self,),
                 )
@@ -599,12 +599,23 @@ class StochasticWeightAveraging(WeightAverage):
         return 1.0 / tf.cast(n_models + 1, tf.float64)
 
 
-def _apply_merged(averages: Any, var_list: Any) -> Any:
+def _apply_merged(
+    strategy: tf.distribute.Strategy, averages: Any, var_list: Any
+) -> Any:
     """`apply` of all replicas, outside replica context.
 
     Each replica may have made an object of its own, inside `strategy.run`:
     their variables are the same already, and the rest is made so.
     """
+    if strategy.num_replicas_in_sync > 1 and isinstance(
+        var_list, (list, tuple)
+    ):
+        tensors = [v for v in var_list if isinstance(v, tf.Tensor)]
+        if tensors:
+            raise ValueError(
+                "`var_list` must hold variables in replica context, where each "
+                f"replica has tensors of its own. Received: {tensors}"
+            )
     first, *others = getattr(averages, "values", [averages])
     applied = first._apply(var_list)
     for other in others:

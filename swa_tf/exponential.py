@@ -349,7 +349,7 @@ def _number_or_scalar(name: str, value: Any) -> Any:
         return value
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    return _checks.real(name, value, f"{_WANTED[name]} or a scalar tensor")
+    return _checks.real(name, value, f"a scalar tensor or {_WANTED[name]}")
 
 
 def _positive(name: str, value: Any) -> float:
@@ -362,7 +362,7 @@ def _positive(name: str, value: Any) -> float:
 
 
 _WANTED = {
-    "decay": "a number in [0, 1), also when rounded to float32,",
+    "decay": "a number in [0, 1), also in float32",
     "num_updates": "a number >= 0",
 }
 

@@ -134,3 +134,9 @@ def test_python_blocks_of_the_checkpoints_document_run(trained_on, capsys):
     for name, value in swa_tf.copy_parameters(model).items():
         if "moving" not in name:
             np.testing.assert_array_equal(value, averages[name])
+
+
+def test_python_blocks_of_the_ema_document_run(trained_on):
+    _run((ROOT / "docs" / "ema.md").read_text("utf-8"), trained_on)
+    assert int(trained_on["ema"].n_models) == 2
+    assert pathlib.Path("averaged.keras").exists()
