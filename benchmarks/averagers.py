@@ -171,10 +171,23 @@ def _one_copy(inputs: Inputs) -> timing.Step:
     return timing.Step(step)
 
 
+def _use_up_free_memory(inputs: Inputs) -> list[tf.Tensor]:
+    """Tensors to be kept, so that the next one makes the process grow."""
+    largest = max(inputs.gradients, key=tf.size)
+    start, kept = timing.memory(), []
+    while (
+        timing.memory() - start < 2 * int(tf.size(largest)) and len(kept) < 64
+    ):
+        kept.append(tf.zeros_like(largest))
+    return kept
+
+
 def _swap_of(inputs: Inputs) -> Callable[[], None]:
     swa = swa_tf.StochasticWeightAveraging()
-    for _ in range(WARM_UP):
-        swa.apply(inputs.weights)
+    swa.apply(inputs.weights)
+    # Now weights and averages may share memory; an update parts them.
+    for gradient, weight in zip(inputs.gradients, inputs.variables):
+        weight.assign_add(gradient)
 
     def swap() -> None:
         with swa_tf.averaged_weights(swa, inputs.weights):
@@ -184,7 +197,13 @@ def _swap_of(inputs: Inputs) -> Callable[[], None]:
 
 
 def _swap(inputs: Inputs) -> timing.Step:
-    return timing.Step(_swap_of(inputs))
+    swap = _swap_of(inputs)
+    kept = _use_up_free_memory(inputs)
+
+    def step(_kept: Any = kept) -> None:
+        swap()
+
+    return timing.Step(step)
 
 
 def _update(after_swap: bool, inputs: Inputs) -> timing.Step:
@@ -199,7 +218,7 @@ def _update(after_swap: bool, inputs: Inputs) -> timing.Step:
 
 
 _SGD = ("variables", "gradients")
-FLOOR, APPLY, IN_FUNCTION = "floor: a += w", "apply", "apply, in a tf.function"
+FLOOR, APPLY, IN_FUNCTION = "floor: a += w", "apply", "apply in a tf.function"
 COPY, SWAP = "one copy", "swap in and back"
 UPDATE, UPDATE_AFTER = "update in place", "the first one after a swap"
 AVERAGING: dict[str, Way] = {
@@ -246,7 +265,7 @@ AVERAGING: dict[str, Way] = {
         ("torch_module",),
         needs="torch",
     ),
-    "torch AveragedModel, fused": Way(
+    "torch AveragedModel (fused)": Way(
         functools.partial(_torch, True),
         ("torch_module",),
         needs="torch",
@@ -254,7 +273,7 @@ AVERAGING: dict[str, Way] = {
 }
 SWAPPING: dict[str, Way] = {
     COPY: Way(_one_copy, copies=2),
-    SWAP: Way(_swap),
+    SWAP: Way(_swap, _SGD),
     UPDATE: Way(functools.partial(_update, False), _SGD),
     UPDATE_AFTER: Way(functools.partial(_update, True), _SGD),
 }

@@ -26,8 +26,8 @@ process. "/ floor" and "/ apply": the median of the ratios, each of one round.
 "+": what it adds to the optimizer above it."""
 _MEMORY = f"""\
 Of a process for each way. The first call has all set-up with it; next: the
-longest of the {WARM_UP - 1} calls after it. In bytes a parameter: what the
-process keeps, and has at its peak, beyond the weights and gradients."""
+longest of the {WARM_UP - 1} calls after it. Peak: what the process holds in all
+these beyond the weights and gradients, also in bytes a parameter."""
 _SWAPPING = """\
 The copy goes to memory that is there. Growth: of the process while it swaps, at
 its peak, in bytes a parameter."""
@@ -52,7 +52,7 @@ def sheets(contents: Mapping[str, Any]) -> list[Sheet]:
         tables.append(
             Sheet(
                 f"First calls and memory of {title}",
-                ("", "first, s", "next, s", "keeps, B", "peak, B", "peak, MB"),
+                ("", "first, s", "next, s", "peak, B", "peak, MB"),
                 list(_memory_rows(found)),
                 _MEMORY,
             )
@@ -124,7 +124,6 @@ def _memory_rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
             name,
             f"{figures['first']:.3f}",
             f"{figures['early']:.3f}",
-            f"{figures['kept'] / found['parameters']:.2f}",
             f"{figures['peak'] / found['parameters']:.2f}",
             f"{figures['peak'] / 1e6:.0f}",
         ]

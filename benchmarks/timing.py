@@ -87,10 +87,10 @@ def measure(
         By name: `times`, in seconds, with those of round i in place i;
         `first`, the seconds of the first call with all that it took to make
         the step; `early`, the longest of the other calls before those that
-        count; in bytes `kept`, what the process has grown by after all these,
-        `peak`, what it had grown by at most, and `growth`, the same from the
-        end of the first call on. The last three are of use where the process
-        makes no other step.
+        count; `peak`, the bytes by which the process grew at most from before
+        the step was made until these were over, and `growth`, the same from
+        when it was made. These two are of use where the process makes no
+        other step: what it frees, TensorFlow keeps for its next tensors.
     """
     found: dict[str, dict[str, Any]] = {}
     steps: dict[str, Step] = {}
@@ -98,18 +98,16 @@ def measure(
         reset_peak()
         before, start = memory(), time.perf_counter()
         step = steps[name] = make()
-        made = time.perf_counter() - start
-        first = made + step.seconds()
-        first_peak = peak_memory()
+        making = time.perf_counter() - start
+        peak, made = peak_memory(), memory()
         reset_peak()
-        after_first = memory()
+        first = making + step.seconds()
         early = [step.seconds() for _ in range(warm_up - 1)]
         found[name] = {
             "first": first,
             "early": max(early, default=0.0),
-            "kept": memory() - before,
-            "peak": max(first_peak, peak_memory()) - before,
-            "growth": peak_memory() - after_first,
+            "peak": max(peak, peak_memory()) - before,
+            "growth": peak_memory() - made,
         }
     for name, values in times(steps, rounds).items():
         found[name]["times"] = values
