@@ -42,6 +42,8 @@ os.chdir(job["cwd"])
 for number, file in enumerate([os.devnull, job["stdout"], job["stderr"]]):
     os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
 sys.argv = ["", *job["arguments"]]
+# As in a terminal, also where a shell ignores it: in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 if "module" in job:
     runpy.run_module(job["module"], run_name="__main__", alter_sys=True)

@@ -41,5 +41,7 @@ def test_committed_result_keeps_within_the_limits():
     assert len(rows) == 3
     for row in rows:
         cells = [cell.strip() for cell in row.split("|")]
-        assert float(cells[3]) <= 1.5  # times reading and writing
+        assert (
+            float(cells[3]) <= 1.5
+        )  # times the library's own reading and writing
         assert float(cells[6]) <= 2.5  # checkpoints of memory
