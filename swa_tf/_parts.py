@@ -47,8 +47,7 @@ def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:
 def walk(model: Any) -> Iterator[Any]:
     """The model, its parts, metrics and variables, each once."""
     # Looked up once: what `tf.keras` holds takes a microsecond each time.
-    variable = _compat.variable_classes()
-    metric = tf.keras.metrics.Metric
+    leaves = (*_compat.variable_classes(), tf.keras.metrics.Metric)
     part_of_model = (tf.keras.layers.Layer, tf.Module)
     seen: dict[int, Any] = {}
     pending = [model]
@@ -61,7 +60,7 @@ def walk(model: Any) -> Iterator[Any]:
             pending += part.values()
         elif isinstance(part, (list, tuple, set)):
             pending += part
-        elif isinstance(part, variable) or isinstance(part, metric):
+        elif isinstance(part, leaves):
             yield part
         elif isinstance(part, part_of_model):
             yield part

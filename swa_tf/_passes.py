@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import collections
+import itertools
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from swa_tf import _collecting, _quick_moments, _variables
+from swa_tf import _collecting, _quick_moments, _replicas, _variables
 from swa_tf._accumulators import Accumulators
 from swa_tf._fingerprints import Fingerprint
+from swa_tf._moments import Moments
 
 _MOST_TRACES = 8
 """More shapes of inputs than that, and those used least lately are dropped."""
@@ -46,6 +49,10 @@ class CollectingPass:
     the same, but warn of each new one, and trace twice where the last batch
     is short. Neither it nor its traces keep the model alive.
 
+    On several replicas, of one process or of many, each takes a part of every
+    batch, and normalizes by the moments of the whole of it: so they count and
+    compute what one replica would on whole batches.
+
     Args:
         model: What is called, as `model(inputs, training=False)`.
         layers: The layers of it that collect.
@@ -58,6 +65,7 @@ class CollectingPass:
         self._model = weakref.ref(model)
         self._layers = [weakref.ref(layer) for layer in layers]
         self._kinds = kinds
+        self._strategy = _replicas.strategy_of(layers[0].moving_mean)
         self._fingerprint = Fingerprint(model)
         self._traces: collections.deque[_Trace]
         self._traces = collections.deque(maxlen=_MOST_TRACES)
@@ -76,20 +84,28 @@ class CollectingPass:
         """Whether the model is still what was traced."""
         return self._fingerprint.fits(model)
 
-    def start(self, specs: Any = None) -> None:
-        """Forgets all batches; the next ones may be known to have `specs`."""
+    def run(self, dataset: Iterable[Any], steps: int | None) -> int:
+        """Forgets all samples, and takes the batches of `dataset`.
+
+        Returns:
+            How many there were, or `steps` if there were as many.
+        """
         self.accumulators.reset()
         self._saved = {}
         self._trace = None
-        if specs is not None:
+        if self._strategy is not None:
+            dataset = _replicas.distributed(self._strategy, dataset)
+        specs = _inputs_of(getattr(dataset, "element_spec", None))
+        if specs is not None and _have_ranks(specs):
             self._use(specs)
-
-    def __call__(self, inputs: Any) -> None:
-        """Takes one batch."""
-        inputs = tf.nest.map_structure(_tensor, inputs)
-        if self._trace is None or not _fits(inputs, self._trace.specs):
-            self._use_for(inputs)
-        self._trace.run(inputs)
+        taken = 0
+        for batch in itertools.islice(dataset, steps):
+            inputs = tf.nest.map_structure(_tensor, _inputs_of(batch))
+            if self._trace is None or not _fits(inputs, self._trace.specs):
+                self._use_for(inputs)
+            self._trace.run(inputs)
+            taken += 1
+        return taken
 
     def put_back(self) -> None:
         """Undoes what else the passes since the start have written."""
@@ -131,33 +147,37 @@ class CollectingPass:
             if variable is not None and id(variable) not in self._saved:
                 self._saved[id(variable)] = _variables.snapshot([variable])
 
-    def _traced(self, specs: Any) -> _Trace:
-        # It refers to the model through `self`, which does not keep it alive.
-        def forward(inputs: Any) -> None:
-            graph = tf.compat.v1.get_default_graph()
-            batches = collections.defaultdict(list)
+    def _forward(self, inputs: Any) -> None:
+        graph = tf.compat.v1.get_default_graph()
+        batches = threading.local()  # each replica is traced in a thread
 
-            def normalize(
-                number: int, layer: Any, inputs: Any, mask: Any
-            ) -> Any:
-                batch = _quick_moments.batch_moments(layer, inputs, mask)
-                if tf.compat.v1.get_default_graph() is graph:
-                    batches[number].append(batch)
-                else:  # inside a loop or a condition: out of reach later
-                    self.accumulators.merge({number: [batch]})
-                return _quick_moments.normalize(
-                    layer, inputs, batch.mean, batch.variance
+        def normalize(number: int, layer: Any, inputs: Any, mask: Any) -> Any:
+            batch = _quick_moments.batch_moments(layer, inputs, mask)
+            outermost = tf.compat.v1.get_default_graph() is graph
+            if self._strategy is not None:
+                batch = _replicas.merged(layer, batch, outermost)
+            if outermost:
+                batches.of[number].append(batch)
+            else:  # inside a loop or a condition, out of reach from here
+                self.accumulators.merge({number: [batch]})
+            return _quick_moments.normalize(
+                layer, inputs, batch.mean, batch.variance
+            )
+
+        def collected(inputs: Any) -> dict[int, list[Moments]]:
+            batches.of = collections.defaultdict(list)
+            self._model()(inputs, training=False)
+            return dict(batches.of)
+
+        with _collecting.collecting(self.layers, self._kinds, normalize):
+            if self._strategy is None:
+                found = collected(inputs)
+            else:
+                found = _replicas.first(
+                    self._strategy,
+                    self._strategy.run(collected, args=(inputs,)),
                 )
-
-            with _collecting.collecting(self.layers, self._kinds, normalize):
-                self._model()(inputs, training=False)
-            self.accumulators.merge(batches)
-
-        run = tf.function(forward).get_concrete_function(specs)
-        written = _written(run)
-        ours = {id(each) for each in self.accumulators.variables}
-        theirs = [weakref.ref(each) for each in written if id(each) not in ours]
-        return _Trace(specs, run, theirs)
+        self.accumulators.merge(found)
 
 
 # Ops that read a variable and no more.
@@ -182,8 +202,21 @@ def _written(run: Any) -> list[tf.Variable]:
     ]
 
 
+def _inputs_of(batch: Any) -> Any:
+    return tf.keras.utils.unpack_x_y_sample_weight(batch)[0]
+
+
 def _tensor(value: Any) -> Any:
-    return value if tf.is_tensor(value) else tf.convert_to_tensor(value)
+    if tf.is_tensor(value) or isinstance(value, tf.distribute.DistributedValues):
+        return value
+    return tf.convert_to_tensor(value)
+
+
+def _have_ranks(specs: Any) -> bool:
+    return all(
+        spec.shape.rank is not None
+        for spec in tf.nest.flatten(specs, expand_composites=True)
+    )
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -7,7 +7,6 @@ statistics: they must be computed, from forward passes over the data.
 
 from __future__ import annotations
 
-import itertools
 import threading
 import warnings
 from collections.abc import Iterable
@@ -281,16 +280,7 @@ def _forward_passes(
     dataset: Iterable[Any],
     steps: int | None,
 ) -> None:
-    specs = None
-    if isinstance(dataset, tf.data.Dataset):
-        specs = _inputs_of(dataset.element_spec)
-        if any(spec.shape.rank is None for spec in tf.nest.flatten(specs)):
-            specs = None
-    collecting.start(specs)
-    taken = 0
-    for batch in itertools.islice(dataset, steps):
-        collecting(_inputs_of(batch))
-        taken += 1
+    taken = collecting.run(dataset, steps)
     if taken == 0:
         raise ValueError(
             "`dataset` must hold at least one batch. Received an empty one"
@@ -300,10 +290,6 @@ def _forward_passes(
             f"`dataset` must hold `steps`={steps} batches. "
             f"Received: {taken} batches"
         )
-
-
-def _inputs_of(batch: Any) -> Any:
-    return tf.keras.utils.unpack_x_y_sample_weight(batch)[0]
 
 
 def _new_values(

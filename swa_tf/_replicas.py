@@ -1,0 +1,102 @@
+"""Batches split among replicas, and the moments of what they hold together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf import _compat, _variables
+from swa_tf._moments import Moments
+
+
+def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
+    """The strategy of a variable; None where one replica computes."""
+    strategy = _variables.strategy_of(_compat.tf_variable(variable))
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return None
+    return strategy
+
+
+def distributed(
+    strategy: tf.distribute.Strategy, dataset: Iterable[Any]
+) -> Iterable[Any]:
+    """The batches of `dataset`, each replica's part of them apart."""
+    if isinstance(
+        dataset,
+        (tf.distribute.DistributedDataset, tf.distribute.DistributedIterator),
+    ):
+        return dataset
+    if isinstance(dataset, tf.data.Dataset):
+        return strategy.experimental_distribute_dataset(dataset)
+    return _split_batches(strategy, dataset)
+
+
+def first(strategy: tf.distribute.Strategy, values: Any) -> Any:
+    """What the first replica of this process returned."""
+    return tf.nest.map_structure(
+        lambda value: strategy.experimental_local_results(value)[0], values
+    )
+
+
+def merged(layer: Any, batch: Moments, outermost: bool) -> Moments:
+    """The moments of the parts of a batch that all replicas hold.
+
+    Every replica lays its own into its row of a table, the sum over replicas
+    fills the table, and each merges the rows in the same order. So it costs
+    one exchange a layer, and cancels nothing, as sums of squares would.
+    """
+    if not outermost:
+        raise RuntimeError(
+            "`refit_batch_norm` on several replicas needs batch-norm layers "
+            "outside of loops and conditions of TensorFlow. "
+            f"Received: layer {layer.name} inside one"
+        )
+    replica = tf.distribute.get_replica_context()
+    replicas = replica.num_replicas_in_sync
+    own = tf.concat(
+        [tf.reshape(each, [-1]) for each in batch],
+        axis=0,
+    )
+    row = tf.one_hot(
+        replica.replica_id_in_sync_group, replicas, dtype=tf.float64
+    )
+    table = replica.all_reduce(
+        tf.distribute.ReduceOp.SUM, row[:, tf.newaxis] * own
+    )
+    rows = []
+    for each in tf.unstack(table, replicas):
+        mean, variance = tf.split(each[1:], 2)
+        rows.append(Moments(each[0], mean, variance))
+    whole = rows[0]
+    for each in rows[1:]:
+        whole = whole.merge(each)
+    shape = batch.mean.shape
+    return Moments(
+        whole.count,
+        tf.reshape(whole.mean, shape),
+        tf.reshape(whole.variance, shape),
+    )
+
+
+def _split_batches(
+    strategy: tf.distribute.Strategy, batches: Iterable[Any]
+) -> Iterator[Any]:
+    replicas = strategy.num_replicas_in_sync
+
+    def part(value: Any, replica: int) -> tf.Tensor:
+        value = value if tf.is_tensor(value) else tf.convert_to_tensor(value)
+        size = len(value)
+        start, end = (
+            (replica + i) * size // replicas for i in (0, 1)
+        )
+        return value[start:end]
+
+    for batch in batches:
+        yield strategy.experimental_distribute_values_from_function(
+            lambda context, batch=batch: tf.nest.map_structure(
+                lambda value: part(value, context.replica_id_in_sync_group),
+                batch,
+            )
+        )
