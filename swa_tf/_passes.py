@@ -62,14 +62,14 @@ class CollectingPass:
     def __init__(
         self, model: Any, layers: list[Any], kinds: tuple[type, ...]
     ) -> None:
-        self._model = weakref.ref(model)
+        self._model: Callable[[], Any] = weakref.ref(model)
         self._layers = [weakref.ref(layer) for layer in layers]
         self._kinds = kinds
         self._strategy = _replicas.strategy_of(layers[0].moving_mean)
         self._fingerprint = Fingerprint(model)
         self._traces: collections.deque[_Trace]
         self._traces = collections.deque(maxlen=_MOST_TRACES)
-        self._trace: _Trace | None = None
+        self._trace: Any = None
         self._saved: dict[int, Callable[[], None]] = {}
         self.accumulators = Accumulators(
             [layer.moving_mean.shape.num_elements() for layer in layers]
@@ -95,6 +95,8 @@ class CollectingPass:
         self._trace = None
         if self._strategy is not None:
             dataset = _replicas.distributed(self._strategy, dataset)
+        elif _replicas.is_distributed(dataset):
+            _replicas.check_one_replica(dataset)
         specs = _inputs_of(getattr(dataset, "element_spec", None))
         if specs is not None and _have_ranks(specs):
             self._use(specs)
@@ -179,6 +181,15 @@ class CollectingPass:
                 )
         self.accumulators.merge(found)
 
+    def _traced(self, specs: Any) -> _Trace:
+        run = tf.function(self._forward).get_concrete_function(specs)
+        ours = {id(each) for each in self.accumulators.variables}
+        return _Trace(
+            specs,
+            run,
+            [weakref.ref(v) for v in _written(run) if id(v) not in ours],
+        )
+
 
 # Ops that read a variable and no more.
 _READS = frozenset(
@@ -207,7 +218,7 @@ def _inputs_of(batch: Any) -> Any:
 
 
 def _tensor(value: Any) -> Any:
-    if tf.is_tensor(value) or isinstance(value, tf.distribute.DistributedValues):
+    if tf.is_tensor(value) or _replicas.is_distributed(value):
         return value
     return tf.convert_to_tensor(value)
 

@@ -19,14 +19,33 @@ def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
     return strategy
 
 
+def is_distributed(data: Any) -> bool:
+    """Whether it is a data set or a batch of which replicas have parts."""
+    return isinstance(
+        data,
+        (
+            tf.distribute.DistributedDataset,
+            tf.distribute.DistributedIterator,
+            tf.distribute.DistributedValues,
+        ),
+    )
+
+
+def check_one_replica(dataset: Any) -> None:
+    """Raises if the batches of a distributed data set are of several parts."""
+    specs = tf.nest.flatten(dataset.element_spec)
+    if not all(isinstance(spec, tf.TensorSpec) for spec in specs):
+        raise ValueError(
+            "`dataset` must be distributed by the strategy of the model. "
+            "Received: a distributed one, and a model of one replica"
+        )
+
+
 def distributed(
     strategy: tf.distribute.Strategy, dataset: Iterable[Any]
 ) -> Iterable[Any]:
     """The batches of `dataset`, each replica's part of them apart."""
-    if isinstance(
-        dataset,
-        (tf.distribute.DistributedDataset, tf.distribute.DistributedIterator),
-    ):
+    if is_distributed(dataset):
         return dataset
     if isinstance(dataset, tf.data.Dataset):
         return strategy.experimental_distribute_dataset(dataset)
@@ -88,9 +107,7 @@ def _split_batches(
     def part(value: Any, replica: int) -> tf.Tensor:
         value = value if tf.is_tensor(value) else tf.convert_to_tensor(value)
         size = len(value)
-        start, end = (
-            (replica + i) * size // replicas for i in (0, 1)
-        )
+        start, end = ((replica + i) * size // replicas for i in (0, 1))
         return value[start:end]
 
     for batch in batches:
