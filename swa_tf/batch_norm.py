@@ -191,7 +191,24 @@ def refit_batch_norm(
     A layer with `trainable=False` is frozen, and left alone; so is one that
     no batch reached, with a warning. Statistics are written at the end, all
     or none. Use training data without augmentation; 1,000 to 10,000 samples
-    are enough in practice. It costs one forward pass over them.
+    are enough in practice. It costs about one forward pass over them.
+
+    The pass is traced once a model and shape of inputs, and kept for the next
+    refits: until the model is gone, or has other layers or variables, or some
+    layer is frozen or unfrozen, or has another dtype policy, or there is
+    another number, string, function or array among the attributes of its
+    layers, in lists, dictionaries and data classes too. What a model computes
+    by other Python state, such as globals, closures and attributes of objects
+    of other kinds, is as it was in the first of them. Of each model the eight
+    shapes used last are kept.
+
+    On several replicas each takes a part of every batch, and each layer
+    normalizes by the moments of the whole batch, all replicas' parts merged as
+    above; so the result is that of one replica on the same batches. A
+    `tf.data.Dataset` is distributed by the strategy of the model, unless it is
+    already; of other iterables, which must be the same in every worker,
+    batches are split. All workers must call it, and have equally many batches.
+    Under `tf.distribute.ParameterServerStrategy` the coordinator computes.
 
     A layer that the model calls with an explicit `training=False`, to keep it
     as it is, should also have `trainable=False`: nothing else tells the refit.
@@ -200,8 +217,8 @@ def refit_batch_norm(
     Args:
         model: A built model or layer; its batch-norm layers are found however
             deeply they are nested. It is called as `model(x, training=False)`.
-        dataset: Batches, as `tf.data.Dataset` or any other iterable. A tuple
-            or list is (x,), (x, y) or (x, y, sample_weight), as in
+        dataset: Batches, as `tf.data.Dataset`, `tf.distribute.
+            DistributedDataset` or any other iterable. A tuple or list is (x,), (x, y) or (x, y, sample_weight), as in
             `Model.fit`; anything else is x, a tensor or a dictionary.
         steps: The number of batches to take, > 0. None takes all.
         variance: "pooled" as above, with the variance between batches; or
@@ -214,9 +231,11 @@ def refit_batch_norm(
             iterated over batch by batch.
         ValueError: If `steps` or `variance` is none of the above, if `dataset`
             is empty, is infinite with no `steps` given, or ends before
-            `steps`, if a statistic comes out NaN or infinite, or if no layer
-            was reached. No statistic has changed then, nor if `dataset` or
-            the model raises.
+            `steps`, if it is distributed and the model is not, if a statistic
+            comes out NaN or infinite, or if no layer was reached. No
+            statistic has changed then, nor if `dataset` or the model raises.
+        RuntimeError: In a graph or `tf.function`; or if, on several replicas,
+            a batch-norm layer is inside a loop or a condition of TensorFlow.
 
     References:
         Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2;

@@ -61,7 +61,7 @@ def test_moments(mean, deviation, far, from_deviations):
 
 def test_one_far_channel_is_enough(from_deviations):
     x = np.random.default_rng(1).normal(size=[16, 16, 16, 3])
-    x = (x + [0.0, 1000.0, 0.0]).astype(np.float32)
+    x = (x + np.array([0.0, 1000.0, 0.0])).astype(np.float32)
     found = _quick_moments.batch_moments(built(3), tf.constant(x), None)
     assert from_deviations
     np.testing.assert_allclose(found.variance, moments(x)[1], rtol=1e-6)
