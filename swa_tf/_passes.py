@@ -157,7 +157,7 @@ class CollectingPass:
             batch = _quick_moments.batch_moments(layer, inputs, mask)
             outermost = tf.compat.v1.get_default_graph() is graph
             if self._strategy is not None:
-                batch = _replicas.merged(layer, batch, outermost)
+                batch = _replicas.merged(layer, batch, batches.empty, outermost)
             if outermost:
                 batches.of[number].append(batch)
             else:  # inside a loop or a condition, out of reach from here
@@ -168,6 +168,8 @@ class CollectingPass:
 
         def collected(inputs: Any) -> dict[int, list[Moments]]:
             batches.of = collections.defaultdict(list)
+            if self._strategy is not None:
+                inputs, batches.empty = _replicas.filled(inputs)
             self._model()(inputs, training=False)
             return dict(batches.of)
 

@@ -52,6 +52,33 @@ def distributed(
     return _split_batches(strategy, dataset)
 
 
+def filled(inputs: Any) -> tuple[Any, tf.Tensor]:
+    """The inputs, of one sample of zeros where there is none, and whether.
+
+    A replica without samples takes part in every exchange, and some kernels
+    take no empty batch.
+    """
+    sizes = [
+        tf.shape(each)[0] for each in tf.nest.flatten(inputs) if _has(each)
+    ]
+    empty = tf.equal(sizes[0], 0) if sizes else tf.constant(False)
+
+    def fill(value: Any) -> Any:
+        if not _has(value):
+            return value
+        shape = tf.concat([[tf.cast(empty, tf.int32)], tf.shape(value)[1:]], 0)
+        filled = tf.concat([value, tf.zeros(shape, value.dtype)], axis=0)
+        filled.set_shape([None, *value.shape[1:]])
+        return filled
+
+    return tf.nest.map_structure(fill, inputs), empty
+
+
+def _has(value: Any) -> bool:
+    """Whether a value is a tensor that has samples."""
+    return isinstance(value, tf.Tensor) and value.shape.rank != 0
+
+
 def first(strategy: tf.distribute.Strategy, values: Any) -> Any:
     """What the first replica of this process returned."""
     return tf.nest.map_structure(
@@ -59,8 +86,12 @@ def first(strategy: tf.distribute.Strategy, values: Any) -> Any:
     )
 
 
-def merged(layer: Any, batch: Moments, outermost: bool) -> Moments:
+def merged(
+    layer: Any, batch: Moments, empty: tf.Tensor, outermost: bool
+) -> Moments:
     """The moments of the parts of a batch that all replicas hold.
+
+    What is `empty` counts nothing.
 
     Every replica lays its own into its row of a table, the sum over replicas
     fills the table, and each merges the rows in the same order. So it costs
@@ -74,9 +105,9 @@ def merged(layer: Any, batch: Moments, outermost: bool) -> Moments:
         )
     replica = tf.distribute.get_replica_context()
     replicas = replica.num_replicas_in_sync
+    count = tf.where(empty, tf.zeros_like(batch.count), batch.count)
     own = tf.concat(
-        [tf.reshape(each, [-1]) for each in batch],
-        axis=0,
+        [tf.reshape(each, [-1]) for each in (count, *batch[1:])], axis=0
     )
     row = tf.one_hot(
         replica.replica_id_in_sync_group, replicas, dtype=tf.float64

@@ -217,9 +217,10 @@ def refit_batch_norm(
     Args:
         model: A built model or layer; its batch-norm layers are found however
             deeply they are nested. It is called as `model(x, training=False)`.
-        dataset: Batches, as `tf.data.Dataset`, `tf.distribute.
-            DistributedDataset` or any other iterable. A tuple or list is (x,), (x, y) or (x, y, sample_weight), as in
-            `Model.fit`; anything else is x, a tensor or a dictionary.
+        dataset: Batches, as `tf.data.Dataset`, distributed by a strategy or
+            not, or as any other iterable. A tuple or list is (x,), (x, y) or
+            (x, y, sample_weight), as in `Model.fit`; anything else is x, a
+            tensor or a dictionary.
         steps: The number of batches to take, > 0. None takes all.
         variance: "pooled" as above, with the variance between batches; or
             "mean_of_batches", the plain mean of the batches' variances, as in
