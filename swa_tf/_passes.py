@@ -113,6 +113,7 @@ class CollectingPass:
         """Undoes what else the passes since the start have written."""
         for restore in self._saved.values():
             restore()
+        self._saved = {}  # what is saved keeps its variable alive
 
     def _use_for(self, inputs: Any) -> None:
         """Takes a trace that fits, or makes a wider one."""

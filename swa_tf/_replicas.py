@@ -12,9 +12,16 @@ from swa_tf._moments import Moments
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
-    """The strategy of a variable; None where one replica computes."""
+    """The strategy of a variable; None where one replica computes.
+
+    So it does for parameter servers: their coordinator reads the variables.
+    """
     strategy = _variables.strategy_of(_compat.tf_variable(variable))
-    if strategy is None or strategy.num_replicas_in_sync == 1:
+    if (
+        strategy is None
+        or strategy.num_replicas_in_sync == 1
+        or isinstance(strategy, tf.distribute.ParameterServerStrategy)
+    ):
         return None
     return strategy
 
