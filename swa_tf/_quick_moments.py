@@ -14,10 +14,11 @@ from swa_tf import _moments
 
 # Sums run over blocks of so many samples at most in float32, and over the
 # blocks in float64. A float32 sum of n terms of one sign is off by at most
-# (n - 1) * 2^-24 of itself, here 1.5e-5; the errors of a block and those of
-# many blocks mostly cancel, and less than 1e-7 of it is what is left in the
-# tests, where a float32 sum over the whole batch is off by up to 8e-4.
-_BLOCK = 256
+# (n - 1) * 2^-24 of itself, here 3.8e-6. That is where all terms are equal;
+# otherwise the errors of a block and those of many blocks mostly cancel, and
+# 1e-7 of it is what is left in the tests, where a float32 sum over the whole
+# batch is off by up to 8e-4.
+_BLOCK = 64
 
 # With u the relative error of the mean of squares, by the above,
 #

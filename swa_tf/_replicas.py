@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -98,11 +99,9 @@ def merged(
 ) -> Moments:
     """The moments of the parts of a batch that all replicas hold.
 
-    What is `empty` counts nothing.
-
-    Every replica lays its own into its row of a table, the sum over replicas
-    fills the table, and each merges the rows in the same order. So it costs
-    one exchange a layer, and cancels nothing, as sums of squares would.
+    What is `empty` counts nothing. Every replica gets all parts and merges
+    them in the same order; so it costs one exchange a layer, and cancels
+    nothing, as sums of squares would.
     """
     if not outermost:
         raise RuntimeError(
@@ -110,31 +109,39 @@ def merged(
             "outside of loops and conditions of TensorFlow. "
             f"Received: layer {layer.name} inside one"
         )
-    replica = tf.distribute.get_replica_context()
-    replicas = replica.num_replicas_in_sync
     count = tf.where(empty, tf.zeros_like(batch.count), batch.count)
     own = tf.concat(
         [tf.reshape(each, [-1]) for each in (count, *batch[1:])], axis=0
     )
-    row = tf.one_hot(
-        replica.replica_id_in_sync_group, replicas, dtype=tf.float64
-    )
-    table = replica.all_reduce(
-        tf.distribute.ReduceOp.SUM, row[:, tf.newaxis] * own
-    )
-    rows = []
+    replica = tf.distribute.get_replica_context()
+    replicas = replica.num_replicas_in_sync
+    if isinstance(replica.strategy, tf.distribute.MirroredStrategy):
+        # In one process nothing need be sent; and TensorFlow mixes up the
+        # exchanges of two such strategies.
+        table = replica.merge_call(_stacked, args=(own,))
+    else:
+        # Each lays its own into its row, and the sum over them is the table.
+        row = tf.one_hot(
+            replica.replica_id_in_sync_group, replicas, dtype=tf.float64
+        )
+        table = replica.all_reduce(
+            tf.distribute.ReduceOp.SUM, row[:, tf.newaxis] * own
+        )
+    parts = []
     for each in tf.unstack(table, replicas):
         mean, variance = tf.split(each[1:], 2)
-        rows.append(Moments(each[0], mean, variance))
-    whole = rows[0]
-    for each in rows[1:]:
-        whole = whole.merge(each)
+        parts.append(Moments(each[0], mean, variance))
+    whole = functools.reduce(Moments.merge, parts)
     shape = batch.mean.shape
     return Moments(
         whole.count,
         tf.reshape(whole.mean, shape),
         tf.reshape(whole.variance, shape),
     )
+
+
+def _stacked(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:
+    return tf.stack(strategy.experimental_local_results(values))
 
 
 def _split_batches(

@@ -151,8 +151,11 @@ def test_a_loop_is_refused():
             self.norm = layers.BatchNormalization()
 
         def call(self, inputs, training=None):
-            for _ in tf.range(2):
+            def body(i):
                 self.norm(inputs, training=training)
+                return (i + 1,)
+
+            tf.while_loop(lambda i: i < 2, body, (0,))
             return inputs
 
     with tf.distribute.MirroredStrategy(DEVICES).scope():
