@@ -77,9 +77,9 @@ class _State:
             return kind, value
         if id(value) in self._numbers:
             return self._numbers[id(value)]
-        if issubclass(kind, (list, tuple)):
+        if isinstance(value, (list, tuple)):
             return list(self._items(enumerate(value))) or None
-        if issubclass(kind, dict):
+        if isinstance(value, dict):  # and what TensorFlow wraps one in
             return list(self._items(list(value.items()))) or None
         if issubclass(kind, _OBJECTS):
             self.objects.append(value)

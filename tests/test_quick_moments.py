@@ -9,9 +9,9 @@ from swa_tf import _moments, _quick_moments
 layers = tf.keras.layers
 
 
-def built(channels, **kwargs):
+def built(x, **kwargs):
     layer = layers.BatchNormalization(**kwargs)
-    layer.build([None, None, channels])
+    layer.build([None, *x.shape[1:]])
     return layer
 
 
@@ -49,7 +49,7 @@ def from_deviations(monkeypatch):
 def test_moments(mean, deviation, far, from_deviations):
     x = np.random.default_rng(0).normal(mean, deviation, [64, 32, 32, 3])
     x = x.astype(np.float32)
-    found = _quick_moments.batch_moments(built(3), tf.constant(x), None)
+    found = _quick_moments.batch_moments(built(x), tf.constant(x), None)
     assert bool(from_deviations) == far
     true_mean, true_variance = moments(x)
     assert float(found.count) == 64 * 32 * 32
@@ -62,7 +62,7 @@ def test_moments(mean, deviation, far, from_deviations):
 def test_one_far_channel_is_enough(from_deviations):
     x = np.random.default_rng(1).normal(size=[16, 16, 16, 3])
     x = (x + np.array([0.0, 1000.0, 0.0])).astype(np.float32)
-    found = _quick_moments.batch_moments(built(3), tf.constant(x), None)
+    found = _quick_moments.batch_moments(built(x), tf.constant(x), None)
     assert from_deviations
     np.testing.assert_allclose(found.variance, moments(x)[1], rtol=1e-6)
 
@@ -71,7 +71,7 @@ def test_positive_numbers_keep_their_digits():
     # Sums of one sign, where a float32 sum over the batch loses most.
     x = np.random.default_rng(2).normal(size=[128, 32, 32, 4])
     x = np.maximum(x, 0.0).astype(np.float32)
-    found = _quick_moments.batch_moments(built(4), tf.constant(x), None)
+    found = _quick_moments.batch_moments(built(x), tf.constant(x), None)
     np.testing.assert_allclose(found.mean, moments(x)[0], rtol=1e-7)
     np.testing.assert_allclose(found.variance, moments(x)[1], rtol=2e-7)
 
@@ -82,7 +82,7 @@ def test_constant_channels():
     # squared, for it is computed from deviations.
     x = np.zeros([4, 8, 8, 2], np.float32)
     x[..., 1] = 0.1
-    found = _quick_moments.batch_moments(built(2), tf.constant(x), None)
+    found = _quick_moments.batch_moments(built(x), tf.constant(x), None)
     bound = 63 * 2.0**-24
     np.testing.assert_allclose(found.mean, [0.0, 0.1], rtol=bound)
     np.testing.assert_array_less(found.variance, [1e-30, (0.1 * bound) ** 2])
@@ -90,10 +90,10 @@ def test_constant_channels():
 
 def test_no_samples():
     x = tf.zeros([0, 8, 8, 2])
-    found = _quick_moments.batch_moments(built(2), x, None)
+    found = _quick_moments.batch_moments(built(x), x, None)
     for each in found:
         np.testing.assert_array_equal(each, np.zeros_like(each))
-    outputs = _quick_moments.normalize(built(2), x, *found[1:])
+    outputs = _quick_moments.normalize(built(x), x, *found[1:])
     assert outputs.shape == [0, 8, 8, 2]
 
 
@@ -112,7 +112,7 @@ def test_no_samples():
 @pytest.mark.parametrize("known", [True, False])
 def test_shapes_and_dtypes(shape, dtype, known):
     x = np.random.default_rng(3).normal(0.5, 1.0, shape).astype(dtype)
-    layer = built(shape[-1], epsilon=1e-3)
+    layer = built(x, epsilon=1e-3)
     layer.gamma.assign(np.linspace(0.5, 2.0, shape[-1]))
     layer.beta.assign(np.linspace(-1.0, 1.0, shape[-1]))
 
@@ -148,7 +148,7 @@ def test_shapes_and_dtypes(shape, dtype, known):
 def test_without_gamma_or_beta(parameters):
     center, scale = parameters
     x = np.random.default_rng(4).normal(size=[6, 8, 8, 3]).astype(np.float32)
-    layer = built(3, center=center, scale=scale, epsilon=0.0)
+    layer = built(x, center=center, scale=scale, epsilon=0.0)
     mean, variance = moments(x)
     outputs = _quick_moments.normalize(
         layer, tf.constant(x), tf.constant(mean), tf.constant(variance)
@@ -167,5 +167,5 @@ def test_masks_and_other_axes_go_the_other_way(monkeypatch):
     first = layers.BatchNormalization(axis=1)
     first.build([None, 4, 4, 4])
     _quick_moments.batch_moments(first, x, None)
-    _quick_moments.batch_moments(built(4), x, tf.ones([2, 4, 4]))
+    _quick_moments.batch_moments(built(x), x, tf.ones([2, 4, 4]))
     assert len(calls) == 2
