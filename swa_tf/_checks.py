@@ -59,14 +59,20 @@ def batches(
         )
     if steps is not None:
         integer(steps_argument, steps, at_least=1)
-    elif (
-        isinstance(dataset, tf.data.Dataset)
-        and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-    ):
+    elif _cardinality(dataset) == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
             f"`{steps_argument}` must be given for an infinite "
             f"`{dataset_argument}`. Received: {steps_argument}=None"
         )
+
+
+def _cardinality(dataset: Any) -> int:
+    """The number of batches; < 0 if unknown or infinite."""
+    if isinstance(dataset, tf.data.Dataset):
+        return int(dataset.cardinality())
+    if isinstance(dataset, tf.distribute.DistributedDataset):
+        return int(dataset.cardinality)
+    return len(dataset) if isinstance(dataset, Sized) else -2
 
 
 def enough_batches(
@@ -87,10 +93,7 @@ def enough_batches(
             f"or `{steps_argument}` given. Received: an iterator, of type "
             f"{type(dataset).__name__}"
         )
-    if isinstance(dataset, tf.data.Dataset):
-        found = int(dataset.cardinality())  # < 0 if unknown or infinite
-    else:
-        found = len(dataset) if isinstance(dataset, Sized) else -1
+    found = _cardinality(dataset)
     if 0 <= found < (steps or 1):
         raise ValueError(
             f"`{dataset_argument}` must hold at least {steps or 1} batches. "

@@ -57,6 +57,11 @@ def tf_variable(variable: Any) -> Any:
     return variable
 
 
+def variable_classes() -> tuple[type, ...]:
+    """The classes of variables, plain and of this Keras."""
+    return (tf.Variable, tf.keras.Variable) if KERAS_3 else (tf.Variable,)
+
+
 def variable_name(variable: Any) -> str:
     """The name of a variable or tensor, unique within its model."""
     if KERAS_3 and isinstance(variable, tf.keras.Variable):

@@ -40,7 +40,7 @@ def batch_moments(layer: Any, inputs: Any, mask: Any) -> Moments:
     so a mean that is large beside them costs nothing.
     """
     x = _at_least_float32(inputs)
-    channels = _channel_axes(layer, x)
+    channels = channel_axes(layer, x)
     axes = [axis for axis in range(x.shape.rank) if axis not in channels]
     if mask is None:
         sizes = [tf.shape(x, tf.int64)[axis] for axis in axes]
@@ -104,7 +104,8 @@ def _at_least_float32(inputs: Any) -> tf.Tensor:
     )
 
 
-def _channel_axes(layer: Any, x: tf.Tensor) -> list[int]:
+def channel_axes(layer: Any, x: tf.Tensor) -> list[int]:
+    """The axes of `x` along which the parameters of the layer lie."""
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     return sorted(axis % x.shape.rank for axis in axes)
 
@@ -114,5 +115,5 @@ def _broadcast_shape(layer: Any, x: tf.Tensor) -> list[int]:
     shape = list(layer.moving_mean.shape)
     if len(shape) == x.shape.rank:  # a layer of Keras 2 with several axes
         return shape
-    channels = _channel_axes(layer, x)
+    channels = channel_axes(layer, x)
     return [shape[0] if axis in channels else 1 for axis in range(x.shape.rank)]

@@ -7,19 +7,16 @@ statistics: they must be computed, from forward passes over the data.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import inspect
-import itertools
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _checks, _compat, _moments, _parts, _variables
+from swa_tf import _checks, _compat, _moments, _parts, _passes, _variables
+from swa_tf._accumulators import Statistics
 
 
 @_compat.register
@@ -194,7 +191,24 @@ def refit_batch_norm(
     A layer with `trainable=False` is frozen, and left alone; so is one that
     no batch reached, with a warning. Statistics are written at the end, all
     or none. Use training data without augmentation; 1,000 to 10,000 samples
-    are enough in practice. It costs one forward pass over them.
+    are enough in practice. It costs about one forward pass over them.
+
+    The pass is traced once a model and shape of inputs, and kept for the next
+    refits: until the model is gone, or has other layers or variables, or some
+    layer is frozen or unfrozen, or has another dtype policy, or there is
+    another number, string, function or array among the attributes of its
+    layers, in lists, dictionaries and data classes too. What a model computes
+    by other Python state, such as globals, closures and attributes of objects
+    of other kinds, is as it was in the first of them. Of each model the eight
+    shapes used last are kept.
+
+    On several replicas each takes a part of every batch, and each layer
+    normalizes by the moments of the whole batch, all replicas' parts merged as
+    above; so the result is that of one replica on the same batches. A
+    `tf.data.Dataset` is distributed by the strategy of the model, unless it is
+    already; of other iterables, which must be the same in every worker,
+    batches are split. All workers must call it, and have equally many batches.
+    Under `tf.distribute.ParameterServerStrategy` the coordinator computes.
 
     A layer that the model calls with an explicit `training=False`, to keep it
     as it is, should also have `trainable=False`: nothing else tells the refit.
@@ -203,9 +217,10 @@ def refit_batch_norm(
     Args:
         model: A built model or layer; its batch-norm layers are found however
             deeply they are nested. It is called as `model(x, training=False)`.
-        dataset: Batches, as `tf.data.Dataset` or any other iterable. A tuple
-            or list is (x,), (x, y) or (x, y, sample_weight), as in
-            `Model.fit`; anything else is x, a tensor or a dictionary.
+        dataset: Batches, as `tf.data.Dataset`, distributed by a strategy or
+            not, or as any other iterable. A tuple or list is (x,), (x, y) or
+            (x, y, sample_weight), as in `Model.fit`; anything else is x, a
+            tensor or a dictionary.
         steps: The number of batches to take, > 0. None takes all.
         variance: "pooled" as above, with the variance between batches; or
             "mean_of_batches", the plain mean of the batches' variances, as in
@@ -217,9 +232,11 @@ def refit_batch_norm(
             iterated over batch by batch.
         ValueError: If `steps` or `variance` is none of the above, if `dataset`
             is empty, is infinite with no `steps` given, or ends before
-            `steps`, if a statistic comes out NaN or infinite, or if no layer
-            was reached. No statistic has changed then, nor if `dataset` or
-            the model raises.
+            `steps`, if it is distributed and the model is not, if a statistic
+            comes out NaN or infinite, or if no layer was reached. No
+            statistic has changed then, nor if `dataset` or the model raises.
+        RuntimeError: In a graph or `tf.function`; or if, on several replicas,
+            a batch-norm layer is inside a loop or a condition of TensorFlow.
 
     References:
         Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2;
@@ -228,175 +245,62 @@ def refit_batch_norm(
         merge.
     """
     _check_arguments(model, dataset, steps, variance)
-    layers = _parts.batch_norm_layers(model, trainable=True)
-    if not layers:
-        _warn_of_none(model)
-        return
-    accumulators = [_Accumulator(layer) for layer in _built(layers)]
-    put_back = _variables.snapshot(_parts.weights(model))
-    try:
-        with _collecting(accumulators):
-            _forward_passes(model, dataset, steps)
-    finally:
-        put_back()  # what else a forward pass may write: states, counters
-    reached = [a for a in accumulators if a.n_updates > 0]
+    with _COLLECTING:
+        collecting = _collecting_pass(model)
+        if collecting is None:
+            _warn_of_none(model)
+            return
+        try:
+            _forward_passes(collecting, dataset, steps)
+        finally:
+            collecting.put_back()  # such as states and counters
+        found = list(zip(collecting.layers, collecting.accumulators.read()))
+    reached = [(layer, each) for layer, each in found if each.n_updates > 0]
     if not reached:
         raise ValueError(
             "`dataset` must hold samples that reach a batch-norm layer. "
-            f"Received samples for none of {_names(accumulators)}"
+            f"Received samples for none of {_names(found)}"
         )
-    if len(reached) < len(accumulators):
+    if len(reached) < len(found):
+        unreached = [pair for pair in found if pair[1].n_updates == 0]
         warnings.warn(
             "No sample reached these batch-norm layers, and their statistics "
-            f"stay as they are: {_names(set(accumulators) - set(reached))}",
+            f"stay as they are: {_names(unreached)}",
             stacklevel=2,
         )
-    results = [pair for a in reached for pair in a.results(variance)]
-    try:
-        for variable, value in results:
-            _assign(variable, value)
-    except BaseException:
-        put_back()
-        raise
-
-
-class _Accumulator:
-    """The moments of all that a batch-norm layer is given to normalize."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-        shape = layer.moving_mean.shape
-        zeros = tf.zeros(shape, tf.float64)
-        self._count = _local(tf.constant(0.0, tf.float64))
-        self._mean, self._variance = _local(zeros), _local(zeros)
-        self._sum_of_variances = _local(zeros)
-        self._n_updates = _local(tf.constant(0, tf.int64))
-
-    @property
-    def n_updates(self) -> int:
-        return int(self._n_updates)
-
-    def normalize(self, inputs: Any, mask: Any) -> Any:
-        """What the layer does in training, but for what it keeps of it."""
-        batch = _moments.batch_moments(self.layer, inputs, mask)
-        merged = _moments.Moments(
-            self._count, self._mean, self._variance
-        ).merge(batch)
-        self._count.assign(merged.count)
-        self._mean.assign(merged.mean)
-        self._variance.assign(merged.variance)
-        self._sum_of_variances.assign_add(batch.variance)
-        self._n_updates.assign_add(tf.cast(batch.count > 0, tf.int64))
-        return _moments.normalize(
-            self.layer, inputs, batch.mean, batch.variance
-        )
-
-    def results(self, variance: str) -> list[tuple[Any, np.ndarray]]:
-        """Each statistic of the layer and its new value."""
-        layer, n_updates = self.layer, self.n_updates
-        if variance == "pooled":
-            new_variance = self._variance.numpy()
-        else:
-            new_variance = self._sum_of_variances.numpy() / n_updates
-        if isinstance(layer, MovingFreeBatchNormalization):
-            new = {
-                "mean": self._mean.numpy(),
-                "variance": new_variance,
-                "n_updates": np.asarray(n_updates),
-                "n_samples": self._count.numpy(),
-            }
-        else:
-            new = {
-                "moving_mean": self._mean.numpy(),
-                "moving_variance": new_variance,
-            }
-        return [self._fitting(name, value) for name, value in new.items()]
-
-    def _fitting(self, name: str, value: np.ndarray) -> tuple[Any, np.ndarray]:
-        """A statistic and its value in its dtype, if that is finite."""
-        variable = _compat.tf_variable(getattr(self.layer, name))
-        with np.errstate(over="ignore"):  # checked in the next line
-            value = value.astype(variable.dtype.as_numpy_dtype)
-        if not np.all(np.isfinite(value.astype(np.float64))):
-            raise ValueError(
-                "`dataset` must give finite statistics. Received: data that "
-                f"make {name} of layer {self.layer.name} NaN or infinite"
-            )
-        return variable, value
+    _write(
+        [
+            pair
+            for layer, statistics in reached
+            for pair in _new_values(layer, statistics, variance)
+        ]
+    )
 
 
 _COLLECTING = threading.RLock()
+"""One refit at a time: two of one model would count into each other."""
 
 
-@contextlib.contextmanager
-def _collecting(accumulators: list[_Accumulator]) -> Iterator[None]:
-    """Lets the layers normalize by batch, and tell their accumulators.
-
-    It replaces `call` of the class that normalizes, which hands every other
-    layer on to the original. So a subclass with a `call` of its own keeps it,
-    and is met where it calls `super().call`. One refit at a time may do this.
-    """
-    with _COLLECTING:
-        classes = {_normalizing_class(a.layer) for a in accumulators}
-        originals = {each: vars(each)["call"] for each in classes}
-        own = [a.layer for a in accumulators if _holds_its_call(a.layer)]
-        try:
-            for layer in own:
-                del layer.call
-            for each, original in originals.items():
-                each.call = _collecting_call(original, accumulators)
-            yield
-        finally:
-            for each, original in originals.items():
-                each.call = original
-            for layer in own:
-                layer.call = layer.call
-
-
-def _holds_its_call(layer: Any) -> bool:
-    """Whether its class's `call` is an attribute of the layer as well.
-
-    Keras 2 leaves it there when it has written a SavedModel.
-    """
-    own = vars(layer).get("call")
-    return getattr(own, "__func__", None) is type(layer).call
-
-
-def _normalizing_class(layer: Any) -> Any:
-    """The first class, from the layer's own up, that is not a user's."""
-    ours = (MovingFreeBatchNormalization, *_compat.batch_norm_layers())
-    known = next(each for each in type(layer).__mro__ if each in ours)
-    return next(each for each in known.__mro__ if "call" in vars(each))
-
-
-def _collecting_call(
-    original: Callable[..., Any], accumulators: list[_Accumulator]
-) -> Callable[..., Any]:
-    by_layer = {id(a.layer): a for a in accumulators}
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if id(layer) not in by_layer:
-            return original(layer, *args, **kwargs)
-        given = signature.bind(layer, *args, **kwargs).arguments
-        return by_layer[id(layer)].normalize(given["inputs"], given.get("mask"))
-
-    return tf.autograph.experimental.do_not_convert(call)
+def _collecting_pass(model: Any) -> _passes.CollectingPass | None:
+    """The pass of the last refit, or a new one if the model has changed."""
+    known = _passes.kept(model)
+    if known is not None:
+        return known
+    layers = _parts.batch_norm_layers(model, trainable=True)
+    if not layers:
+        return None
+    kinds = (MovingFreeBatchNormalization, *_compat.batch_norm_layers())
+    made = _passes.CollectingPass(model, _built(layers), kinds)
+    _passes.keep(model, made)
+    return made
 
 
 def _forward_passes(
-    model: Any, dataset: Iterable[Any], steps: int | None
+    collecting: _passes.CollectingPass,
+    dataset: Iterable[Any],
+    steps: int | None,
 ) -> None:
-    forward = _ForwardPass(model)
-    if isinstance(dataset, tf.data.Dataset):
-        specs = _inputs_of(dataset.element_spec)
-        if all(spec.shape.rank is not None for spec in tf.nest.flatten(specs)):
-            forward.trace(specs)
-    taken = 0
-    for batch in itertools.islice(dataset, steps):
-        forward(_inputs_of(batch))
-        taken += 1
+    taken = collecting.run(dataset, steps)
     if taken == 0:
         raise ValueError(
             "`dataset` must hold at least one batch. Received an empty one"
@@ -408,65 +312,50 @@ def _forward_passes(
         )
 
 
-def _inputs_of(batch: Any) -> Any:
-    return tf.keras.utils.unpack_x_y_sample_weight(batch)[0]
+def _new_values(
+    layer: Any, found: Statistics, variance: str
+) -> list[tuple[tf.Variable, np.ndarray]]:
+    """The statistics of a layer, and what they are to be."""
+    new_variance = (
+        found.variance if variance == "pooled" else found.mean_of_variances
+    )
+    new: dict[str, Any]
+    if isinstance(layer, MovingFreeBatchNormalization):
+        new = {
+            "mean": found.mean,
+            "variance": new_variance,
+            "n_updates": found.n_updates,
+            "n_samples": found.n_samples,
+        }
+    else:
+        new = {"moving_mean": found.mean, "moving_variance": new_variance}
+    return [_fitting(layer, name, value) for name, value in new.items()]
 
 
-class _ForwardPass:
-    """The model in inference mode, traced for specs that grow as they must.
-
-    A `tf.function` would do the same, but warn of each new one, and trace
-    twice where the last batch is short.
-    """
-
-    def __init__(self, model: Any) -> None:
-        @tf.function
-        def forward(inputs: Any) -> None:
-            with _inlined_functions():
-                model(inputs, training=False)
-
-        self._forward = forward
-        self._specs: list[tf.TypeSpec] = []
-
-    def trace(self, specs: Any) -> None:
-        self._specs = tf.nest.flatten(specs)
-        self._traced = self._forward.get_concrete_function(specs)
-
-    def __call__(self, inputs: Any) -> None:
-        inputs = tf.nest.map_structure(_tensor, inputs)
-        values = tf.nest.flatten(inputs)
-        specs = [tf.type_spec_from_value(value) for value in values]
-        known = self._specs or specs
-        if not self._specs or not all(map(_fits, values, known)):
-            wider = [
-                a.most_specific_common_supertype([b]) or b
-                for a, b in zip(known, specs)
-            ]
-            self.trace(tf.nest.pack_sequence_as(inputs, wider))
-        self._traced(inputs)
+def _fitting(
+    layer: Any, name: str, value: Any
+) -> tuple[tf.Variable, np.ndarray]:
+    """A statistic and its value in its dtype and shape, if that is finite."""
+    variable = _compat.tf_variable(getattr(layer, name))
+    with np.errstate(over="ignore"):  # checked in the next line
+        value = np.asarray(value).astype(variable.dtype.as_numpy_dtype)
+    if not np.all(np.isfinite(value.astype(np.float64))):
+        raise ValueError(
+            "`dataset` must give finite statistics. Received: data that "
+            f"make {name} of layer {layer.name} NaN or infinite"
+        )
+    return variable, value.reshape(variable.shape)
 
 
-def _tensor(value: Any) -> Any:
-    return value if tf.is_tensor(value) else tf.convert_to_tensor(value)
-
-
-def _fits(value: Any, spec: tf.TypeSpec) -> bool:
-    return bool(spec.is_compatible_with(value))
-
-
-@contextlib.contextmanager
-def _inlined_functions() -> Iterator[None]:
-    """While a graph is traced, inlines every `tf.function` that it calls.
-
-    One inside the model may have been traced before, with the layer's own
-    `call` in it; and a trace of this pass must not be used after it.
-    """
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
+def _write(values: list[tuple[tf.Variable, np.ndarray]]) -> None:
+    """Assigns all, or none if one cannot be."""
+    put_back = _variables.snapshot(variable for variable, _ in values)
     try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(before)
+        for variable, value in values:
+            _assign(variable, value)
+    except BaseException:
+        put_back()
+        raise
 
 
 def _warn_of_none(model: Any) -> None:
@@ -489,12 +378,8 @@ def _built(layers: list[Any]) -> list[Any]:
     return layers
 
 
-def _local(value: tf.Tensor) -> tf.Variable:
-    return _variables.local_variable(value, "accumulator", None)
-
-
-def _names(accumulators: Iterable[_Accumulator]) -> str:
-    return ", ".join(sorted(a.layer.name for a in accumulators))
+def _names(found: Iterable[tuple[Any, Statistics]]) -> str:
+    return ", ".join(sorted(layer.name for layer, _ in found))
 
 
 def _assign(variable: tf.Variable, value: np.ndarray) -> None:

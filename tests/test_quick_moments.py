@@ -1,0 +1,171 @@
+"""The quick moments against float64 numpy, where a float32 sum fails too."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from swa_tf import _moments, _quick_moments
+
+layers = tf.keras.layers
+
+
+def built(x, **kwargs):
+    layer = layers.BatchNormalization(**kwargs)
+    layer.build([None, *x.shape[1:]])
+    return layer
+
+
+def moments(x):
+    x = np.asarray(x, np.float64)
+    axes = tuple(range(x.ndim - 1))
+    return x.mean(axes), x.var(axes)
+
+
+@pytest.fixture
+def from_deviations(monkeypatch):
+    """Counts the graphs' runs of the branch for a mean that is far away."""
+    runs = []
+    original = _quick_moments._from_deviations
+
+    def counted(*args):
+        runs.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(_quick_moments, "_from_deviations", counted)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "far"),
+    [
+        (0.0, 1.0, False),
+        (2.5, 1.0, False),  # mean^2 is 6.25 times the variance
+        (3.2, 1.0, True),
+        (1000.0, 0.1, True),
+        (-1e-3, 1e-3, False),
+        (3e19, 1e18, True),  # squares that float32 cannot hold
+    ],
+)
+def test_moments(mean, deviation, far, from_deviations):
+    x = np.random.default_rng(0).normal(mean, deviation, [64, 32, 32, 3])
+    x = x.astype(np.float32)
+    found = _quick_moments.batch_moments(built(x), tf.constant(x), None)
+    assert bool(from_deviations) == far
+    true_mean, true_variance = moments(x)
+    assert float(found.count) == 64 * 32 * 32
+    np.testing.assert_allclose(
+        found.mean, true_mean, rtol=1e-7, atol=1e-7 * deviation
+    )
+    np.testing.assert_allclose(found.variance, true_variance, rtol=1e-6)
+
+
+def test_one_far_channel_is_enough(from_deviations):
+    x = np.random.default_rng(1).normal(size=[16, 16, 16, 3])
+    x = (x + np.array([0.0, 1000.0, 0.0])).astype(np.float32)
+    found = _quick_moments.batch_moments(built(x), tf.constant(x), None)
+    assert from_deviations
+    np.testing.assert_allclose(found.variance, moments(x)[1], rtol=1e-6)
+
+
+def test_positive_numbers_keep_their_digits():
+    # Sums of one sign, where a float32 sum over the batch loses most.
+    x = np.random.default_rng(2).normal(size=[128, 32, 32, 4])
+    x = np.maximum(x, 0.0).astype(np.float32)
+    found = _quick_moments.batch_moments(built(x), tf.constant(x), None)
+    np.testing.assert_allclose(found.mean, moments(x)[0], rtol=1e-7)
+    np.testing.assert_allclose(found.variance, moments(x)[1], rtol=2e-7)
+
+
+def test_constant_channels():
+    # Where all terms are equal their rounding errors do not cancel: the bound
+    # on a sum of 64 is 63 * 2^-24, and on the variance it is that of the mean
+    # squared, for it is computed from deviations.
+    x = np.zeros([4, 8, 8, 2], np.float32)
+    x[..., 1] = 0.1
+    found = _quick_moments.batch_moments(built(x), tf.constant(x), None)
+    bound = 63 * 2.0**-24
+    np.testing.assert_allclose(found.mean, [0.0, 0.1], rtol=bound)
+    np.testing.assert_array_less(found.variance, [1e-30, (0.1 * bound) ** 2])
+
+
+def test_no_samples():
+    x = tf.zeros([0, 8, 8, 2])
+    found = _quick_moments.batch_moments(built(x), x, None)
+    for each in found:
+        np.testing.assert_array_equal(each, np.zeros_like(each))
+    outputs = _quick_moments.normalize(built(x), x, *found[1:])
+    assert outputs.shape == [0, 8, 8, 2]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (6, 5, 3),  # one dimension
+        (2, 3, 4, 5, 6),  # three
+        (5, 7, 11, 3),  # no divisor of note
+        (3, 257, 1, 2),  # a prime above the size of a block
+        (3, 2, 2, 1500),  # more channels than are repeated
+        (9, 4),  # no image: the other way
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("known", [True, False])
+def test_shapes_and_dtypes(shape, dtype, known):
+    x = np.random.default_rng(3).normal(0.5, 1.0, shape).astype(dtype)
+    layer = built(x, epsilon=1e-3)
+    layer.gamma.assign(np.linspace(0.5, 2.0, shape[-1]))
+    layer.beta.assign(np.linspace(-1.0, 1.0, shape[-1]))
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec(
+                shape if known else [None] * (len(shape) - 1) + [shape[-1]],
+                dtype,
+            )
+        ]
+    )
+    def both(x):
+        found = _quick_moments.batch_moments(layer, x, None)
+        return found, _quick_moments.normalize(
+            layer, x, found.mean, found.variance
+        )
+
+    (_, mean, variance), outputs = both(x)
+    true_mean, true_variance = moments(x)
+    np.testing.assert_allclose(mean, true_mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(variance, true_variance, rtol=1e-6)
+    expected = (x.astype(np.float64) - true_mean) / np.sqrt(
+        true_variance + 1e-3
+    ) * np.linspace(0.5, 2.0, shape[-1]) + np.linspace(-1.0, 1.0, shape[-1])
+    assert outputs.dtype == dtype
+    tolerance = 2e-3 if dtype == "float16" else 2e-6
+    np.testing.assert_allclose(
+        outputs, expected, rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("parameters", [(True, False), (False, True)])
+def test_without_gamma_or_beta(parameters):
+    center, scale = parameters
+    x = np.random.default_rng(4).normal(size=[6, 8, 8, 3]).astype(np.float32)
+    layer = built(x, center=center, scale=scale, epsilon=0.0)
+    mean, variance = moments(x)
+    outputs = _quick_moments.normalize(
+        layer, tf.constant(x), tf.constant(mean), tf.constant(variance)
+    )
+    np.testing.assert_allclose(
+        outputs, (x - mean) / np.sqrt(variance), rtol=2e-6, atol=2e-6
+    )
+
+
+def test_masks_and_other_axes_go_the_other_way(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        _moments, "batch_moments", lambda *args: calls.append(args)
+    )
+    x = tf.ones([2, 4, 4, 4])
+    first = layers.BatchNormalization(axis=1)
+    first.build([None, 4, 4, 4])
+    _quick_moments.batch_moments(first, x, None)
+    _quick_moments.batch_moments(built(x), x, tf.ones([2, 4, 4]))
+    assert len(calls) == 2
