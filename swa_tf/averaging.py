@@ -36,10 +36,15 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     _takes_others = False
 
     def __init__(
-        self, name: str, when: AveragingSchedule | None = None
+        self,
+        name: str,
+        when: AveragingSchedule | None = None,
+        device: str | None = None,
     ) -> None:
         super().__init__()
+        _variables.check_device(device)
         self._name = name
+        self._device = device
         self._averages: list[tf.Variable] = []
         self._average_of = _variables.Untracked({})
         self._functions = _variables.Untracked({})
@@ -113,6 +118,19 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     @swapped.setter
     def swapped(self, swapped: bool) -> None:
         self._state.set(swapped)
+
+    @property
+    def averaged(self) -> list[tuple[str, tf.Variable]]:
+        """The averages, each with the name of its variable, in their order.
+
+        Empty before the first `apply` or `build`.
+
+        >>> swa = swa_tf.StochasticWeightAveraging()
+        >>> swa.apply([tf.Variable(1.0, name="w")])
+        >>> [(name, float(average)) for name, average in swa.averaged]
+        [('w', 1.0)]
+        """
+        return list(zip(self._state.names, self._averages))
 
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the shadow variables of `var_list` without averaging.
@@ -471,6 +489,12 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                     "all replicas, not their sum. "
                     f"Received: {_variables.describe([variable])}"
                 )
+            if self._device and _variables.strategy_of(variable):
+                raise ValueError(
+                    "`device` must be None for variables of a strategy, which "
+                    f"places them. Received: device={self._device!r} and "
+                    f"{_variables.describe([variable])}"
+                )
             if variable.ref() in seen:
                 raise ValueError(
                     "`var_list` must name each variable once. "
@@ -518,7 +542,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     def _make_new_averages(self, variables: list[Any]) -> None:
         averaged = [key.deref() for key in self._average_of.value]
         self._state.note([*averaged, *variables], self._takes_others)
-        averages = [_shadows.make(v, self.name) for v in variables]
+        averages = [
+            _shadows.make(v, self.name, self._device) for v in variables
+        ]
         self._averages.extend(averages)
         self._average_of.value.update(
             (v.ref(), average) for v, average in zip(variables, averages)
@@ -580,6 +606,10 @@ class StochasticWeightAveraging(WeightAverage):
         when: The automatic mode: `apply` is called after every step (or
             epoch) and averages when this schedule says so. None is the manual
             mode: each call averages.
+        device: Where the averages are kept and updated, for example "/cpu:0"
+            for a model that fills its accelerator; each update then sends the
+            weights there. None keeps each where its variable is. Must be None
+            for variables of a strategy.
 
     References:
         Izmailov et al. 2018, Averaging Weights Leads to Wider Optima and
@@ -592,8 +622,9 @@ class StochasticWeightAveraging(WeightAverage):
         self,
         name: str = "StochasticWeightAveraging",
         when: AveragingSchedule | None = None,
+        device: str | None = None,
     ) -> None:
-        super().__init__(name, when)
+        super().__init__(name, when, device)
 
     def _coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         return 1.0 / tf.cast(n_models + 1, tf.float64)
