@@ -18,8 +18,9 @@ from swa_tf import _compat, _variables
 def make(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
     """A variable `<variable>/<suffix>` for the average of `variable`.
 
-    It has the device of the variable, or `device`, and the value that the variable has now
-    or, in a v1 graph, will be given first; zeros for a tensor.
+    It has the device of the variable, unless `device` is given, and the value
+    that the variable has now or, in a v1 graph, will be given first; zeros for
+    a tensor.
     """
     dtype = (
         tf.float64 if variable.dtype.base_dtype == tf.float64 else tf.float32

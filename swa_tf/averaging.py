@@ -192,9 +192,11 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 shape has changed.
             RuntimeError: If the averages are swapped in. A compiled
                 function, traced before, raises
-                `tf.errors.InvalidArgumentError`.
+                `tf.errors.InvalidArgumentError`. Also in a function that a
+                coordinator of parameter servers schedules on its workers.
         """
         if tf.distribute.has_strategy():
+            _require_coordinator()
             replica_context = tf.distribute.get_replica_context()
             if replica_context is not None:
                 return replica_context.merge_call(
@@ -641,6 +643,19 @@ def _apply_merged(averages: Any, var_list: Any) -> Any:
     for other in others:
         vars(other).update(vars(first))
     return applied
+
+
+def _require_coordinator() -> None:
+    """Raises in a function that workers of parameter servers run."""
+    if not tf.executing_eagerly() and isinstance(
+        tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy
+    ):
+        raise RuntimeError(
+            "`apply` must be called by the coordinator, and not in a function "
+            "that it schedules: workers would average at the same time, and "
+            "some of them twice. Call it after `coordinator.join()`, in eager "
+            "mode or outside `strategy.scope()`."
+        )
 
 
 def _require_v1_graph(argument: str) -> None:

@@ -1,12 +1,13 @@
 """One small training that must come out the same on any number of replicas.
 
-Run as a program it is one worker of `tf.distribute.MultiWorkerMirroredStrategy`
-(`tests/test_multi_worker.py` starts it).
+Run as a program it is one worker of `MultiWorkerMirroredStrategy`, or a whole
+cluster of `ParameterServerStrategy`: `tests/test_multi_worker.py` starts it.
 """
 
 import os
 import pathlib
 import signal
+import socket
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import swa_tf
+from swa_tf import _compat
 
 EPOCHS = 4
 STEPS = 3  # an epoch
@@ -73,17 +75,27 @@ class Training:
         self._step = tf.function(self._all_replicas)
 
     def run(self, until=EPOCHS):
-        batches = self.strategy.experimental_distribute_dataset(dataset())
+        batches = self._batches()
         while self.epoch.numpy() < until:
             for batch in batches:
-                self._step(batch)
+                self._run_step(batch)
             self.epochs.apply(self.model.trainable_variables)
             self.epoch.assign_add(1)
+
+    def _batches(self):
+        return self.strategy.experimental_distribute_dataset(dataset())
+
+    def _run_step(self, batch):
+        self._step(batch)
 
     def _all_replicas(self, batch):
         self.strategy.run(self._replica, args=(batch,))
 
     def _replica(self, batch):
+        self._train(batch)
+        self.steps.apply(self.model.trainable_variables)
+
+    def _train(self, batch):
         x, y = batch
         weights = self.model.trainable_variables
         with tf.GradientTape() as tape:
@@ -91,7 +103,6 @@ class Training:
             loss = tf.reduce_sum(errors) / BATCH  # summed over the replicas
         gradients = tape.gradient(loss, weights)
         self.optimizer.apply_gradients(zip(gradients, weights))
-        self.steps.apply(weights)
 
     def results(self):
         """All that must be the same, as arrays."""
@@ -113,6 +124,40 @@ class Training:
                 found[f"outputs of {name}"] = np.asarray(model(X))
         found["outputs"] = np.asarray(model(X))
         return found
+
+
+class Coordinated(Training):
+    """The same with steps that workers run, and averages of the coordinator."""
+
+    def __init__(self, strategy):
+        super().__init__(strategy)
+        self._coordinator = tf.distribute.coordinator.ClusterCoordinator(
+            strategy
+        )
+
+    def error_in_a_worker(self):
+        """What `apply` says in a function that is scheduled."""
+        replica = super()._replica
+
+        @tf.function
+        def step(batch):
+            self.strategy.run(replica, args=(batch,))
+
+        try:
+            self._coordinator.schedule(step, args=(next(iter(dataset())),))
+        except RuntimeError as error:
+            return str(error)
+
+    def _batches(self):
+        return dataset()
+
+    def _run_step(self, batch):
+        self._coordinator.schedule(self._step, args=(batch,))
+        self._coordinator.join()
+        self.steps.apply(self.model.trainable_variables)
+
+    def _replica(self, batch):
+        self._train(batch)
 
 
 def fit(strategy):
@@ -138,18 +183,16 @@ def fit(strategy):
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def main(folder, fits):
-    """A worker: trains, dies once in the middle, and then goes to the end."""
+def worker(folder, fits):
+    """Trains, dies once in the middle, and then goes to the end."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     index = strategy.cluster_resolver.task_id
-    folder = pathlib.Path(folder)
     training = Training(strategy)
     # All workers write, as TensorFlow asks; the first one's file counts.
     mine = str(folder / f"worker-{index}" / "ckpt")
     path = tf.train.latest_checkpoint(str(folder / "worker-0"))
     if path is None:
-        found = fit(strategy) if fits else {}
-        np.savez(folder / f"fit-{index}.npz", **found)
+        np.savez(folder / f"fit-{index}.npz", **(fit(strategy) if fits else {}))
         training.run(until=2)
         training.checkpoint.save(mine)
         training.run(until=3)  # which is lost
@@ -161,5 +204,53 @@ def main(folder, fits):
     np.savez(folder / f"results-{index}.npz", **training.results())
 
 
+def free_ports(n):
+    """Ports of the loopback interface that nobody listens on."""
+    sockets = [socket.socket() for _ in range(n)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def servers(folder):
+    """Two workers, two parameter servers and their coordinator."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(4)]
+    cluster = tf.train.ClusterSpec(
+        {"worker": addresses[:2], "ps": addresses[2:]}
+    )
+    started = [
+        tf.distribute.Server(cluster, job_name=job, task_index=index)
+        for job in cluster.jobs
+        for index in range(2)
+    ]
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        cluster, rpc_layer="grpc"
+    )
+    strategy = tf.distribute.ParameterServerStrategy(resolver)
+    training = Coordinated(strategy)
+    training.run()
+    weights = training.model.trainable_variables
+    np.savez(
+        folder / "servers.npz",
+        devices=[_device(weight) for weight in weights],
+        devices_of_averages=[_device(a) for _, a in training.steps.averaged],
+        error=training.error_in_a_worker(),
+    )
+    np.savez(folder / "results-servers.npz", **training.results())
+    # Servers cannot be stopped, and keep the process from its end.
+    os._exit(0 if started else 1)
+
+
+def _device(variable):
+    return _compat.tf_variable(variable).device
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], fits=sys.argv[2] == "fit")
+    where = pathlib.Path(sys.argv[2])
+    if sys.argv[1] == "servers":
+        servers(where)
+    else:
+        worker(where, fits=sys.argv[1] == "fit")

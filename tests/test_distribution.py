@@ -48,7 +48,7 @@ def test_a_loop_of_ones_own(replicas):
                 np.testing.assert_array_equal(part.numpy(), parts[0].numpy())
 
 
-@pytest.mark.parametrize("replicas", [(1, 4), (4, 1), (4, 2)])
+@pytest.mark.parametrize("replicas", [(1, 2), (4, 1)])
 def test_a_checkpoint_goes_on_on_other_replicas(replicas, tmp_path):
     before, after = (
         distributed.Training(

@@ -1,15 +1,14 @@
-"""Two processes on the loopback interface come out as one process does.
+"""Workers on the loopback interface come out as one process does.
 
-One run of two workers does all of it, since to start TensorFlow takes most of
-the time: see `tests/distributed.py`. One of them is killed in the middle, and
-both are started again from the last checkpoint.
+What they run is in `tests/distributed.py`. To start TensorFlow takes most of
+the time, so one run of two workers does all of it. One of them is killed in the
+middle, and both are started again from the last checkpoint.
 """
 
 import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,35 +32,33 @@ keras_2 = pytest.mark.skipif(
 )
 
 
-def free_ports():
-    sockets = [socket.socket() for _ in range(WORKERS)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+def program(what, folder, log, **environment):
+    """`tests.distributed`, which writes to `folder`, in a process."""
+    with open(folder / log, "wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed", what, folder],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=file,
+            stderr=file,
+        )
 
 
-def start(folder, attempt):
-    """The workers, as processes that write to `folder`."""
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports()]}
-    processes = []
-    for index in range(WORKERS):
-        task = {"type": "worker", "index": index}
-        config = json.dumps({"cluster": cluster, "task": task})
-        fits = "no" if _compat.KERAS_3 else "fit"
-        with open(folder / f"log-{attempt}-{index}", "wb") as log:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.distributed", folder, fits],
-                    cwd=ROOT,
-                    env={**os.environ, "TF_CONFIG": config},
-                    stdout=log,
-                    stderr=log,
-                )
-            )
-    return processes
+def workers(folder, attempt):
+    """All workers of a cluster."""
+    ports = distributed.free_ports(WORKERS)
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    return [
+        program(
+            "work" if _compat.KERAS_3 else "fit",
+            folder,
+            f"log-{attempt}-{index}",
+            TF_CONFIG=json.dumps(
+                {"cluster": cluster, "task": {"type": "worker", "index": index}}
+            ),
+        )
+        for index in range(WORKERS)
+    ]
 
 
 def finish(processes):
@@ -85,24 +82,29 @@ def finish(processes):
             process.wait()
 
 
+def run(processes, folder, logs, status=0):
+    if finish(processes) != status:
+        texts = [log.read_text()[-4000:] for log in sorted(folder.glob(logs))]
+        pytest.fail("\n".join(texts))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where two workers have left their results."""
     folder = tmp_path_factory.mktemp("workers")
     for attempt, status in enumerate([-signal.SIGKILL, 0]):
-        if finish(start(folder, attempt)) != status:
-            logs = sorted(folder.glob(f"log-{attempt}-*"))
-            pytest.fail("\n".join(log.read_text()[-4000:] for log in logs))
+        run(workers(folder, attempt), folder, f"log-{attempt}-*", status)
     return folder
+
+
+def load(file):
+    with np.load(file) as arrays:
+        return dict(arrays)
 
 
 def results(folder, name):
     """What each worker found."""
-    found = []
-    for index in range(WORKERS):
-        with np.load(folder / f"{name}-{index}.npz") as file:
-            found.append(dict(file))
-    return found
+    return [load(folder / f"{name}-{index}.npz") for index in range(WORKERS)]
 
 
 def test_is_what_one_process_finds(folder):
@@ -128,3 +130,27 @@ def test_fit_is_what_one_process_finds(folder):
     expected = distributed.fit(tf.distribute.get_strategy())
     for found in results(folder, "fit"):
         check(found, expected)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """Where a coordinator of parameter servers has left its results."""
+    folder = tmp_path_factory.mktemp("servers")
+    run([program("servers", folder, "log")], folder, "log")
+    return folder
+
+
+def test_coordinator_of_parameter_servers(servers):
+    check(load(servers / "results-servers.npz"), on_one())
+
+
+def test_an_average_is_on_the_server_of_its_variable(servers):
+    found = load(servers / "servers.npz")
+    devices = found["devices"].tolist()
+    assert found["devices_of_averages"].tolist() == devices
+    assert {device.split("/")[3] for device in devices} == {"task:0", "task:1"}
+
+
+def test_apply_in_a_scheduled_function_is_refused(servers):
+    error = str(load(servers / "servers.npz")["error"])
+    assert "`apply` must be called by the coordinator" in error

@@ -48,6 +48,16 @@ def test_average_with_a_schedule():
     np.testing.assert_array_equal(swa.average(weight).numpy(), VALUES[1])
 
 
+def test_exponential_average():
+    weight = tf.Variable(1.0)
+    ema = swa_tf.ExponentialMovingAverage(0.75, device="/cpu:1")
+    ema.apply([weight])
+    weight.assign(2.0)
+    ema.apply([weight])
+    assert is_on(THERE, ema.average(weight))
+    assert float(ema.average(weight)) == 1.25
+
+
 def test_in_a_v1_graph():
     v1 = tf.compat.v1
     config = v1.ConfigProto(device_count={"CPU": 2})
