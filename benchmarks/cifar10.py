@@ -80,6 +80,13 @@ _float("learning_rate", "The rate at the start.")
 _float("swa_learning_rate", "The rate at the end, with --strategy=swa.")
 _integer("refit_samples", "Training images for each refit of statistics.")
 _integer("seed", "Of the split, the weights, the order, the augmentation.")
+_enum(
+    "distribution",
+    "mirrored: a share of each batch on each of --num_replicas GPUs or, "
+    "without a GPU, logical CPUs. Batch norm then trains with the statistics "
+    "of a replica's share, so the figures are others than on one device.",
+)
+_integer("num_replicas", "Replicas, with --distribution=mirrored.")
 flags.DEFINE_string(
     "output_dir", None, "Default: runs/<preset>. It must be new or empty."
 )

@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "optimizer": ("momentum", "momentumw", "adam", "adamw"),
     "weight_decay_on": ("all", "kernels"),
     "strategy": ("constant", "swa"),
+    "distribution": ("none", "mirrored"),
 }
 
 
@@ -47,6 +48,8 @@ class Config:
     swa_learning_rate: float
     refit_samples: int
     seed: int
+    distribution: str
+    num_replicas: int
 
 
 FLAGS = tuple(field.name for field in dataclasses.fields(Config))
@@ -61,6 +64,8 @@ _COMMON: dict[str, Any] = {
     "weight_decay_on": "all",
     "strategy": "swa",
     "seed": 0,
+    "distribution": "none",
+    "num_replicas": 1,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -138,7 +143,13 @@ def as_flags(config: Config) -> dict[str, Any]:
 def _check(config: Config) -> None:
     for name in CHOICES:
         _check_choice(name, getattr(config, name))
-    for name in ("width", "epochs", "batch_size", "refit_samples"):
+    for name in (
+        "width",
+        "epochs",
+        "batch_size",
+        "refit_samples",
+        "num_replicas",
+    ):
         _check_range(config, name, 1, math.inf)
     if config.max_samples is not None:
         _check_range(config, "max_samples", 1, math.inf)
@@ -157,7 +168,23 @@ def _check(config: Config) -> None:
             f"--epochs_before_swa={config.epochs_before_swa}, "
             f"--epochs={config.epochs}"
         )
+    _check_replicas(config)
     _check_data_dir(config)
+
+
+def _check_replicas(config: Config) -> None:
+    if config.distribution == "none" and config.num_replicas > 1:
+        raise BenchmarkError(
+            "`--num_replicas` must be 1 without `--distribution=mirrored`. "
+            f"Received: --num_replicas={config.num_replicas}"
+        )
+    if config.batch_size % config.num_replicas:
+        raise BenchmarkError(
+            "`--batch_size` must be a multiple of `--num_replicas`, for each "
+            "to have the same share. "
+            f"Received: --batch_size={config.batch_size}, "
+            f"--num_replicas={config.num_replicas}"
+        )
 
 
 def _check_data_dir(config: Config) -> None:

@@ -29,6 +29,8 @@ Figures = dict[str, dict[str, float]]
 class Evaluator:
     """Evaluates a model in all four ways, and leaves it as it was.
 
+    Made inside the scope of a strategy, its replicas share each batch.
+
     Args:
         model: A `benchmarks.resnet.ResNet`, built.
         swa: The averages of its trainable variables.
@@ -45,6 +47,7 @@ class Evaluator:
         refit_data: tf.data.Dataset,
         moving_free: bool,
     ) -> None:
+        self._strategy = tf.distribute.get_strategy()
         self._model = model
         self._swa = swa
         self._refit_data = refit_data
@@ -54,7 +57,7 @@ class Evaluator:
         self._loss = tf.keras.metrics.SparseCategoricalCrossentropy(
             from_logits=True
         )
-        self._step = tf.function(self._update_metrics, reduce_retracing=True)
+        self._step = tf.function(self._all_replicas, reduce_retracing=True)
 
     def __call__(
         self, datasets: Mapping[str, tf.data.Dataset]
@@ -96,12 +99,20 @@ class Evaluator:
         self._accuracy.reset_state()
         self._loss.reset_state()
         use_moving_statistics = not (refit and self._moving_free)
-        for images, labels in dataset:
+        batches = self._strategy.experimental_distribute_dataset(dataset)
+        for images, labels in batches:
             self._step(images, labels, use_moving_statistics)
         return {
             "accuracy": 100.0 * float(self._accuracy.result()),
             "loss": float(self._loss.result()),
         }
+
+    def _all_replicas(
+        self, images: Any, labels: Any, use_moving_statistics: bool
+    ) -> None:
+        self._strategy.run(
+            self._update_metrics, args=(images, labels, use_moving_statistics)
+        )
 
     def _update_metrics(
         self, images: Any, labels: Any, use_moving_statistics: bool

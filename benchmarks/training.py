@@ -11,7 +11,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import swa_tf
-from benchmarks import data
+from benchmarks import data, distribution
 from benchmarks.config import Config
 from benchmarks.errors import BenchmarkError
 from benchmarks.evaluation import Evaluator
@@ -27,6 +27,8 @@ _EVALUATION_BATCH = 256
 class Trainer:
     """A model, its optimizer and its averages, trained an epoch at a time.
 
+    Made inside the scope of a strategy, its replicas share each batch.
+
     Args:
         config: The settings.
         splits: The images.
@@ -35,6 +37,7 @@ class Trainer:
     def __init__(self, config: Config, splits: data.Splits) -> None:
         self._config = config
         self._splits = splits
+        self._strategy = tf.distribute.get_strategy()
         self.steps = len(splits.train) // config.batch_size
         self.model = ResNet(
             config.resnet_size,
@@ -55,7 +58,7 @@ class Trainer:
         self._decayed = _l2_variables(config, self.model)
         self._loss = tf.keras.metrics.Mean()
         self._accuracy = tf.keras.metrics.SparseCategoricalAccuracy()
-        self._step = tf.function(self._train_step)
+        self._step = tf.function(self._train_replicas)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Trains for one epoch, and averages at its end if it is time.
@@ -73,8 +76,10 @@ class Trainer:
         config = self._config
         self._loss.reset_state()
         self._accuracy.reset_state()
-        batches = data.training_batches(
-            self._splits, config.batch_size, config.seed, epoch
+        batches = self._strategy.experimental_distribute_dataset(
+            data.training_batches(
+                self._splits, config.batch_size, config.seed, epoch
+            )
         )
         with tqdm(
             batches,
@@ -107,6 +112,9 @@ class Trainer:
             "n_models": int(self.swa.n_models),
         }
 
+    def _train_replicas(self, images: Any, labels: Any) -> None:
+        self._strategy.run(self._train_step, args=(images, labels))
+
     def _train_step(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
@@ -117,6 +125,8 @@ class Trainer:
                 [tf.constant(0.0), *(tf.nn.l2_loss(v) for v in self._decayed)]
             )
             total = tf.reduce_mean(losses) + self._config.weight_decay * penalty
+            # The gradients of the replicas are summed.
+            total /= self._strategy.num_replicas_in_sync
         variables = self.model.trainable_variables
         gradients = tape.gradient(total, variables)
         self.optimizer.apply_gradients(zip(gradients, variables))
@@ -140,15 +150,17 @@ def run(
     Returns:
         The figures and the times of every epoch and of the end.
     """
-    trainer = Trainer(config, splits)
-    evaluator = Evaluator(
-        trainer.model,
-        trainer.swa,
-        data.plain_batches(
-            splits.train.take(slice(config.refit_samples)), _EVALUATION_BATCH
-        ),
-        moving_free=config.batch_norm == "moving_free",
-    )
+    with distribution.strategy(config).scope():
+        trainer = Trainer(config, splits)
+        evaluator = Evaluator(
+            trainer.model,
+            trainer.swa,
+            data.plain_batches(
+                splits.train.take(slice(config.refit_samples)),
+                _EVALUATION_BATCH,
+            ),
+            moving_free=config.batch_norm == "moving_free",
+        )
     validation = data.plain_batches(splits.validation, _EVALUATION_BATCH)
     test = data.plain_batches(splits.test, _EVALUATION_BATCH)
     sets = {"validation": validation, "test": test}

@@ -34,6 +34,7 @@ from swa_tf.swapping import (
     averaged_weights,
 )
 from swa_tf.timing import AveragingSchedule
+from swa_tf.workers import merge_averages
 
 __version__ = "0.1.0"
 
@@ -55,6 +56,7 @@ __all__ = [
     "checkpoints_in",
     "copy_parameters",
     "greedy_soup",
+    "merge_averages",
     "optimizers",
     "refit_batch_norm",
     "scaled_decay",

@@ -15,23 +15,25 @@ import tensorflow as tf
 from swa_tf import _compat, _variables
 
 
-def make(variable: Any, suffix: str) -> tf.Variable:
+def make(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
     """A variable `<variable>/<suffix>` for the average of `variable`.
 
-    It has the device of the variable and the value that the variable has now
-    or, in a v1 graph, will be given first; zeros for a tensor.
+    It has the device of the variable, unless `device` is given, and the value
+    that the variable has now or, in a v1 graph, will be given first; zeros for
+    a tensor.
     """
     dtype = (
         tf.float64 if variable.dtype.base_dtype == tf.float64 else tf.float32
     )
     name = f"{_compat.variable_name(variable)}/{suffix}"
     if not isinstance(variable, tf.Variable):
-        return _of_tensor(variable, dtype, name)
+        with tf.device(device):
+            return _of_tensor(variable, dtype, name)
     strategy = _variables.strategy_of(variable)
     with tf.init_scope():
         value = tf.cast(_variables.initial_value(variable), dtype)
-        place = strategy.scope() if strategy else tf.device(variable.device)
-        with place:
+        place = device or variable.device
+        with strategy.scope() if strategy else tf.device(place):
             if tf.executing_eagerly():
                 return tf.Variable(value, trainable=False, name=name)
             average = _graph_variable(value, name)

@@ -31,6 +31,11 @@ class State(tf.train.experimental.PythonState):
         self._restored: list[Any] = []
         self._others_join = False
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the variables averaged, in their order."""
+        return [name for name, _ in self._averaged]
+
     def set(self, swapped: bool) -> None:
         self.swapped = swapped
         _variables.write(self.variable, tf.constant(swapped))
@@ -96,22 +101,25 @@ class State(tf.train.experimental.PythonState):
 
 
 def _check_same(averaged: list[Any], restored: list[Any]) -> None:
-    """Raises unless each variable is where it was when it was averaged.
-
-    By shape, and by name where the names are the same in another order: those
-    that Keras makes up may differ from process to process.
-    """
-    if not restored:
-        return
-    names, old_names = ([name for name, _ in v] for v in (averaged, restored))
-    reordered = names != old_names and sorted(names) == sorted(old_names)
-    shapes, old_shapes = ([s for _, s in v] for v in (averaged, restored))
-    if reordered or shapes != old_shapes:
+    """Raises unless the variables are those that were averaged."""
+    if restored and not same(averaged, restored):
         raise ValueError(
             "`var_list` must hold the variables that the checkpoint has "
             f"averages of, in their order: {_listed(restored)}. "
             f"Received: {_listed(averaged)}"
         )
+
+
+def same(averaged: list[Any], others: list[Any]) -> bool:
+    """Whether variables, each by name and shape, are the same in one order.
+
+    By shape, and by name where the names are the same in another order: those
+    that Keras makes up may differ from process to process.
+    """
+    names, other_names = ([name for name, _ in v] for v in (averaged, others))
+    reordered = names != other_names and sorted(names) == sorted(other_names)
+    shapes, other_shapes = ([s for _, s in v] for v in (averaged, others))
+    return not reordered and shapes == other_shapes
 
 
 def _listed(variables: list[Any]) -> str:

@@ -88,7 +88,8 @@ class Update:
         for average, weight in self._others:
             value = average.read_value()
             weight = _value(weight, value)
-            value = _rounding.moved(value, weight, c, threshold)
+            with tf.device(average.device):  # only the weight is sent there
+                value = _rounding.moved(value, weight, c, threshold)
             moved.append(average.assign(value))
         return tf.group(*moved)
 

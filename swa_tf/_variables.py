@@ -103,6 +103,26 @@ def local_variable(value: Any, name: str, device: str | None) -> tf.Variable:
     return (same or made)[0]
 
 
+def check_device(device: Any) -> None:
+    """Raises unless variables can be kept on `device`; None is anywhere."""
+    if device is None:
+        return
+    try:
+        known = tf.DeviceSpec.from_string(device).device_type is not None
+    except (AttributeError, TypeError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(
+            '`device` must be the name of a device, such as "/cpu:0", or None. '
+            f"Received: device={device!r}"
+        )
+    if tf.distribute.has_strategy():
+        raise ValueError(
+            "`device` must be None inside `strategy.scope()`, where the "
+            f"strategy places variables. Received: device={device!r}"
+        )
+
+
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
     """The strategy that made this `tf.Variable`; None for a plain one."""
     return getattr(variable, "distribute_strategy", None)

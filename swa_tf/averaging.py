@@ -36,10 +36,15 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     _takes_others = False
 
     def __init__(
-        self, name: str, when: AveragingSchedule | None = None
+        self,
+        name: str,
+        when: AveragingSchedule | None = None,
+        device: str | None = None,
     ) -> None:
         super().__init__()
+        _variables.check_device(device)
         self._name = name
+        self._device = device
         self._averages: list[tf.Variable] = []
         self._average_of = _variables.Untracked({})
         self._functions = _variables.Untracked({})
@@ -114,6 +119,19 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     def swapped(self, swapped: bool) -> None:
         self._state.set(swapped)
 
+    @property
+    def averaged(self) -> list[tuple[str, tf.Variable]]:
+        """The averages, each with the name of its variable, in their order.
+
+        Empty before the first `apply` or `build`.
+
+        >>> swa = swa_tf.StochasticWeightAveraging()
+        >>> swa.apply([tf.Variable(1.0, name="w")])
+        >>> [(name, float(average)) for name, average in swa.averaged]
+        [('w', 1.0)]
+        """
+        return list(zip(self._state.names, self._averages))
+
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the shadow variables of `var_list` without averaging.
 
@@ -174,9 +192,11 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 shape has changed.
             RuntimeError: If the averages are swapped in. A compiled
                 function, traced before, raises
-                `tf.errors.InvalidArgumentError`.
+                `tf.errors.InvalidArgumentError`. Also in a function that a
+                coordinator of parameter servers schedules on its workers.
         """
         if tf.distribute.has_strategy():
+            _require_coordinator()
             replica_context = tf.distribute.get_replica_context()
             if replica_context is not None:
                 return replica_context.merge_call(
@@ -471,6 +491,12 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                     "all replicas, not their sum. "
                     f"Received: {_variables.describe([variable])}"
                 )
+            if self._device and _variables.strategy_of(variable):
+                raise ValueError(
+                    "`device` must be None for variables of a strategy, which "
+                    f"places them. Received: device={self._device!r} and "
+                    f"{_variables.describe([variable])}"
+                )
             if variable.ref() in seen:
                 raise ValueError(
                     "`var_list` must name each variable once. "
@@ -518,7 +544,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     def _make_new_averages(self, variables: list[Any]) -> None:
         averaged = [key.deref() for key in self._average_of.value]
         self._state.note([*averaged, *variables], self._takes_others)
-        averages = [_shadows.make(v, self.name) for v in variables]
+        averages = [
+            _shadows.make(v, self.name, self._device) for v in variables
+        ]
         self._averages.extend(averages)
         self._average_of.value.update(
             (v.ref(), average) for v, average in zip(variables, averages)
@@ -580,6 +608,10 @@ class StochasticWeightAveraging(WeightAverage):
         when: The automatic mode: `apply` is called after every step (or
             epoch) and averages when this schedule says so. None is the manual
             mode: each call averages.
+        device: Where the averages are kept and updated, for example "/cpu:0"
+            for a model that fills its accelerator; each update then sends the
+            weights there. None keeps each where its variable is. Must be None
+            for variables of a strategy.
 
     References:
         Izmailov et al. 2018, Averaging Weights Leads to Wider Optima and
@@ -592,8 +624,9 @@ class StochasticWeightAveraging(WeightAverage):
         self,
         name: str = "StochasticWeightAveraging",
         when: AveragingSchedule | None = None,
+        device: str | None = None,
     ) -> None:
-        super().__init__(name, when)
+        super().__init__(name, when, device)
 
     def _coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         return 1.0 / tf.cast(n_models + 1, tf.float64)
@@ -621,6 +654,19 @@ def _apply_merged(
     for other in others:
         vars(other).update(vars(first))
     return applied
+
+
+def _require_coordinator() -> None:
+    """Raises in a function that workers of parameter servers run."""
+    if not tf.executing_eagerly() and isinstance(
+        tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy
+    ):
+        raise RuntimeError(
+            "`apply` must be called by the coordinator, and not in a function "
+            "that it schedules: workers would average at the same time, and "
+            "some of them twice. Call it after `coordinator.join()`, in eager "
+            "mode or outside `strategy.scope()`."
+        )
 
 
 def _require_v1_graph(argument: str) -> None:

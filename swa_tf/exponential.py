@@ -66,6 +66,7 @@ class ExponentialMovingAverage(WeightAverage):
             1 / (1 - decay); a larger g forgets the first ones sooner. g = 9 is
             TensorFlow's formula with the average's own count as `num_updates`.
         when: As in `StochasticWeightAveraging`.
+        device: As in `StochasticWeightAveraging`.
 
     Raises:
         TypeError, ValueError: If an argument is none of these. `apply` raises
@@ -91,6 +92,7 @@ class ExponentialMovingAverage(WeightAverage):
         half_life: float | None = None,
         warm_up: float | None = None,
         when: AveragingSchedule | None = None,
+        device: str | None = None,
     ) -> None:
         if (decay is None) == (half_life is None):
             raise ValueError(
@@ -117,7 +119,7 @@ class ExponentialMovingAverage(WeightAverage):
         self._warm_up = warm_up
         self._debiased = _variables.Untracked({})
         self._debias_variables: list[tf.Variable] = []
-        super().__init__(name, when)
+        super().__init__(name, when, device)
 
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the shadow variables of `var_list` without averaging.

@@ -51,11 +51,7 @@ class BackupVariables(tf.Module):
         self, var_list: Iterable[Any], device: str | None = None
     ) -> None:
         super().__init__()
-        if device is not None and tf.distribute.has_strategy():
-            raise ValueError(
-                "`device` must be None inside `strategy.scope()`, where the "
-                f"strategy places variables. Received: device={device!r}"
-            )
+        _variables.check_device(device)
         components = [
             component
             for variable in _variables.checked_list("var_list", var_list)

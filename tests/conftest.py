@@ -1,4 +1,4 @@
-"""What every test starts from: two logical CPUs, one seed, a clean Keras."""
+"""What every test starts from: four logical CPUs, one seed, a clean Keras."""
 
 import gc
 import importlib.metadata
@@ -17,10 +17,10 @@ from tests import checkpoint_files
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
-# Before TensorFlow initialises: two devices for MirroredStrategy.
+# Before TensorFlow initialises: four devices for MirroredStrategy.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
+    [tf.config.LogicalDeviceConfiguration()] * 4,
 )
 
 hypothesis.settings.register_profile(

@@ -108,6 +108,12 @@ class TestFlags:
             ({"weight_decay": -0.1}, "`--weight_decay`"),
             ({"batch_norm_momentum": 1.0}, "`--batch_norm_momentum`"),
             ({"resnet_size": 50}, "`--resnet_size` must be one of 18, 34"),
+            ({"distribution": "tpu"}, "`--distribution` must be one of none,"),
+            ({"num_replicas": 2}, "without `--distribution=mirrored`"),
+            (
+                {"distribution": "mirrored", "num_replicas": 3},
+                "`--batch_size` must be a multiple of `--num_replicas`",
+            ),
             ({"optimizer": "sgd"}, "`--optimizer` must be one of momentum,"),
             ({"preset": "big"}, "`--preset` must be one of digits,"),
             ({"data_dir": "."}, "`--data_dir` must be left out"),

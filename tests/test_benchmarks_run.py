@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl.testing import flagsaver
 
 import swa_tf
-from benchmarks import cifar10, config, evaluation
+from benchmarks import cifar10, config, evaluation, resnet
 from tests import programs
 
 TINY = {
@@ -185,3 +185,47 @@ def names(path):
         for p in path.rglob("*")
         if "tfevents" not in p.name
     )
+
+
+def figures(monkeypatch, tmp_path, name, **flags):
+    """What a run finds whose batch norm trains with moving statistics.
+
+    Those of a batch would be other ones on each replica.
+    """
+    call = resnet.ResNet.call
+    monkeypatch.setattr(
+        resnet.ResNet,
+        "call",
+        lambda self, inputs, training=None, **chosen: call(
+            self, inputs, training=False, **chosen
+        ),
+    )
+    settings = config.resolve({**TINY, "learning_rate": 0.01, **flags})
+    found = cifar10.execute(settings, str(tmp_path / name), False, [])
+    monkeypatch.undo()
+    return named([*found["epochs"], found["final"]])
+
+
+def named(tree, name=""):
+    """The numbers of a tree, by the way to them."""
+    if not isinstance(tree, (dict, list)):
+        return {name: tree}
+    branches = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {
+        path: value
+        for key, branch in branches
+        for path, value in named(branch, f"{name}/{key}").items()
+    }
+
+
+@pytest.mark.slow
+def test_replicas_find_what_one_device_finds(monkeypatch, tmp_path):
+    one = figures(monkeypatch, tmp_path, "one")
+    two = figures(
+        monkeypatch, tmp_path, "two", distribution="mirrored", num_replicas=2
+    )
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        # An image at the border of two classes may fall to either side.
+        tolerance = {"abs": 2.0} if "accuracy" in name else {"rel": 1e-3}
+        assert two[name] == pytest.approx(value, **tolerance), name

@@ -44,13 +44,14 @@ def listed(inputs: Any) -> list[str]:
     return checked(inputs)
 
 
-def checked(inputs: Iterable[Any]) -> list[str]:
+def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
     """The paths in a list, each once, without `.index` and `.data-...`."""
     given = list(inputs)
     for path in given:
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(
-                f"`inputs` must be a list of paths. Received: {path!r} in it"
+                f"`{argument}` must be a list of paths. "
+                f"Received: {path!r} in it"
             )
     given = [os.fspath(path) for path in given]
     # A shell makes the index and the data of `ckpt-*`: two of one checkpoint.
@@ -58,12 +59,12 @@ def checked(inputs: Iterable[Any]) -> list[str]:
     twice = _twice(given, os.path.realpath) + _twice(paths, _real)
     if twice:
         raise ValueError(
-            "`inputs` must name each checkpoint once. "
+            f"`{argument}` must name each checkpoint once. "
             f"Received twice: '{twice[0]}'"
         )
     if not paths:
         raise ValueError(
-            "`inputs` must hold at least one checkpoint. Received: none"
+            f"`{argument}` must hold at least one checkpoint. Received: none"
         )
     return paths
 

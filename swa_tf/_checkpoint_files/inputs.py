@@ -28,19 +28,19 @@ _STATE = re.compile(
 )
 
 
-def opened(path: str) -> Checkpoint:
+def opened(path: str, argument: str = "inputs") -> Checkpoint:
     """A checkpoint, or an error that says why it cannot be one."""
     if os.path.isdir(path):
         raise ValueError(
-            "`inputs` must be a list of checkpoints, or one directory. "
+            f"`{argument}` must be a list of checkpoints, or one directory. "
             f"Received: the directory '{path}' in a list"
         )
     files = finding.files(path)
     if not files:
         raise FileNotFoundError(
-            f"`inputs` must be checkpoints that exist. Received: '{path}'"
+            f"`{argument}` must be checkpoints that exist. Received: '{path}'"
         )
-    with errors_of(path):
+    with errors_of(path, argument):
         for file in files:
             if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe never ends
                 raise DamagedError(f"{os.path.basename(file)} is no file")
@@ -51,7 +51,7 @@ def opened(path: str) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def errors_of(path: str) -> Iterator[None]:
+def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
     """Says which input it is that cannot be read."""
     try:
         yield
@@ -62,7 +62,7 @@ def errors_of(path: str) -> Iterator[None]:
     else:
         return
     raise ValueError(
-        f"`inputs` must be whole checkpoints. Received: '{path}': {reason}"
+        f"`{argument}` must be whole checkpoints. Received: '{path}': {reason}"
     )
 
 

@@ -7,12 +7,26 @@ Keras 3 a model's kernels lie under its optimizer's path.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+class AverageKeys(NamedTuple):
+    """The keys of what a `WeightAverage` saved.
+
+    Attributes:
+        averages: Of its averages, in their order.
+        n_models: Of the number of models averaged.
+        state: Of its `_state.State`.
+    """
+
+    averages: list[str]
+    n_models: str
+    state: str
 
 
 class ObjectGraph:
@@ -22,6 +36,7 @@ class ObjectGraph:
         slots: The keys of the variables that optimizers keep for weights.
         state: The keys of other variables that are no weights: those of
             optimizers, of metrics, and the averages of a `WeightAverage`.
+        averages: The keys of each `WeightAverage`.
     """
 
     def __init__(self, serialized: bytes) -> None:
@@ -29,6 +44,7 @@ class ObjectGraph:
         self._graph.ParseFromString(serialized)
         slots: set[str] = set()
         state: set[str] = set()
+        self.averages: list[AverageKeys] = []
         for node in self._graph.nodes:
             children = {c.local_name: c.node_id for c in node.children}
             own = {key for c in children.values() for key in self._keys(c)}
@@ -44,7 +60,16 @@ class ObjectGraph:
             for slot in node.slot_variables:
                 slots |= set(self._keys(slot.slot_variable_node_id))
             if {"_averages", "_n_models"} <= children.keys():
-                state |= set(self._below(children["_averages"]))
+                averages = list(self._below(children["_averages"]))
+                state |= set(averages)
+                if "_state" in children:
+                    self.averages += [
+                        AverageKeys(averages, *n_models_and_state)
+                        for n_models_and_state in zip(
+                            self._keys(children["_n_models"]),
+                            self._keys(children["_state"]),
+                        )
+                    ]
             if {"total", "count"} <= children.keys() or (  # a metric
                 {"current_loss_scale", "good_steps"} <= children.keys()
             ):

@@ -24,7 +24,12 @@ from tensorflow.core.protobuf import tensor_bundle_pb2
 
 from swa_tf._checkpoint_files import sstable
 from swa_tf._checkpoint_files.checksums import extended
-from swa_tf._checkpoint_files.object_graph import KEY, SUFFIX, ObjectGraph
+from swa_tf._checkpoint_files.object_graph import (
+    KEY,
+    SUFFIX,
+    AverageKeys,
+    ObjectGraph,
+)
 from swa_tf._checkpoint_files.stored import (
     DamagedError,
     Loaded,
@@ -61,6 +66,7 @@ class TensorBundle:
         slots: The keys of optimizer slots.
         state: The keys of floats that are no weights.
         batch_norm: The keys of batch-norm statistics.
+        averages: The keys of each `WeightAverage`.
     """
 
     form = "TensorFlow checkpoint"
@@ -78,8 +84,10 @@ class TensorBundle:
             raise DamagedError(f"{os.path.basename(path)}.index is missing")
         self.slots = _slots_by_name(self.tensors)
         self.state: set[str] = set()
+        self.averages: list[AverageKeys] = []
         if self._graph:
             self.slots, self.state = self._graph.slots, self._graph.state
+            self.averages = self._graph.averages
         self.batch_norm = {
             key
             for key in self.tensors
@@ -89,6 +97,10 @@ class TensorBundle:
     def name(self, key: str) -> str:
         """A key as it is shown."""
         return key[: -len(SUFFIX)] if key.endswith(SUFFIX) else key
+
+    def string(self, key: str) -> bytes:
+        """The one string of a scalar tensor."""
+        return _decoded(self.tensors[key])
 
     def write(
         self,
@@ -265,9 +277,9 @@ def _write(file: IO[bytes], new: Iterator[np.ndarray]) -> int:
     return crc32c
 
 
-def _decoded(graph: Stored) -> bytes:
+def _decoded(tensor: Tensor) -> bytes:
     """The one string of a scalar tensor."""
-    data = b"".join(piece.tobytes() for piece in pieces(graph))
+    data = b"".join(piece.tobytes() for piece in pieces(tensor))
     size, at = sstable.read_varint(data, 0)
     return data[at + 4 : at + 4 + size]
 

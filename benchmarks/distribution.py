@@ -1,0 +1,48 @@
+"""Where a run is computed: on one device, or on several replicas."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from benchmarks.config import Config
+from benchmarks.errors import BenchmarkError
+
+
+def strategy(config: Config) -> tf.distribute.Strategy:
+    """The strategy of a run; TensorFlow's default one for a single device.
+
+    Replicas are on the GPUs or, where there is none, on logical CPUs, which
+    share the cores: that shows what replicas do, and saves no time.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        BenchmarkError: If there are fewer GPUs than replicas.
+    """
+    if config.distribution == "none":
+        return tf.distribute.get_strategy()
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    n = config.num_replicas
+    if kind == "CPU":
+        _make_logical_cpus(n)
+    devices = [d.name for d in tf.config.list_logical_devices(kind)]
+    if len(devices) < n:
+        raise BenchmarkError(
+            f"`--num_replicas` must be <= {len(devices)}, the number of "
+            f"{kind}s. Received: --num_replicas={n}"
+        )
+    return tf.distribute.MirroredStrategy(devices[:n])
+
+
+def _make_logical_cpus(n: int) -> None:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    made = tf.config.get_logical_device_configuration(cpu)
+    if made is not None and len(made) >= n:
+        return
+    try:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * n
+        )
+    except RuntimeError:  # TensorFlow has started: what is there must do
+        return

@@ -1,0 +1,70 @@
+"""Two and four replicas come out as one does, on the same global batches."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import distributed
+
+
+def mirrored(replicas):
+    return tf.distribute.MirroredStrategy(
+        [f"/cpu:{i}" for i in range(replicas)],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+
+
+@functools.cache
+def on_one():
+    """The results without a strategy."""
+    tf.keras.utils.set_random_seed(0)
+    training = distributed.Training(tf.distribute.get_strategy())
+    training.run()
+    return training.results()
+
+
+def check(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # Sums over replicas are rounded in another order.
+        np.testing.assert_allclose(
+            found[name], value, rtol=1e-4, atol=1e-5, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_a_loop_of_ones_own(replicas):
+    strategy = mirrored(replicas)
+    training = distributed.Training(strategy)
+    training.run()
+    check(training.results(), on_one())
+    for swa in (training.steps, training.epochs):
+        for _, average in swa.averaged:
+            parts = strategy.experimental_local_results(average)
+            assert len(parts) == replicas
+            for part in parts[1:]:
+                np.testing.assert_array_equal(part.numpy(), parts[0].numpy())
+
+
+@pytest.mark.parametrize("replicas", [(1, 2), (4, 1)])
+def test_a_checkpoint_goes_on_on_other_replicas(replicas, tmp_path):
+    before, after = (
+        distributed.Training(
+            tf.distribute.get_strategy() if n == 1 else mirrored(n)
+        )
+        for n in replicas
+    )
+    before.run(until=2)
+    path = before.checkpoint.save(str(tmp_path / "ckpt"))
+    after.checkpoint.restore(path)
+    after.run()
+    check(after.results(), on_one())
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_fit(replicas):
+    found = distributed.fit(mirrored(replicas))
+    assert found["fit n_models"] == distributed.FIT_EPOCHS - 1
+    check(found, distributed.fit(tf.distribute.get_strategy()))
