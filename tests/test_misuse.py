@@ -161,20 +161,22 @@ def test_checkpoint_written_while_swapped(make, tmp_path):
 
 
 @both
-def test_two_threads_apply(make):
-    average, variable = _averaged(make, [5.0])
+def test_threads_that_apply(make):
+    # So large that one call may read the count before another has written it.
+    average, variable = make(), tf.Variable(tf.fill([100_000], 5.0))
+    average.apply([variable])
 
     def apply():
-        for _ in range(200):
+        for _ in range(100):
             average.apply([variable])
 
-    threads = [threading.Thread(target=apply) for _ in range(2)]
+    threads = [threading.Thread(target=apply) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert int(average.n_models) == 401
-    assert float(average.average(variable)) == 5.0
+    assert (average.average(variable).numpy() == 5.0).all()
 
 
 # --- The wrong variables ----------------------------------------------------
