@@ -6,6 +6,7 @@ average <- average + c * (weight - average)
 from __future__ import annotations
 
 import abc
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,10 @@ import tensorflow as tf
 
 from swa_tf import _compat, _shadows, _state, _updates, _variables
 from swa_tf.timing import AveragingSchedule
+
+# Two threads that read a count, and write what they have read plus one, count
+# once.
+_ONE_AT_A_TIME = threading.RLock()
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
@@ -322,7 +327,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             _require_v1_graph("var_list")
             var_list = tf.compat.v1.trainable_variables()
         if tf.executing_eagerly():
-            return self._apply_eagerly(var_list)
+            with _ONE_AT_A_TIME:
+                return self._apply_eagerly(var_list)
         return self._update(self._prepared(var_list))
 
     def _apply_eagerly(self, var_list: Iterable[Any]) -> None:
