@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from swa_tf import _state, _variables
 from swa_tf._checkpoint_files import finding, inputs
-from swa_tf._checkpoint_files.pieces import averaged_pieces
+from swa_tf._checkpoint_files.pieces import Reader, averaged_pieces
 from swa_tf._checkpoint_files.stored import Loaded, Tensor, pieces
 from swa_tf._checkpoint_files.tensor_bundle import TensorBundle
 from swa_tf.averaging import StochasticWeightAveraging
@@ -259,18 +259,22 @@ def _merged(averages: list[_Average]) -> list[np.ndarray]:
     for tensors in zip(*(average.tensors for average in averages)):
         values = np.empty(tensors[0].shape, tensors[0].dtype)
         flat, end = values.reshape(-1), 0
-        streams = [
-            _named(average, tensor)
+        readers = [
+            [_naming(average, read) for read in tensor.readers()]
             for average, tensor in zip(averages, tensors)
         ]
-        for piece in averaged_pieces(streams, coefficients):
+        for piece in averaged_pieces(readers, coefficients):
             flat[end : end + piece.size] = piece
             end += piece.size
         merged.append(values)
     return merged
 
 
-def _named(average: _Average, tensor: Tensor) -> Any:
-    """Its pieces; says which average it is that cannot be read."""
-    with inputs.errors_of(average.name, "others"):
-        yield from pieces(tensor)
+def _naming(average: _Average, read: Reader) -> Reader:
+    """The reader, that says which average it is that cannot be read."""
+
+    def naming() -> np.ndarray:
+        with inputs.errors_of(average.name, "others"):
+            return read()
+
+    return naming
