@@ -8,6 +8,7 @@ checkpoint written with one is read with the other.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import tensorflow as tf
@@ -27,7 +28,8 @@ def make(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
     )
     name = f"{_compat.variable_name(variable)}/{suffix}"
     if not isinstance(variable, tf.Variable):
-        with tf.device(device):
+        # Not `tf.device(None)`, which would leave the caller's device.
+        with tf.device(device) if device else contextlib.nullcontext():
             return _of_tensor(variable, dtype, name)
     strategy = _variables.strategy_of(variable)
     with tf.init_scope():

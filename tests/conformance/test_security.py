@@ -12,6 +12,8 @@ CALLS = {"eval", "exec", "compile", "__import__", "load_model", "system"}
 
 
 def _name(function):
+    if ast.unparse(function) == "re.compile":
+        return "re.compile"
     return getattr(function, "id", getattr(function, "attr", ""))
 
 
