@@ -165,8 +165,7 @@ def fit(strategy):
     with strategy.scope():
         model = make_model()
         model.layers[1].trainable = False
-        # XLA takes minutes to compile a step of four replicas.
-        model.compile(tf.keras.optimizers.SGD(0.05), "mse", jit_compile=False)
+        model.compile(tf.keras.optimizers.SGD(0.05), "mse")
     swa = swa_tf.SWACallback(start_epoch=1, verbose=0)
     history = model.fit(
         dataset(),

@@ -63,7 +63,9 @@ def test_a_checkpoint_goes_on_on_other_replicas(replicas, tmp_path):
     check(after.results(), on_one())
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize(
+    "replicas", [2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_fit(replicas):
     found = distributed.fit(mirrored(replicas))
     assert found["fit n_models"] == distributed.FIT_EPOCHS - 1
