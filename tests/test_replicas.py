@@ -1,5 +1,12 @@
 """Refits on several replicas: what one gives on the whole."""
 
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -180,3 +187,58 @@ def test_infinite_distributed_data():
     dataset = strategy.experimental_distribute_dataset(data().repeat())
     with pytest.raises(ValueError, match="infinite"):
         swa_tf.refit_batch_norm(make(), dataset)
+
+
+PARAMETER_SERVER = """
+import os
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+import swa_tf
+from tests import test_replicas
+
+worker, server, chief = ([f"127.0.0.1:{port}"] for port in sys.argv[1:4])
+cluster = {"worker": worker, "ps": server}
+servers = [
+    tf.distribute.Server(cluster, job, 0, protocol="grpc") for job in cluster
+]
+resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+    tf.train.ClusterSpec({**cluster, "chief": chief}),
+    task_type="chief",
+    task_id=0,
+    rpc_layer="grpc",
+)
+strategy = tf.distribute.ParameterServerStrategy(resolver)
+one = test_replicas.make()
+with strategy.scope():
+    two = test_replicas.make()
+two.set_weights(one.get_weights())
+for model in (one, two, two):
+    swa_tf.refit_batch_norm(model, test_replicas.data())
+for a, b in zip(one.get_weights(), two.get_weights()):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+assert np.any(test_replicas.norms(two)[0].moving_mean != 0.0)
+print("equal", flush=True)
+os._exit(0)  # the servers have no end of their own
+"""
+
+
+@pytest.mark.slow
+def test_parameter_servers():
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        ports = [str(each.getsockname()[1]) for each in sockets]
+    root = pathlib.Path(__file__).resolve().parent.parent
+    ended = subprocess.run(
+        [sys.executable, "-c", PARAMETER_SERVER, *ports],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        timeout=120,
+    )
+    assert ended.stdout.endswith("equal\n"), ended.stderr[-3000:]
