@@ -22,6 +22,8 @@ _EMA = 0.999
 _RATE = 1e-6
 # Calls before those that count: compilation, if any, is over by then.
 WARM_UP = 8
+# Copies of the weights that the arithmetic of some way leaves lying about.
+_TEMPORARIES = 5
 
 
 class Way(NamedTuple):
@@ -46,6 +48,13 @@ class Way(NamedTuple):
     def absent(self) -> bool:
         """Whether the package that it needs is not installed."""
         return bool(self.needs) and not importlib.util.find_spec(self.needs)
+
+
+def fits(names: Sequence[str], n_parameters: int, n_bytes: int) -> bool:
+    """Whether ways, in one process, do with so much memory."""
+    made = {use for name in names for use in WAYS[name].uses}
+    copies = len(made) + sum(WAYS[name].copies for name in names)
+    return 4 * n_parameters * (copies + _TEMPORARIES) <= n_bytes
 
 
 def measure(

@@ -37,8 +37,6 @@ _QUICK = {
     "batch_size": 8,
     "batches": 2,
 }
-# Of the weights, for what the arithmetic of some way leaves lying about.
-_TEMPORARIES = 4
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
@@ -212,7 +210,7 @@ def groups(
     A way that counts as a difference has the way beside it that it is
     compared with. What is absent is left out.
 
-    >>> groups(["plain formula", "Keras use_ema"], 10**9, 36 * 10**9)[1][2:]
+    >>> groups(["plain formula", "Keras use_ema"], 10**9, 40 * 10**9)[1][2:]
     ['Keras SGD', 'Keras use_ema']
 
     Args:
@@ -232,23 +230,17 @@ def groups(
             [name] if WAYS[name].beyond is None else [WAYS[name].beyond, name]
         )
         longer = list(dict.fromkeys([*result[-1], *unit]))
-        if _fits(longer, n_parameters, n_bytes):
+        if averagers.fits(longer, n_parameters, n_bytes):
             result[-1] = longer
         else:
             result.append([*yardsticks, *unit])
     for group in result:
-        if not _fits(group, n_parameters, n_bytes):
+        if not averagers.fits(group, n_parameters, n_bytes):
             raise BenchmarkError(
                 f"`--memory_gb` must be more for {n_parameters:,} parameters. "
                 f"Received: --memory_gb={n_bytes // 10**9}"
             )
     return [g for g in result if len(g) > 2] or result
-
-
-def _fits(names: Sequence[str], n_parameters: int, n_bytes: int) -> bool:
-    inputs = {use for name in names for use in WAYS[name].uses}
-    copies = len(inputs) + sum(WAYS[name].copies for name in names)
-    return 4 * n_parameters * (copies + _TEMPORARIES) <= n_bytes
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ _DEFAULTS = {
 _PARAMETERS_IN = 4  # variables
 _VARIABLES_OF = 64  # parameters each
 WAYS = {
-    "parameters": (FLOOR, APPLY, SWAP),
+    "parameters": (FLOOR, APPLY),
     "variables": (FLOOR, APPLY, IN_FUNCTION, SWAP),
     "replicas": (FLOOR, APPLY),
 }
@@ -130,9 +130,10 @@ def run(
                 if axis == "parameters"
                 else [(_VARIABLES_OF,)] * size
             )
-            # The weights, one copy each way, and what arithmetic leaves.
-            wanted = 4 * inputs.parameters(shapes) * (len(WAYS[axis]) + 1.5)
-            if wanted > 10**9 * values["memory_gb"]:
+            n_bytes = 10**9 * values["memory_gb"]
+            if not averagers.fits(
+                WAYS[axis], inputs.parameters(shapes), n_bytes
+            ):
                 contents["left_out"].append(size)
                 continue
             contents[axis][size] = alone(
