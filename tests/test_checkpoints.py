@@ -337,6 +337,74 @@ def test_types_of_tensorflow(tmp_path):
         np.testing.assert_array_equal(variables[name].numpy(), value)
 
 
+def _write_h5(path, arrays, **kwargs):
+    """A file of weights as Keras lays it out, of these arrays' own types."""
+    held = io.BytesIO() if path.suffix == ".keras" else path
+    with h5py.File(held, "w") as file:
+        for i, array in enumerate(arrays):
+            name = f"layers/d/vars/{i}"
+            dataset = file.create_dataset(name, data=array, **kwargs)
+            if array.dtype == ml_dtypes.bfloat16:
+                dataset.attrs["dtype"] = "bfloat16"
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path, "w") as zipped:
+            zipped.writestr("model.weights.h5", held.getvalue())
+
+
+@pytest.mark.parametrize("orders", ["<<", ">>", "<>", "><"])
+@pytest.mark.parametrize(
+    ("suffix", "layout"),
+    [
+        (".weights.h5", {}),
+        (".keras", {}),
+        (".h5", {"chunks": (2,), "compression": "gzip"}),
+    ],
+)
+def test_either_byte_order(suffix, layout, orders, tmp_path):
+    """The mean is right, in the newest input's own type, bit for bit."""
+    kinds = ("f2", "f4", "f8", "c8", "c16", "i4")
+    paths = []
+    for i, order in enumerate(orders):
+        values = np.array([1.0, 2.5, -6.0]) + 2 * i
+        arrays = [values.astype(f"{order}{kind}") for kind in kinds]
+        arrays.append(values.astype(ml_dtypes.bfloat16))  # in one order only
+        paths.append(tmp_path / f"m-{i}{suffix}")
+        _write_h5(paths[-1], arrays, **layout)
+    output = tmp_path / f"average{suffix}"
+    swa_tf.average_checkpoints(paths, output)
+    if suffix == ".keras":
+        with zipfile.ZipFile(output) as zipped:
+            output = io.BytesIO(zipped.read("model.weights.h5"))
+    with h5py.File(output) as file:
+        for i, kind in enumerate(kinds):
+            written = file[f"layers/d/vars/{i}"]
+            # Whole numbers are those of the newest, rounded to zero.
+            mean = [3, 4, -4] if kind == "i4" else [2.0, 3.5, -5.0]
+            assert written.dtype == np.dtype(f"{orders[-1]}{kind}")
+            np.testing.assert_array_equal(written[()], mean)
+        brain = file[f"layers/d/vars/{len(kinds)}"][()]
+        np.testing.assert_array_equal(
+            brain.view(ml_dtypes.bfloat16), [2.0, 3.5, -5.0]
+        )
+
+
+def test_floats_of_a_type_that_only_hdf5_has(tmp_path):
+    """bfloat16 as a number of HDF5's, which numpy reads as float32."""
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    space = h5py.h5s.create_simple((2,))
+    for i, values in enumerate([[1.0, 2.5], [3.0, 4.5]]):
+        with h5py.File(tmp_path / f"m-{i}.h5", "w") as file:
+            dataset = h5py.h5d.create(file.id, b"w", kind, space)
+            h5py.Dataset(dataset)[...] = np.float32(values)
+            assert dataset.get_storage_size() == 4
+    swa_tf.average_checkpoints(tmp_path, tmp_path / "average.h5")
+    with h5py.File(tmp_path / "average.h5") as file:
+        assert file["w"].id.get_type() == kind
+        np.testing.assert_array_equal(file["w"][()], [2.0, 3.5])
+
+
 def _save_slices(path, values):
     """`values` in two slices, as a partitioned variable is saved."""
     tf.raw_ops.SaveV2(

@@ -106,7 +106,9 @@ class Hdf5File:
             value = np.concatenate(list(averaged[key]()))
             with h5py.File(path, "r+") as file:
                 whole = value.reshape(file[key].shape)
-                file[key][...] = whole.view(file[key].dtype)
+                if file[key].dtype.kind == "V":  # bfloat16
+                    whole = whole.view(file[key].dtype)
+                file[key][...] = whole  # in whatever type the file has
         return Hdf5File(os.fspath(path))
 
     def write_filled(self, target: IO[bytes], averaged: Averaged) -> None:
@@ -116,8 +118,9 @@ class Hdf5File:
             if key in averaged:
                 for piece in self._bytes(at, start):
                     target.write(piece.data)
+                dtype = self.tensors[key].dtype  # in the file's byte order
                 for piece in averaged[key]():
-                    target.write(stored.as_bytes(piece).data)
+                    target.write(stored.as_bytes(piece.astype(dtype)).data)
                 at = end
         for piece in self._bytes(at, self._offset + self.size):
             target.write(piece.data)
@@ -189,10 +192,11 @@ class Hdf5File:
             return Stored((), None, self.path, 0, 0)
         offset = dataset.id.get_offset()
         layout = dataset.id.get_create_plist().get_layout()
+        exact = h5py.h5t.py_create(dataset.dtype, logical=True)
         if (
             offset is not None
             and layout == h5py.h5d.CONTIGUOUS
-            and dtype.isnative
+            and dataset.id.get_type() == exact  # no type known to HDF5 alone
         ):
             if offset + dataset.nbytes > self.size:
                 raise DamagedError(f"it ends before '{key}' does")
@@ -205,7 +209,8 @@ class Hdf5File:
 
     def _load(self, key: str, dtype: np.dtype[Any]) -> np.ndarray:
         with self._opened() as file:
-            return np.asarray(file[key][()]).view(dtype)
+            value = np.asarray(file[key][()])
+            return value.view(dtype) if value.dtype.kind == "V" else value
 
 
 class _Window(io.RawIOBase):
@@ -235,11 +240,9 @@ class _Window(io.RawIOBase):
 
 def _numpy_dtype(dataset: Any) -> np.dtype[Any] | None:
     """The dtype; bfloat16 is marked as Keras does; None for strings."""
-    if str(dataset.attrs.get("dtype")) == "bfloat16" and (
-        dataset.dtype.itemsize == 2
-    ):
-        return np.dtype(tf.bfloat16.as_numpy_dtype)
     dtype: np.dtype[Any] = dataset.dtype
+    if dtype == "V2" and str(dataset.attrs.get("dtype")) == "bfloat16":
+        return np.dtype(tf.bfloat16.as_numpy_dtype)
     return None if dtype.hasobject else dtype
 
 
