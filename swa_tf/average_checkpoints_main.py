@@ -52,6 +52,7 @@ from rich.table import Column, Table
 
 from swa_tf import checkpoints, soups
 from swa_tf._checkpoint_files import finding
+from swa_tf._checkpoint_files.merging import guess
 
 _LARGE = 1 << 28  # bytes to read, from which on a bar shows how far it is
 
@@ -139,8 +140,10 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
-            # What it says is said below.
-            warnings.filterwarnings("ignore", ".*refit_batch_norm")
+            warnings.showwarning = _shower(errors)
+            if FLAGS.window is None:  # else what it says is said by _show
+                for said in (".*refit_batch_norm", ".* looks like "):
+                    warnings.filterwarnings("ignore", said)
             _run(list(argv[1:]), console, errors)
     except (OSError, TypeError, ValueError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}")
@@ -174,6 +177,7 @@ def _run(given: list[str], console: Console, errors: Console) -> None:
             inputs, output, dry_run=True, **_shares(), **options
         )
         _show(report, console)
+        _show_tensors(report, console)
         console.print("This was a dry run: nothing is written.")
         return
     if metric is not None:
@@ -347,6 +351,34 @@ def _show(report: dict[str, Any], console: Console) -> None:
             "to no weights. Compute them anew before the model is used: "
             "swa_tf.refit_batch_norm(model, dataset)"
         )
+
+    if report["guessed"]:
+        console.print(f"[bold yellow]guessed:[/] {escape(guess(report))}")
+
+
+def _show_tensors(report: dict[str, Any], console: Console) -> None:
+    """What becomes of each tensor."""
+    column = Column("tensor", overflow="fold")
+    table = Table(column, "shape", "type", "taken from")
+    for names, source in [
+        ("averaged", "all"),
+        ("from_newest", "the newest"),
+        ("dropped", "none: dropped"),
+    ]:
+        for name in report[names]:
+            tensor = report["tensors"][name]
+            shape, dtype = str(tensor["shape"]), tensor["dtype"]
+            table.add_row(escape(name), escape(shape), dtype, source)
+    console.print(table, soft_wrap=False)
+
+
+def _shower(errors: Console) -> Callable[..., None]:
+    """What shows warnings, as errors are shown."""
+
+    def show(message: Warning | str, *_: Any) -> None:
+        errors.print(f"[bold yellow]warning:[/] {escape(str(message))}")
+
+    return show
 
 
 def _terminate(signum: int, frame: Any) -> None:

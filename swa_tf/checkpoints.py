@@ -95,7 +95,11 @@ def average_checkpoints(
     What is averaged: every tensor of floating point (or complex) numbers that
     is no state of the training. What is taken from the newest input instead:
     integers, booleans and strings; counters of steps and saves; what belongs
-    to optimizers, metrics and `WeightAverage`s. The newest is the one with the
+    to optimizers, metrics and `WeightAverage`s. Where a file does not say what
+    is an optimizer's or a counter, its look decides, and a warning names it:
+    scalars called `step`, `epoch`, `learning_rate` and the like that are in no
+    object of an object-based checkpoint, and in `.weights.h5` and `.keras` what
+    is laid out like an optimizer. The newest is the one with the
     highest number at the end of its name, or that was written last.
 
     The inputs are read once, in pieces: the memory needed depends neither on
@@ -115,7 +119,7 @@ def average_checkpoints(
             sequence, which begins with the first input. Excludes `weights`.
         optimizer_slots: "keep" takes what optimizers keep for each weight,
             such as momenta, from the newest input; "drop" leaves it out (of a
-            Keras file all that is the optimizer's). A compiled model or an
+            Keras file all that is an optimizer's). A compiled model or an
             optimizer that loads the result then begins with fresh ones.
         from_newest: Regular expressions; tensors whose name one of them
             matches somewhere are taken from the newest input as well.
@@ -125,7 +129,8 @@ def average_checkpoints(
     Returns:
         What the JSON file holds: `inputs` with their share in the average,
         `newest`, the names of the tensors `averaged`, `from_newest` and
-        `dropped`, `batch_norm_statistics` among the averaged, and more.
+        `dropped`, `batch_norm_statistics` among the averaged, those `guessed`
+        to be no weights, shape and type of all `tensors`, and more.
 
     Raises:
         FileNotFoundError: If an input does not exist.
@@ -156,7 +161,7 @@ def average_checkpoints(
         },
     )
     if not dry_run:
-        merging.warn_of_batch_norm(report)
+        merging.warn(report)
     return report
 
 
@@ -239,7 +244,7 @@ def average_windows(
                 from_newest=from_newest,
                 progress=scaled,
             )
-    merging.warn_of_batch_norm(report)
+    merging.warn(report)
     return [os.path.join(folder, names[end - 1]) for end in ends]
 
 

@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
@@ -313,11 +314,8 @@ def test_slots_and_batch_norm(form, tmp_path, monkeypatch, command, recwarn):
         ran = command(*given, "--dry_run")
         again = command(*given)
         assert (ran.status, again.status) == (0, 0)
-        ends = (
-            "This was a dry run: nothing is written.\n",
-            f"written: {output}\n",
-        )
-        assert ran.out.replace(*ends) == again.out
+        shown = again.out[: -len(f"written: {output}\n")]
+        assert ran.out.startswith(f"{shown}┏")  # and what becomes of each
         dropped = int(re.search(r"; (\d+) dropped\n", ran.out).group(1))
         assert (dropped > 0) == (slots == "drop")
         assert ("swa_tf.refit_batch_norm(model, dataset)" in ran.out) == (
@@ -368,10 +366,55 @@ def test_dry_run(run, command):
         assert (ran.status, ran.err) == (0, "")
         rows = [[f"run/{name}", share] for name, share in rows]
         rows[-1][0] += ", the newest"
-        assert ran.rows == rows
+        assert ran.rows[: len(rows)] == rows
         assert ran.out.endswith("This was a dry run: nothing is written.\n")
         assert "written:" not in ran.out
         assert _tree() == before
+
+
+def test_dry_run_shows_what_becomes_of_each_tensor(tmp_path, command):
+    values = {
+        "beta1_power": np.float32(0.9),
+        "net/w[b]": np.float32([[1, 2]]),
+        "net/w[b]/Adam": np.float32([[0, 0]]),
+        "scale": np.float16(1),
+        "lr": np.float32(1),
+    }
+    path = str(tmp_path / "ckpt")
+    tf.raw_ops.SaveV2(
+        prefix=path,
+        tensor_names=list(values),
+        shape_and_slices=[""] * len(values),
+        tensors=list(values.values()),
+    )
+    output = f"--output_path={tmp_path / 'x'}"
+    ran = command(
+        path, output, "--dry_run", "--optimizer_slots=drop", "--from_newest=sc"
+    )
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.rows[1:] == [
+        ["net/w[b]", "[1, 2]", "float32", "all"],
+        ["beta1_power", "[]", "float32", "the newest"],
+        ["lr", "[]", "float32", "the newest"],
+        ["scale", "[]", "float16", "the newest"],
+        ["net/w[b]/Adam", "[1, 2]", "float32", "none: dropped"],
+    ]
+    assert "guessed: 'x' does not average" in ran.out
+    assert "'lr'" in ran.out
+
+
+def test_warnings_of_windows(run, command):
+    """No report shows what was guessed, so a warning does."""
+    for i in (1, 2):
+        checkpoint_files.write(
+            OBJECT,
+            f"b-{i}",
+            {"w": np.float32([i]), "epoch": np.float32(i)},
+        )
+    ran = command("b-1", "b-2", "--output_path=means", "--window=2")
+    assert ran.status == 0
+    assert ran.err.startswith("warning: 'b-2' does not average")
+    assert ran.err.endswith("'epoch'.\n")
 
 
 def test_dry_run_of_windows_checks_all_of_them(run, command):
@@ -520,7 +563,7 @@ def test_names_are_shown_as_they_are(name, run, command):
             shown = f"{output}/{'x' * 200}"
             assert ran.out == f"{shown}\nwritten: {output}\n"
         else:
-            assert ran.rows == [[f"{path}, the newest", "1"]]
+            assert ran.rows[0] == [f"{path}, the newest", "1"]
         if not way:
             assert ran.out.endswith(f"\nwritten: {output}\n")
     _fails(command(path, f"--output_path={output}.h5"), f"'{output}.h5'")

@@ -29,6 +29,8 @@ REPORTED = {
     "from_newest",
     "dropped",
     "batch_norm_statistics",
+    "guessed",
+    "tensors",
     "weights",
     "decay",
     "written",
@@ -493,6 +495,11 @@ def test_json(form, slots, tmp_path):
     names = [name for part in parts for name in report[part]]
     assert len(set(names)) == len(names)
     assert bool(report["dropped"]) == (slots == "drop")
+    assert report["guessed"] == []  # all is known
+    assert report["tensors"].keys() == set(names)
+    kernel = {"shape": [2, 3], "dtype": "float32"}
+    kernels = [report["tensors"][name] for name in report["averaged"]]
+    assert kernels.count(kernel) == 1
     if form in (OBJECT, NAME):
         held = {
             name.replace("/.ATTRIBUTES/VARIABLE_VALUE", "")

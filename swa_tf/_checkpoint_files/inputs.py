@@ -21,12 +21,6 @@ from swa_tf._checkpoint_files.tensor_bundle import TensorBundle
 
 Checkpoint = Union[TensorBundle, Hdf5File]
 
-# Floats so called count or steer the training, and are no weights.
-_STATE = re.compile(
-    r"(^|[/_])(steps?|epochs?|iter|iterations?|counter|learning_rate|lr"
-    r"|beta_?\d_power(_\d+)?|loss_scale)$"
-)
-
 
 def opened(path: str, argument: str = "inputs") -> Checkpoint:
     """A checkpoint, or an error that says why it cannot be one."""
@@ -128,9 +122,7 @@ def averaged(newest: Checkpoint, from_newest: Iterable[str]) -> set[str]:
             f"Received: from_newest={from_newest!r}"
         )
     keys = {
-        key
-        for key, tensor in newest.tensors.items()
-        if is_float(tensor.dtype) and not _STATE.search(newest.name(key))
+        key for key, tensor in newest.tensors.items() if is_float(tensor.dtype)
     }
     keys -= newest.slots | newest.state
     for pattern in from_newest:
