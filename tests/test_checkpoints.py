@@ -346,7 +346,8 @@ class _Named(tf.keras.layers.Layer):
 
     def build(self, shape):
         for name, size in (("step", [3]), ("lr", []), ("beta1_power", [])):
-            self.add_weight(name=name, shape=size, initializer="zeros")
+            weight = self.add_weight(name=name, shape=size, initializer="zeros")
+            setattr(self, name, weight)
 
 
 def test_weights_that_are_called_like_counters(tmp_path):
