@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import os
 import pkgutil
 import signal
@@ -77,8 +78,7 @@ _FLAGS = [
     flags.DEFINE_integer(
         "every",
         1,
-        "Takes each so-manieth of --checkpoint_dir, counted back from the "
-        "newest.",
+        "Takes every n-th of --checkpoint_dir, the newest among them.",
         lower_bound=1,
     ),
     flags.DEFINE_string(
@@ -144,11 +144,33 @@ def main(argv: Sequence[str]) -> int:
             if FLAGS.window is None:  # else what it says is said by _show
                 for said in (".*refit_batch_norm", ".* looks like "):
                     warnings.filterwarnings("ignore", said)
-            _run(list(argv[1:]), console, errors)
+            with console.capture() as shown:
+                _run(list(argv[1:]), console, errors)
     except (OSError, TypeError, ValueError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
+    _print(shown.get(), errors)
     return 0
+
+
+def _print(text: str, errors: Console) -> None:
+    """Prints what was done, which no full disk or closed pipe undoes."""
+    if sys.stdout is None:  # closed
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still to be written would fail again when Python ends.
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # nobody reads on
+            errors.print(
+                "[bold yellow]warning:[/] the report of what was done cannot "
+                f"be shown: {escape(str(error))}"
+            )
 
 
 def run() -> None:
@@ -234,7 +256,9 @@ def _inputs(given: list[str]) -> list[str]:
     paths: list[str] = []
     for pattern in patterns:
         # What is there so called is meant, also with brackets in its name.
-        found = [] if finding.files(pattern) else glob.glob(pattern)
+        found: set[str] = set()
+        if not finding.files(pattern):
+            found.update(glob.glob(pattern), glob.glob(f"{pattern}.index"))
         if found:
             paths += finding.in_order(finding.checked(found))
         else:
@@ -304,11 +328,13 @@ def _function(name: str) -> Callable[[str], float]:
     return metric
 
 
-def _console(file: TextIO) -> Console:
+def _console(file: TextIO | None) -> Console:
     """Where paths stand as they are; files and pipes have lines of any length.
 
     Colons and brackets in what is printed are no emoji and no numbers.
     """
+    if file is None:  # closed
+        file = io.StringIO()
     width = None if file.isatty() else 10_000
     return Console(
         file=file, width=width, soft_wrap=True, highlight=False, emoji=False

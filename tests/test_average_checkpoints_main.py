@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import io
 import os
 import pathlib
 import re
@@ -148,6 +149,23 @@ def test_a_list(arguments, run, command):
         ["run/ckpt-2", "0.25"],
         ["run/ckpt-10, the newest", "0.5"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "numbers"),
+    [
+        ("run/ckpt-1?", [10]),
+        ("run/ckpt-?", [1, 2]),
+        ("run/ckpt-[12]", [1, 2]),
+        ("run/ckpt-*", [1, 2, 10]),
+        ("run/*.index", [1, 2, 10]),
+    ],
+)
+def test_a_pattern_matches_prefixes(pattern, numbers, run, command):
+    ran = command(f"--checkpoints={pattern}", "--output_path=x")
+    assert (ran.status, ran.err) == (0, "")
+    assert len(ran.rows) == len(numbers)
+    assert _read("x") == np.float32(np.mean(numbers))
 
 
 def test_a_pattern_is_in_the_order_of_the_run(tmp_path, monkeypatch, command):
@@ -305,12 +323,18 @@ def test_patterns_for_the_newest(run, command):
 @pytest.mark.parametrize("form", FORMS)
 def test_slots_and_batch_norm(form, tmp_path, monkeypatch, command, recwarn):
     monkeypatch.chdir(tmp_path)
-    path = checkpoint_files.path_of(form, "", "ckpt-1")
-    checkpoint_files.write_trained(form, path, seed=1)
+    paths = [checkpoint_files.path_of(form, "", f"ckpt-{i}") for i in (1, 2)]
+    for i, path in enumerate(paths):
+        tf.keras.backend.clear_session()  # the same names in each
+        checkpoint_files.write_trained(form, path, seed=i)
     recwarn.clear()
     for slots in ("keep", "drop"):
         output = checkpoint_files.path_of(form, "", slots)
-        given = (path, f"--output_path={output}", f"--optimizer_slots={slots}")
+        given = (
+            *paths,
+            f"--output_path={output}",
+            f"--optimizer_slots={slots}",
+        )
         ran = command(*given, "--dry_run")
         again = command(*given)
         assert (ran.status, again.status) == (0, 0)
@@ -567,6 +591,51 @@ def test_names_are_shown_as_they_are(name, run, command):
         if not way:
             assert ran.out.endswith(f"\nwritten: {output}\n")
     _fails(command(path, f"--output_path={output}.h5"), f"'{output}.h5'")
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output that goes to a file, by its path or number."""
+
+    def __init__(self, path, encoding="utf-8"):
+        file = io.BufferedWriter(io.FileIO(path, "w"))
+        super().__init__(file, encoding=encoding)
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "pipe", None])
+def test_the_status_is_that_of_the_output(path, run, command, monkeypatch):
+    """0 where it is there, even if the report of it cannot be printed."""
+    if path == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+        output = _Output(writer)
+    else:
+        output = path and _Output(path)
+    monkeypatch.setattr(sys, "stdout", output)
+    ran = command("--checkpoint_dir=run", "--output_path=x")
+    assert ran.status == 0
+    assert _read("x") == np.float32(13 / 3)
+    assert ("No space left" in ran.err) == (path == "/dev/full")
+    assert ran.err.count("\n") == (path == "/dev/full")
+    if output:
+        output.close()  # as at Python's end: it does not fail again
+    monkeypatch.setattr(sys, "stdout", None)
+    assert command("--checkpoint_dir=run", "--output_path=x").status == 1
+
+
+def test_a_closed_standard_error(run, command, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    given = ("--checkpoint_dir=run", "--output_path=x")
+    assert [command(*given).status for _ in range(2)] == [0, 1]
+
+
+def test_characters_that_the_terminal_has_not(run, command, monkeypatch):
+    output = _Output("shown", "ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    assert command("--checkpoint_dir=run", "--output_path=ü").status == 0
+    output.close()
+    shown = pathlib.Path("shown").read_text("ascii")
+    assert shown.endswith("written: \\xfc\n")
+    assert _read("ü") == np.float32(13 / 3)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
