@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Union
 
+import numpy as np
+
 from swa_tf import _checks, _files
 from swa_tf._checkpoint_files import finding, merging
 
@@ -18,9 +20,10 @@ def checkpoints_in(
 ) -> list[str]:
     """The checkpoints of a directory, the oldest first.
 
-    They are in the order of the number at the end of their names, such as
-    `ckpt-12` or `epoch_03.weights.h5`, or, where not all of them have one, of
-    the time at which they were written.
+    They are in the order of the last whole number in their names, such as
+    `ckpt-12` or `epoch_03.weights.h5`, or, where they have none or the same, of
+    the time at which they were written. A warning says so if other numbers in
+    their names vary too, and the times contradict the last ones.
 
     >>> with tempfile.TemporaryDirectory() as run:
     ...     for step in (1, 2, 10):
@@ -35,7 +38,7 @@ def checkpoints_in(
             or `tf.compat.v1.train.Saver` fill it, with checkpoints of one
             form.
         last: How many to take, the newest ones; None takes all.
-        every: Takes each `every`-th of them, counted back from the newest.
+        every: Takes every n-th of them, the newest among them.
 
     Returns:
         Paths that `average_checkpoints` takes.
@@ -43,7 +46,9 @@ def checkpoints_in(
     Raises:
         FileNotFoundError: If there is no such directory.
         ValueError: If it holds no checkpoint, checkpoints of several forms,
-            fewer than `last`, or not all that its `checkpoint` file lists.
+            fewer than `last`, not all that its `checkpoint` file lists, or
+            some with a number and some without, such as a `best.keras` beside
+            the epochs, which is one of them again.
     """
     every = _checks.integer("every", every, at_least=1)
     folder = os.fspath(directory)
@@ -62,7 +67,7 @@ def average_checkpoints(
     inputs: Path | Iterable[Path],
     output: Path,
     *,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
     decay: float | None = None,
     optimizer_slots: str = "keep",
     from_newest: Iterable[str] = (),
@@ -249,7 +254,7 @@ def average_windows(
 
 
 def _coefficients(
-    n: int, weights: Sequence[float] | None, decay: float | None
+    n: int, weights: Sequence[float] | np.ndarray | None, decay: float | None
 ) -> list[float]:
     """The c of the equation for each of n inputs."""
     if decay is not None:
@@ -266,6 +271,8 @@ def _coefficients(
     if weights is None:
         return [1.0 / (i + 1) for i in range(n)]
     wanted = f"`weights` must be a list of {n} numbers > 0, one for each input"
+    if isinstance(weights, np.ndarray) and weights.ndim == 1:
+        weights = weights.tolist()
     if not isinstance(weights, Sequence) or len(weights) != n:
         raise ValueError(f"{wanted}. Received: weights={weights!r}")
     for weight in weights:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import tracemalloc
+import warnings
 import zipfile
 import zlib
 
@@ -829,8 +830,11 @@ def test_what_was_averaged_is_written_beside_it(form, tmp_path):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_batch_norm_is_told(form, tmp_path):
-    paths = [checkpoint_files.path_of(form, str(tmp_path), "m")]
-    checkpoint_files.write_trained(form, paths[0], seed=0)
+    paths = []
+    for i in range(2):
+        paths.append(checkpoint_files.path_of(form, str(tmp_path), f"m-{i}"))
+        tf.keras.backend.clear_session()  # the same names in each
+        checkpoint_files.write_trained(form, paths[-1], seed=i)
     output = checkpoint_files.path_of(form, str(tmp_path), "average")
     if form == NAME:  # written without batch normalization
         assert not swa_tf.average_checkpoints(paths, output)[
@@ -840,3 +844,8 @@ def test_batch_norm_is_told(form, tmp_path):
     with pytest.warns(UserWarning, match="'average.*refit_batch_norm"):
         report = swa_tf.average_checkpoints(paths, output)
     assert len(report["batch_norm_statistics"]) == 2
+    copied = checkpoint_files.path_of(form, str(tmp_path), "copy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = swa_tf.average_checkpoints(paths[:1], copied)
+    assert not report["batch_norm_statistics"]  # they are the weights' own

@@ -92,12 +92,7 @@ def check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:
     for how, keys in differ.items():
         if keys:
             tensors = ", ".join(
-                f"'{newest.name(key)}'"
-                + "".join(
-                    f" {_kind(c.tensors[key])}"
-                    for c in (checkpoint, newest)
-                    if key in c.tensors
-                )
+                f"'{newest.name(key)}' " + _kinds(key, checkpoint, newest)
                 for key in sorted(keys)[:3]
             )
             raise ValueError(
@@ -106,6 +101,13 @@ def check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:
                 f"{' and more' if len(keys) > 3 else ''}, against "
                 f"'{newest.path}'"
             )
+
+
+def _kinds(key: str, *checkpoints: Checkpoint) -> str:
+    """Its shape and type in the first, instead of those in the second."""
+    return " instead of ".join(
+        _kind(each.tensors[key]) for each in checkpoints if key in each.tensors
+    )
 
 
 def _kind(tensor: Tensor) -> str:

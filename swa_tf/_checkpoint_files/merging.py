@@ -57,6 +57,9 @@ def merge(
         inputs.check_whole(checkpoints)  # damage may be why they differ
         raise
     averaged = inputs.averaged(newest, from_newest)
+    batch_norm = newest.batch_norm & averaged
+    if len(paths) == 1:
+        batch_norm = set()  # a copy: they belong to the weights as they did
     dropped = newest.slots if optimizer_slots == "drop" else set()
     report = {
         "output": os.path.basename(output),
@@ -84,7 +87,7 @@ def merge(
             for key, tensor in sorted(newest.tensors.items())
         },
         "guessed": _names(newest, newest.guessed),
-        "batch_norm_statistics": _names(newest, newest.batch_norm & averaged),
+        "batch_norm_statistics": _names(newest, batch_norm),
         **(about or {}),
         "written": datetime.datetime.now(datetime.timezone.utc).isoformat(),
     }
