@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import os
 import pkgutil
 import signal
@@ -52,6 +53,7 @@ from rich.table import Column, Table
 
 from swa_tf import checkpoints, soups
 from swa_tf._checkpoint_files import finding
+from swa_tf._checkpoint_files.merging import guess
 
 _LARGE = 1 << 28  # bytes to read, from which on a bar shows how far it is
 
@@ -76,8 +78,7 @@ _FLAGS = [
     flags.DEFINE_integer(
         "every",
         1,
-        "Takes each so-manieth of --checkpoint_dir, counted back from the "
-        "newest.",
+        "Takes every n-th of --checkpoint_dir, the newest among them.",
         lower_bound=1,
     ),
     flags.DEFINE_string(
@@ -139,13 +140,37 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
-            # What it says is said below.
-            warnings.filterwarnings("ignore", ".*refit_batch_norm")
-            _run(list(argv[1:]), console, errors)
+            warnings.showwarning = _shower(errors)
+            if FLAGS.window is None:  # else what it says is said by _show
+                for said in (".*refit_batch_norm", ".* looks like "):
+                    warnings.filterwarnings("ignore", said)
+            with console.capture() as shown:
+                _run(list(argv[1:]), console, errors)
     except (OSError, TypeError, ValueError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
+    _print(shown.get(), errors)
     return 0
+
+
+def _print(text: str, errors: Console) -> None:
+    """Prints what was done, which no full disk or closed pipe undoes."""
+    if sys.stdout is None:  # closed
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still to be written would fail again when Python ends.
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # nobody reads on
+            errors.print(
+                "[bold yellow]warning:[/] the report of what was done cannot "
+                f"be shown: {escape(str(error))}"
+            )
 
 
 def run() -> None:
@@ -174,6 +199,7 @@ def _run(given: list[str], console: Console, errors: Console) -> None:
             inputs, output, dry_run=True, **_shares(), **options
         )
         _show(report, console)
+        _show_tensors(report, console)
         console.print("This was a dry run: nothing is written.")
         return
     if metric is not None:
@@ -230,7 +256,9 @@ def _inputs(given: list[str]) -> list[str]:
     paths: list[str] = []
     for pattern in patterns:
         # What is there so called is meant, also with brackets in its name.
-        found = [] if finding.files(pattern) else glob.glob(pattern)
+        found: set[str] = set()
+        if not finding.files(pattern):
+            found.update(glob.glob(pattern), glob.glob(f"{pattern}.index"))
         if found:
             paths += finding.in_order(finding.checked(found))
         else:
@@ -300,11 +328,13 @@ def _function(name: str) -> Callable[[str], float]:
     return metric
 
 
-def _console(file: TextIO) -> Console:
+def _console(file: TextIO | None) -> Console:
     """Where paths stand as they are; files and pipes have lines of any length.
 
     Colons and brackets in what is printed are no emoji and no numbers.
     """
+    if file is None:  # closed
+        file = io.StringIO()
     width = None if file.isatty() else 10_000
     return Console(
         file=file, width=width, soft_wrap=True, highlight=False, emoji=False
@@ -347,6 +377,34 @@ def _show(report: dict[str, Any], console: Console) -> None:
             "to no weights. Compute them anew before the model is used: "
             "swa_tf.refit_batch_norm(model, dataset)"
         )
+
+    if report["guessed"]:
+        console.print(f"[bold yellow]guessed:[/] {escape(guess(report))}")
+
+
+def _show_tensors(report: dict[str, Any], console: Console) -> None:
+    """What becomes of each tensor."""
+    column = Column("tensor", overflow="fold")
+    table = Table(column, "shape", "type", "taken from")
+    for names, source in [
+        ("averaged", "all"),
+        ("from_newest", "the newest"),
+        ("dropped", "none: dropped"),
+    ]:
+        for name in report[names]:
+            tensor = report["tensors"][name]
+            shape, dtype = str(tensor["shape"]), tensor["dtype"]
+            table.add_row(escape(name), escape(shape), dtype, source)
+    console.print(table, soft_wrap=False)
+
+
+def _shower(errors: Console) -> Callable[..., None]:
+    """What shows warnings, as errors are shown."""
+
+    def show(message: Warning | str, *_: Any) -> None:
+        errors.print(f"[bold yellow]warning:[/] {escape(str(message))}")
+
+    return show
 
 
 def _terminate(signum: int, frame: Any) -> None:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Union
 
+import numpy as np
+
 from swa_tf import _checks, _files
 from swa_tf._checkpoint_files import finding, merging
 
@@ -18,9 +20,10 @@ def checkpoints_in(
 ) -> list[str]:
     """The checkpoints of a directory, the oldest first.
 
-    They are in the order of the number at the end of their names, such as
-    `ckpt-12` or `epoch_03.weights.h5`, or, where not all of them have one, of
-    the time at which they were written.
+    They are in the order of the last whole number in their names, such as
+    `ckpt-12` or `epoch_03.weights.h5`, or, where they have none or the same, of
+    the time at which they were written. A warning says so if other numbers in
+    their names vary too, and the times contradict the last ones.
 
     >>> with tempfile.TemporaryDirectory() as run:
     ...     for step in (1, 2, 10):
@@ -35,7 +38,7 @@ def checkpoints_in(
             or `tf.compat.v1.train.Saver` fill it, with checkpoints of one
             form.
         last: How many to take, the newest ones; None takes all.
-        every: Takes each `every`-th of them, counted back from the newest.
+        every: Takes every n-th of them, the newest among them.
 
     Returns:
         Paths that `average_checkpoints` takes.
@@ -43,7 +46,9 @@ def checkpoints_in(
     Raises:
         FileNotFoundError: If there is no such directory.
         ValueError: If it holds no checkpoint, checkpoints of several forms,
-            fewer than `last`, or not all that its `checkpoint` file lists.
+            fewer than `last`, not all that its `checkpoint` file lists, or
+            some with a number and some without, such as a `best.keras` beside
+            the epochs, which is one of them again.
     """
     every = _checks.integer("every", every, at_least=1)
     folder = os.fspath(directory)
@@ -62,7 +67,7 @@ def average_checkpoints(
     inputs: Path | Iterable[Path],
     output: Path,
     *,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
     decay: float | None = None,
     optimizer_slots: str = "keep",
     from_newest: Iterable[str] = (),
@@ -95,7 +100,11 @@ def average_checkpoints(
     What is averaged: every tensor of floating point (or complex) numbers that
     is no state of the training. What is taken from the newest input instead:
     integers, booleans and strings; counters of steps and saves; what belongs
-    to optimizers, metrics and `WeightAverage`s. The newest is the one with the
+    to optimizers, metrics and `WeightAverage`s. Where a file does not say what
+    is an optimizer's or a counter, its look decides, and a warning names it:
+    scalars called `step`, `epoch`, `learning_rate` and the like that are in no
+    object of an object-based checkpoint, and in `.weights.h5` and `.keras` what
+    is laid out like an optimizer. The newest is the one with the
     highest number at the end of its name, or that was written last.
 
     The inputs are read once, in pieces: the memory needed depends neither on
@@ -115,7 +124,7 @@ def average_checkpoints(
             sequence, which begins with the first input. Excludes `weights`.
         optimizer_slots: "keep" takes what optimizers keep for each weight,
             such as momenta, from the newest input; "drop" leaves it out (of a
-            Keras file all that is the optimizer's). A compiled model or an
+            Keras file all that is an optimizer's). A compiled model or an
             optimizer that loads the result then begins with fresh ones.
         from_newest: Regular expressions; tensors whose name one of them
             matches somewhere are taken from the newest input as well.
@@ -125,7 +134,8 @@ def average_checkpoints(
     Returns:
         What the JSON file holds: `inputs` with their share in the average,
         `newest`, the names of the tensors `averaged`, `from_newest` and
-        `dropped`, `batch_norm_statistics` among the averaged, and more.
+        `dropped`, `batch_norm_statistics` among the averaged, those `guessed`
+        to be no weights, shape and type of all `tensors`, and more.
 
     Raises:
         FileNotFoundError: If an input does not exist.
@@ -156,7 +166,7 @@ def average_checkpoints(
         },
     )
     if not dry_run:
-        merging.warn_of_batch_norm(report)
+        merging.warn(report)
     return report
 
 
@@ -239,12 +249,12 @@ def average_windows(
                 from_newest=from_newest,
                 progress=scaled,
             )
-    merging.warn_of_batch_norm(report)
+    merging.warn(report)
     return [os.path.join(folder, names[end - 1]) for end in ends]
 
 
 def _coefficients(
-    n: int, weights: Sequence[float] | None, decay: float | None
+    n: int, weights: Sequence[float] | np.ndarray | None, decay: float | None
 ) -> list[float]:
     """The c of the equation for each of n inputs."""
     if decay is not None:
@@ -261,6 +271,8 @@ def _coefficients(
     if weights is None:
         return [1.0 / (i + 1) for i in range(n)]
     wanted = f"`weights` must be a list of {n} numbers > 0, one for each input"
+    if isinstance(weights, np.ndarray) and weights.ndim == 1:
+        weights = weights.tolist()
     if not isinstance(weights, Sequence) or len(weights) != n:
         raise ValueError(f"{wanted}. Received: weights={weights!r}")
     for weight in weights:

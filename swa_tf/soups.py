@@ -199,7 +199,7 @@ def greedy_soup(
                 os.unlink(file)
         about = {"soup": [_as_json(trial) for trial in trials]}
         report = merge(soup, output, about=about)
-    merging.warn_of_batch_norm(report)
+    merging.warn(report)
     return Soup(trials, report)
 
 

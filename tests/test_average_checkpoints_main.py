@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import io
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
@@ -147,6 +149,23 @@ def test_a_list(arguments, run, command):
         ["run/ckpt-2", "0.25"],
         ["run/ckpt-10, the newest", "0.5"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "numbers"),
+    [
+        ("run/ckpt-1?", [10]),
+        ("run/ckpt-?", [1, 2]),
+        ("run/ckpt-[12]", [1, 2]),
+        ("run/ckpt-*", [1, 2, 10]),
+        ("run/*.index", [1, 2, 10]),
+    ],
+)
+def test_a_pattern_matches_prefixes(pattern, numbers, run, command):
+    ran = command(f"--checkpoints={pattern}", "--output_path=x")
+    assert (ran.status, ran.err) == (0, "")
+    assert len(ran.rows) == len(numbers)
+    assert _read("x") == np.float32(np.mean(numbers))
 
 
 def test_a_pattern_is_in_the_order_of_the_run(tmp_path, monkeypatch, command):
@@ -304,20 +323,23 @@ def test_patterns_for_the_newest(run, command):
 @pytest.mark.parametrize("form", FORMS)
 def test_slots_and_batch_norm(form, tmp_path, monkeypatch, command, recwarn):
     monkeypatch.chdir(tmp_path)
-    path = checkpoint_files.path_of(form, "", "ckpt-1")
-    checkpoint_files.write_trained(form, path, seed=1)
+    paths = [checkpoint_files.path_of(form, "", f"ckpt-{i}") for i in (1, 2)]
+    for i, path in enumerate(paths):
+        tf.keras.backend.clear_session()  # the same names in each
+        checkpoint_files.write_trained(form, path, seed=i)
     recwarn.clear()
     for slots in ("keep", "drop"):
         output = checkpoint_files.path_of(form, "", slots)
-        given = (path, f"--output_path={output}", f"--optimizer_slots={slots}")
+        given = (
+            *paths,
+            f"--output_path={output}",
+            f"--optimizer_slots={slots}",
+        )
         ran = command(*given, "--dry_run")
         again = command(*given)
         assert (ran.status, again.status) == (0, 0)
-        ends = (
-            "This was a dry run: nothing is written.\n",
-            f"written: {output}\n",
-        )
-        assert ran.out.replace(*ends) == again.out
+        shown = again.out[: -len(f"written: {output}\n")]
+        assert ran.out.startswith(f"{shown}┏")  # and what becomes of each
         dropped = int(re.search(r"; (\d+) dropped\n", ran.out).group(1))
         assert (dropped > 0) == (slots == "drop")
         assert ("swa_tf.refit_batch_norm(model, dataset)" in ran.out) == (
@@ -368,10 +390,55 @@ def test_dry_run(run, command):
         assert (ran.status, ran.err) == (0, "")
         rows = [[f"run/{name}", share] for name, share in rows]
         rows[-1][0] += ", the newest"
-        assert ran.rows == rows
+        assert ran.rows[: len(rows)] == rows
         assert ran.out.endswith("This was a dry run: nothing is written.\n")
         assert "written:" not in ran.out
         assert _tree() == before
+
+
+def test_dry_run_shows_what_becomes_of_each_tensor(tmp_path, command):
+    values = {
+        "beta1_power": np.float32(0.9),
+        "net/w[b]": np.float32([[1, 2]]),
+        "net/w[b]/Adam": np.float32([[0, 0]]),
+        "scale": np.float16(1),
+        "lr": np.float32(1),
+    }
+    path = str(tmp_path / "ckpt")
+    tf.raw_ops.SaveV2(
+        prefix=path,
+        tensor_names=list(values),
+        shape_and_slices=[""] * len(values),
+        tensors=list(values.values()),
+    )
+    output = f"--output_path={tmp_path / 'x'}"
+    ran = command(
+        path, output, "--dry_run", "--optimizer_slots=drop", "--from_newest=sc"
+    )
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.rows[1:] == [
+        ["net/w[b]", "[1, 2]", "float32", "all"],
+        ["beta1_power", "[]", "float32", "the newest"],
+        ["lr", "[]", "float32", "the newest"],
+        ["scale", "[]", "float16", "the newest"],
+        ["net/w[b]/Adam", "[1, 2]", "float32", "none: dropped"],
+    ]
+    assert "guessed: 'x' does not average" in ran.out
+    assert "'lr'" in ran.out
+
+
+def test_warnings_of_windows(run, command):
+    """No report shows what was guessed, so a warning does."""
+    for i in (1, 2):
+        checkpoint_files.write(
+            OBJECT,
+            f"b-{i}",
+            {"w": np.float32([i]), "epoch": np.float32(i)},
+        )
+    ran = command("b-1", "b-2", "--output_path=means", "--window=2")
+    assert ran.status == 0
+    assert ran.err.startswith("warning: 'b-2' does not average")
+    assert ran.err.endswith("'epoch'.\n")
 
 
 def test_dry_run_of_windows_checks_all_of_them(run, command):
@@ -520,10 +587,55 @@ def test_names_are_shown_as_they_are(name, run, command):
             shown = f"{output}/{'x' * 200}"
             assert ran.out == f"{shown}\nwritten: {output}\n"
         else:
-            assert ran.rows == [[f"{path}, the newest", "1"]]
+            assert ran.rows[0] == [f"{path}, the newest", "1"]
         if not way:
             assert ran.out.endswith(f"\nwritten: {output}\n")
     _fails(command(path, f"--output_path={output}.h5"), f"'{output}.h5'")
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output that goes to a file, by its path or number."""
+
+    def __init__(self, path, encoding="utf-8"):
+        file = io.BufferedWriter(io.FileIO(path, "w"))
+        super().__init__(file, encoding=encoding)
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "pipe", None])
+def test_the_status_is_that_of_the_output(path, run, command, monkeypatch):
+    """0 where it is there, even if the report of it cannot be printed."""
+    if path == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+        output = _Output(writer)
+    else:
+        output = path and _Output(path)
+    monkeypatch.setattr(sys, "stdout", output)
+    ran = command("--checkpoint_dir=run", "--output_path=x")
+    assert ran.status == 0
+    assert _read("x") == np.float32(13 / 3)
+    assert ("No space left" in ran.err) == (path == "/dev/full")
+    assert ran.err.count("\n") == (path == "/dev/full")
+    if output:
+        output.close()  # as at Python's end: it does not fail again
+    monkeypatch.setattr(sys, "stdout", None)
+    assert command("--checkpoint_dir=run", "--output_path=x").status == 1
+
+
+def test_a_closed_standard_error(run, command, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    given = ("--checkpoint_dir=run", "--output_path=x")
+    assert [command(*given).status for _ in range(2)] == [0, 1]
+
+
+def test_characters_that_the_terminal_has_not(run, command, monkeypatch):
+    output = _Output("shown", "ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    assert command("--checkpoint_dir=run", "--output_path=ü").status == 0
+    output.close()
+    shown = pathlib.Path("shown").read_text("ascii")
+    assert shown.endswith("written: \\xfc\n")
+    assert _read("ü") == np.float32(13 / 3)
 
 
 @pytest.mark.parametrize("terminal", [False, True])

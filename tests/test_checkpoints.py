@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import tracemalloc
+import warnings
 import zipfile
 import zlib
 
@@ -242,6 +243,161 @@ def test_state_of_optimizers_is_the_newest(name, tmp_path):
     checkpoint.read(str(tmp_path / "drop")).expect_partial()
 
 
+class _Gan(tf.keras.Model):
+    """Two parts, each with an optimizer that is the model's attribute."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.d, self.g = tf.keras.layers.Dense(3), tf.keras.layers.Dense(2)
+        self.d_opt, self.g_opt = make(), make()
+
+    def call(self, inputs):
+        return self.g(self.d(inputs))
+
+    def step(self):
+        for part, optimizer in ((self.d, self.d_opt), (self.g, self.g_opt)):
+            weights = part.trainable_variables
+            gradients = [tf.ones_like(w) for w in weights]
+            optimizer.apply_gradients(zip(gradients, weights))
+
+
+_OWN = {
+    "sgd": lambda: tf.keras.optimizers.SGD(),
+    "adam": lambda: tf.keras.optimizers.Adam(0.1),
+    "adam of a schedule": lambda: tf.keras.optimizers.Adam(
+        tf.keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    ),
+    "adafactor": lambda: tf.keras.optimizers.Adafactor(),
+    "loss scaling": OPTIMIZERS["loss scaling"][0],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Skipping variable loading")
+@pytest.mark.parametrize("slots", ["keep", "drop"])
+@pytest.mark.parametrize("name", _OWN)
+def test_optimizers_that_a_model_holds(name, slots, tmp_path):
+    """They are told by their layout, and a warning says so."""
+    gan = _Gan(_OWN[name])
+    gan(np.zeros([1, 4], np.float32))
+    history = []
+    for i in range(3):
+        gan.step()
+        history.append([w.numpy() for w in (*gan.d.weights, *gan.g.weights)])
+        gan.save_weights(str(tmp_path / f"m-{i}.weights.h5"))
+    output = tmp_path / "average.weights.h5"
+    with pytest.warns(UserWarning, match="'d_opt/.* and .* more"):
+        report = swa_tf.average_checkpoints(
+            tmp_path, output, optimizer_slots=slots
+        )
+    assert len(report["averaged"]) == 4
+    kept, dropped = report["from_newest"], report["dropped"]
+    optimizers = kept if slots == "keep" else dropped
+    assert report["guessed"] == optimizers
+    assert all("_opt/" in name for name in optimizers)
+    newest, written = (
+        _datasets(path) for path in (tmp_path / "m-2.weights.h5", output)
+    )
+    assert written.keys() == newest.keys() - set(dropped)
+    for key in kept:
+        np.testing.assert_array_equal(written[key], newest[key])
+    if (name, slots) == ("loss scaling", "drop") and not _compat.KERAS_3:
+        return  # Keras 2 cannot load it: docs/checkpoints.md says so
+    gan.load_weights(str(output))
+    for weight, values in zip((*gan.d.weights, *gan.g.weights), zip(*history)):
+        np.testing.assert_allclose(weight, np.mean(values, 0), rtol=1e-6)
+
+
+def _datasets(path):
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda key, item: (
+                found.update({key: item[()]})
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        [np.int64(7), np.float32([1.0] * 5)],  # as no weight is
+        [np.int64(7), np.int32(3)],  # nothing to average
+        [np.int64([7]), np.float32([[1.0]])],  # no count of steps
+    ],
+)
+def test_layers_that_count_are_no_optimizers(arrays, tmp_path, recwarn):
+    with h5py.File(tmp_path / "m-1.weights.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.float32([[1.0]])
+        for i, array in enumerate(arrays):
+            file[f"layers/counting/vars/{i}"] = array
+    report = swa_tf.average_checkpoints(
+        tmp_path, tmp_path / "average.weights.h5", optimizer_slots="drop"
+    )
+    floats = sum(array.dtype == np.float32 for array in arrays)
+    assert len(report["averaged"]) == 1 + floats
+    assert report["guessed"] == report["dropped"] == []
+    assert not recwarn.list
+
+
+class _Named(tf.keras.layers.Layer):
+    """Weights that are called like counters, and are none."""
+
+    def build(self, shape):
+        for name, size in (("step", [3]), ("lr", []), ("beta1_power", [])):
+            weight = self.add_weight(name=name, shape=size, initializer="zeros")
+            setattr(self, name, weight)
+
+
+def test_weights_that_are_called_like_counters(tmp_path):
+    """`apply` averages them; floats beside a model are told by their names."""
+    layer = _Named()
+    layer.build([None, 1])
+    module = tf.Module()
+    module.learning_rate = tf.Variable(0.0)
+    checkpoint = tf.train.Checkpoint(
+        layer=layer, module=module, epoch=tf.Variable(0.0)
+    )
+    checkpoint.steps = tf.Variable([0.0, 0.0])
+    for i in range(2):
+        layer.set_weights([np.full(w.shape, 2.0 * i) for w in layer.weights])
+        module.learning_rate.assign(2.0 * i)
+        checkpoint.epoch.assign(2.0 * i)
+        checkpoint.steps.assign([2.0 * i, 2.0 * i])
+        checkpoint.write(str(tmp_path / f"ckpt-{i}"))
+    with pytest.warns(UserWarning, match="counter: 'epoch'.$"):
+        report = swa_tf.average_checkpoints(tmp_path, tmp_path / "average")
+    assert report["guessed"] == ["epoch"]
+    assert len(report["averaged"]) == 5
+    checkpoint.read(str(tmp_path / "average"))
+    for weight in (*layer.weights, module.learning_rate, checkpoint.steps):
+        np.testing.assert_array_equal(weight, np.ones(weight.shape))
+    assert float(checkpoint.epoch) == 2.0
+
+
+@pytest.mark.parametrize("adam", [True, False])
+def test_name_based_counters_are_told_by_their_names(adam, tmp_path, recwarn):
+    """The powers of Adam are known where its slots are."""
+    values = {"beta1_power": np.float32(0.9), "w": np.float32([1.0])}
+    if adam:
+        values["w/Adam"] = np.float32([1.0])
+    for i, named in enumerate({**values, "lr": np.float32(i)} for i in (1, 2)):
+        path = str(tmp_path / f"ckpt-{i}")
+        tf.raw_ops.SaveV2(
+            prefix=path,
+            tensor_names=list(named),
+            shape_and_slices=[""] * len(named),
+            tensors=list(named.values()),
+        )
+    report = swa_tf.average_checkpoints(tmp_path, tmp_path / "average")
+    assert report["averaged"] == ["w"]
+    assert report["guessed"] == (["lr"] if adam else ["beta1_power", "lr"])
+    assert _contents(tmp_path / "average")["lr"] == 2
+    assert len(recwarn) == 1
+
+
 def _contents(path):
     reader = tf.train.load_checkpoint(str(path))
     return {
@@ -300,6 +456,7 @@ def test_every_form_and_type(form, tmp_path):
             np.testing.assert_array_equal(value, stacked[-1])
 
 
+@pytest.mark.filterwarnings("ignore:.*looks like.*'epoch'")
 def test_types_of_tensorflow(tmp_path):
     """What only TensorFlow's own checkpoints hold, by hand."""
     variables = {
@@ -335,6 +492,74 @@ def test_types_of_tensorflow(tmp_path):
     checkpoint.read(str(tmp_path / "average")).assert_consumed()
     for name, value in expected.items():
         np.testing.assert_array_equal(variables[name].numpy(), value)
+
+
+def _write_h5(path, arrays, **kwargs):
+    """A file of weights as Keras lays it out, of these arrays' own types."""
+    held = io.BytesIO() if path.suffix == ".keras" else path
+    with h5py.File(held, "w") as file:
+        for i, array in enumerate(arrays):
+            name = f"layers/d/vars/{i}"
+            dataset = file.create_dataset(name, data=array, **kwargs)
+            if array.dtype == ml_dtypes.bfloat16:
+                dataset.attrs["dtype"] = "bfloat16"
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path, "w") as zipped:
+            zipped.writestr("model.weights.h5", held.getvalue())
+
+
+@pytest.mark.parametrize("orders", ["<<", ">>", "<>", "><"])
+@pytest.mark.parametrize(
+    ("suffix", "layout"),
+    [
+        (".weights.h5", {}),
+        (".keras", {}),
+        (".h5", {"chunks": (2,), "compression": "gzip"}),
+    ],
+)
+def test_either_byte_order(suffix, layout, orders, tmp_path):
+    """The mean is right, in the newest input's own type, bit for bit."""
+    kinds = ("f2", "f4", "f8", "c8", "c16", "i4")
+    paths = []
+    for i, order in enumerate(orders):
+        values = np.array([1.0, 2.5, -6.0]) + 2 * i
+        arrays = [values.astype(f"{order}{kind}") for kind in kinds]
+        arrays.append(values.astype(ml_dtypes.bfloat16))  # in one order only
+        paths.append(tmp_path / f"m-{i}{suffix}")
+        _write_h5(paths[-1], arrays, **layout)
+    output = tmp_path / f"average{suffix}"
+    swa_tf.average_checkpoints(paths, output)
+    if suffix == ".keras":
+        with zipfile.ZipFile(output) as zipped:
+            output = io.BytesIO(zipped.read("model.weights.h5"))
+    with h5py.File(output) as file:
+        for i, kind in enumerate(kinds):
+            written = file[f"layers/d/vars/{i}"]
+            # Whole numbers are those of the newest, rounded to zero.
+            mean = [3, 4, -4] if kind == "i4" else [2.0, 3.5, -5.0]
+            assert written.dtype == np.dtype(f"{orders[-1]}{kind}")
+            np.testing.assert_array_equal(written[()], mean)
+        brain = file[f"layers/d/vars/{len(kinds)}"][()]
+        np.testing.assert_array_equal(
+            brain.view(ml_dtypes.bfloat16), [2.0, 3.5, -5.0]
+        )
+
+
+def test_floats_of_a_type_that_only_hdf5_has(tmp_path):
+    """bfloat16 as a number of HDF5's, which numpy reads as float32."""
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    space = h5py.h5s.create_simple((2,))
+    for i, values in enumerate([[1.0, 2.5], [3.0, 4.5]]):
+        with h5py.File(tmp_path / f"m-{i}.h5", "w") as file:
+            dataset = h5py.h5d.create(file.id, b"w", kind, space)
+            h5py.Dataset(dataset)[...] = np.float32(values)
+            assert dataset.get_storage_size() == 4
+    swa_tf.average_checkpoints(tmp_path, tmp_path / "average.h5")
+    with h5py.File(tmp_path / "average.h5") as file:
+        assert file["w"].id.get_type() == kind
+        np.testing.assert_array_equal(file["w"][()], [2.0, 3.5])
 
 
 def _save_slices(path, values):
@@ -605,8 +830,11 @@ def test_what_was_averaged_is_written_beside_it(form, tmp_path):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_batch_norm_is_told(form, tmp_path):
-    paths = [checkpoint_files.path_of(form, str(tmp_path), "m")]
-    checkpoint_files.write_trained(form, paths[0], seed=0)
+    paths = []
+    for i in range(2):
+        paths.append(checkpoint_files.path_of(form, str(tmp_path), f"m-{i}"))
+        tf.keras.backend.clear_session()  # the same names in each
+        checkpoint_files.write_trained(form, paths[-1], seed=i)
     output = checkpoint_files.path_of(form, str(tmp_path), "average")
     if form == NAME:  # written without batch normalization
         assert not swa_tf.average_checkpoints(paths, output)[
@@ -616,3 +844,8 @@ def test_batch_norm_is_told(form, tmp_path):
     with pytest.warns(UserWarning, match="'average.*refit_batch_norm"):
         report = swa_tf.average_checkpoints(paths, output)
     assert len(report["batch_norm_statistics"]) == 2
+    copied = checkpoint_files.path_of(form, str(tmp_path), "copy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = swa_tf.average_checkpoints(paths[:1], copied)
+    assert not report["batch_norm_statistics"]  # they are the weights' own

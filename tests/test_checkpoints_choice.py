@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import tempfile
@@ -29,6 +30,8 @@ REPORTED = {
     "from_newest",
     "dropped",
     "batch_norm_statistics",
+    "guessed",
+    "tensors",
     "weights",
     "decay",
     "written",
@@ -253,6 +256,22 @@ def test_numbers_of_numpy(run):
     decay = np.float32(0.9)
     c = 1 - float(decay)
     _check_average(run, [1 - c, c], (0, 1), decay=decay)
+
+
+def test_it_is_said_whose_shape_is_which(tmp_path):
+    values = {"ckpt-1": np.zeros(3, np.float32), "ckpt-2": np.zeros(4)}
+    paths = _write(tmp_path, {k: {"w": v} for k, v in values.items()})
+    with pytest.raises(ValueError, match="same tensors") as error:
+        swa_tf.average_checkpoints(paths, tmp_path / "x")
+    assert str(error.value).endswith(
+        f"'{paths[0]}' with another shape or type of 'w' (float32, [3]) "
+        f"instead of (float64, [4]), against '{paths[1]}'"
+    )
+
+
+def test_weights_in_an_array(run):
+    weights = np.array([1, 2, 5])
+    _check_average(run, weights / 8, (0, 1, 2), weights=weights)
 
 
 def test_weights_of_sizes_far_apart(run):
@@ -493,6 +512,11 @@ def test_json(form, slots, tmp_path):
     names = [name for part in parts for name in report[part]]
     assert len(set(names)) == len(names)
     assert bool(report["dropped"]) == (slots == "drop")
+    assert report["guessed"] == []  # all is known
+    assert report["tensors"].keys() == set(names)
+    kernel = {"shape": [2, 3], "dtype": "float32"}
+    kernels = [report["tensors"][name] for name in report["averaged"]]
+    assert kernels.count(kernel) == 1
     if form in (OBJECT, NAME):
         held = {
             name.replace("/.ATTRIBUTES/VARIABLE_VALUE", "")
@@ -557,14 +581,18 @@ def test_dry_run(form, tmp_path):
 
 
 def test_the_warning_of_batch_norm_is_at_the_callers_line(tmp_path):
-    path = str(tmp_path / "ckpt-1")
-    checkpoint_files.write_trained(OBJECT, path, seed=1)
+    paths = [str(tmp_path / f"ckpt-{i}") for i in (1, 2)]
+    for i, path in enumerate(paths):
+        checkpoint_files.write_trained(OBJECT, path, seed=i)
+    better = itertools.count()
     calls = [
-        lambda: swa_tf.average_checkpoints([path], tmp_path / "a"),
-        lambda: swa_tf.average_windows([path], tmp_path / "b", 1),
-        lambda: swa_tf.greedy_soup([path], tmp_path / "c", lambda _: 0.0),
+        lambda: swa_tf.average_checkpoints(paths, tmp_path / "a"),
+        lambda: swa_tf.average_windows(paths, tmp_path / "b", 2),
+        lambda: swa_tf.greedy_soup(
+            paths, tmp_path / "c", lambda _: next(better)
+        ),
     ]
-    for name, call in zip(("a", "ckpt-1", "c"), calls):
+    for name, call in zip(("a", "ckpt-2", "c"), calls):
         with pytest.warns(UserWarning, match="refit_batch_norm") as warned:
             call()
         assert len(warned) == 1

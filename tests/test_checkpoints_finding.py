@@ -223,6 +223,47 @@ def test_directory_without_numbers_is_in_the_order_of_time(tmp_path):
     assert _found(tmp_path) == ["c.keras", "a.keras", "b.keras"]
 
 
+def test_a_directory_of_the_first_version_of_saver(tmp_path):
+    """One file each, which only the file `checkpoint` tells."""
+    names = ["model-2", "model-10"]
+    _touch(tmp_path, *names, "notes-1")
+    tf.compat.v1.train.update_checkpoint_state(str(tmp_path), names[1], names)
+    assert _found(tmp_path) == names
+
+
+def test_directory_with_one_beside_numbered_ones(tmp_path):
+    """It is one of them again, most often, and is of no known age."""
+    _touch(tmp_path, "epoch_01.weights.h5", "epoch_02.weights.h5")
+    assert len(_found(tmp_path)) == 2
+    _touch(tmp_path, "best.weights.h5")
+    with pytest.raises(ValueError, match="numbers in their names") as error:
+        finding.listed(tmp_path)
+    assert str(error.value).endswith(
+        "with best.weights.h5 beside epoch_01.weights.h5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (["epoch_01-loss_30", "epoch_02-loss_12"], True),
+        (["epoch_01-loss_12", "epoch_02-loss_30"], False),
+        (["resnet50-epoch_2", "resnet50-epoch_1"], False),  # as copies may be
+        (["loss_30-epoch_01", "loss_12-epoch_02"], False),
+    ],
+)
+def test_numbers_that_contradict_the_times(names, warned, tmp_path, recwarn):
+    names = [f"{name}.keras" for name in names]
+    for time, name in enumerate(names):
+        _touch(tmp_path, name, time=time)
+    assert len(_found(tmp_path)) == 2
+    assert bool(recwarn.list) == warned
+    if warned:
+        message = str(recwarn[0].message)
+        assert "epoch_02-loss_12.keras' to " in message
+        assert "last whole number" in message
+
+
 def test_directory_with_other_files(tmp_path):
     _touch(tmp_path, *_bundle("ckpt-1"))
     _touch(

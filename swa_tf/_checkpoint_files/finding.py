@@ -6,6 +6,7 @@ import glob
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -82,6 +83,9 @@ def in_directory(folder: str) -> list[str]:
         for name in there
         if not name.startswith(".") and (_DATA.search(name) or suffix(name))
     }
+    state = _listed(folder)
+    # The first version of `Saver` writes one file of no particular name.
+    names |= {name for name in state & there if not _PART.search(name)}
     forms = sorted({f"*{suffix(name)}" for name in names})
     if len(forms) != 1:
         raise ValueError(
@@ -89,7 +93,7 @@ def in_directory(folder: str) -> list[str]:
             f"paths. Received: directory='{folder}' with "
             f"{', '.join(forms) if forms else 'no checkpoint'}"
         )
-    lost = _listed(folder) - names
+    lost = state - names
     if lost:
         raise ValueError(
             "`directory` must hold what its file 'checkpoint' lists, or give a "
@@ -110,6 +114,14 @@ def in_directory(folder: str) -> list[str]:
             "`directory` must hold each checkpoint once, or give a list of "
             f"paths. Received twice: '{twice[0]}'"
         )
+    numbered = {name for name in names if _numbers(name)}
+    if numbered and numbered != names and not averages:
+        raise ValueError(
+            "`directory` must hold checkpoints with numbers in their names, or "
+            "without, or give a list of paths. Received: "
+            f"directory='{folder}' with {', '.join(sorted(names - numbered))} "
+            f"beside {min(numbered)}"
+        )
     return in_order(paths)
 
 
@@ -118,17 +130,30 @@ def in_order(paths: list[str]) -> list[str]:
 
     By the last whole number in their names, such as 3 in `epoch_03-loss_0.7`,
     if each has its own; else by the time when they were last written, and as
-    they come where that is the same.
+    they come where that is the same. Where there are other numbers that differ,
+    and the times contradict the last ones, a warning says so.
     """
-    names = [os.path.basename(path) for path in paths]
-    numbers = [
-        [n for n in _NUMBER.findall(stem) if n.isdigit()]
-        for stem in (name[: len(name) - len(suffix(name))] for name in names)
-    ]
-    steps = [int(found[-1]) for found in numbers if found]
-    if len(set(steps)) == len(paths):
-        return [path for _, path in sorted(zip(steps, paths))]
-    return sorted(paths, key=_written)
+    numbers = [_numbers(os.path.basename(path)) for path in paths]
+    by_time = sorted(paths, key=_written)
+    if len({found[-1] for found in numbers if found}) < len(paths):
+        return by_time
+    order = [path for _, path in sorted(zip((n[-1] for n in numbers), paths))]
+    times = [_written(path) for path in order]
+    if len({tuple(n[:-1]) for n in numbers}) > 1 and times != sorted(times):
+        warnings.warn(
+            f"The checkpoints are taken from '{order[0]}' to '{order[-1]}', in "
+            "the order of the last whole number in their names, but were "
+            f"written from '{by_time[0]}' to '{by_time[-1]}'. If another "
+            "number counts, rename them so that it is the last one.",
+            stacklevel=1,  # one place, so that it is shown once
+        )
+    return order
+
+
+def _numbers(name: str) -> list[int]:
+    """The whole numbers in a name, without those of its suffix."""
+    stem = name[: len(name) - len(suffix(name))]
+    return [int(n) for n in _NUMBER.findall(stem) if n.isdigit()]
 
 
 def checked_output(output: Any, paths: list[str]) -> str:

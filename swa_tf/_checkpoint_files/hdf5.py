@@ -42,8 +42,9 @@ class Hdf5File:
         size: That of the HDF5 file, in bytes.
         form: What kind of file it is, in words.
         tensors: What it holds, by its path in the HDF5 file.
-        slots: The keys of what belongs to the optimizer.
+        slots: The keys of what belongs to optimizers.
         state: The keys of floats that are no weights.
+        guessed: Those of `slots` that only look like it.
         batch_norm: The keys of batch-norm statistics.
     """
 
@@ -59,9 +60,9 @@ class Hdf5File:
         for (_, end, key), (start, _, other) in zip(runs, runs[1:]):
             if start < end:
                 raise DamagedError(f"'{key}' and '{other}' lie in one place")
-        self.slots = {
-            key for key in self.tensors if key.split("/")[0] in _OPTIMIZER
-        }
+        named = {k for k in self.tensors if k.split("/")[0] in _OPTIMIZER}
+        self.guessed = _optimizers(self.tensors) - named
+        self.slots = named | self.guessed
         self.state = {key for key in self.tensors if key.startswith("metrics/")}
         self.batch_norm = _batch_norm(self.tensors) - self.slots - self.state
 
@@ -74,7 +75,7 @@ class Hdf5File:
     ) -> None:
         """Writes it anew, with the pieces of some tensors replaced.
 
-        `dropped` are the keys left out: all of the optimizer's, or none.
+        `dropped` are the keys left out.
         """
         template = self.template(path.with_name("template"), averaged, dropped)
         with open(path, "wb") as target:
@@ -93,7 +94,8 @@ class Hdf5File:
             return self
         if dropped:
             try:
-                self._copy_without_optimizer(path)
+                with self._opened() as old, h5py.File(path, "w") as new:
+                    self._copy(old, new, dropped)
             except _ERRORS as error:
                 raise ValueError(
                     "`optimizer_slots` cannot be dropped from the newest of "
@@ -106,7 +108,9 @@ class Hdf5File:
             value = np.concatenate(list(averaged[key]()))
             with h5py.File(path, "r+") as file:
                 whole = value.reshape(file[key].shape)
-                file[key][...] = whole.view(file[key].dtype)
+                if file[key].dtype.kind == "V":  # bfloat16
+                    whole = whole.view(file[key].dtype)
+                file[key][...] = whole  # in whatever type the file has
         return Hdf5File(os.fspath(path))
 
     def write_filled(self, target: IO[bytes], averaged: Averaged) -> None:
@@ -116,19 +120,26 @@ class Hdf5File:
             if key in averaged:
                 for piece in self._bytes(at, start):
                     target.write(piece.data)
+                dtype = self.tensors[key].dtype  # in the file's byte order
                 for piece in averaged[key]():
-                    target.write(stored.as_bytes(piece).data)
+                    target.write(stored.as_bytes(piece.astype(dtype)).data)
                 at = end
         for piece in self._bytes(at, self._offset + self.size):
             target.write(piece.data)
 
-    def _copy_without_optimizer(self, path: pathlib.Path) -> None:
-        with self._opened() as old, h5py.File(path, "w") as new:
-            for name, value in old.attrs.items():
-                new.attrs[name] = value
-            for name in old:
-                if name not in _OPTIMIZER:
-                    old.copy(name, new)
+    def _copy(self, old: Any, new: Any, dropped: set[str]) -> None:
+        """Copies a group; those below it that would be empty are left out."""
+        for name, value in old.attrs.items():
+            new.attrs[name] = value
+        for name in old:
+            path = f"{old.name}/{name}".strip("/")
+            below = {
+                key for key in self.tensors if f"{key}/".startswith(f"{path}/")
+            }
+            if not below & dropped:
+                old.copy(name, new)
+            elif not below <= dropped:
+                self._copy(old[name], new.create_group(name), dropped)
 
     def _runs(self) -> list[tuple[int, int, str]]:
         """Where tensors that are runs of bytes begin and end, in order."""
@@ -189,10 +200,11 @@ class Hdf5File:
             return Stored((), None, self.path, 0, 0)
         offset = dataset.id.get_offset()
         layout = dataset.id.get_create_plist().get_layout()
+        exact = h5py.h5t.py_create(dataset.dtype, logical=True)
         if (
             offset is not None
             and layout == h5py.h5d.CONTIGUOUS
-            and dtype.isnative
+            and dataset.id.get_type() == exact  # no type known to HDF5 alone
         ):
             if offset + dataset.nbytes > self.size:
                 raise DamagedError(f"it ends before '{key}' does")
@@ -205,7 +217,8 @@ class Hdf5File:
 
     def _load(self, key: str, dtype: np.dtype[Any]) -> np.ndarray:
         with self._opened() as file:
-            return np.asarray(file[key][()]).view(dtype)
+            value = np.asarray(file[key][()])
+            return value.view(dtype) if value.dtype.kind == "V" else value
 
 
 class _Window(io.RawIOBase):
@@ -235,15 +248,58 @@ class _Window(io.RawIOBase):
 
 def _numpy_dtype(dataset: Any) -> np.dtype[Any] | None:
     """The dtype; bfloat16 is marked as Keras does; None for strings."""
-    if str(dataset.attrs.get("dtype")) == "bfloat16" and (
-        dataset.dtype.itemsize == 2
-    ):
-        return np.dtype(tf.bfloat16.as_numpy_dtype)
     dtype: np.dtype[Any] = dataset.dtype
+    if dtype == "V2" and str(dataset.attrs.get("dtype")) == "bfloat16":
+        return np.dtype(tf.bfloat16.as_numpy_dtype)
     return None if dtype.hasobject else dtype
 
 
-def _batch_norm(tensors: dict[str, Any]) -> set[str]:
+def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The keys of numbered tensors, `layers/dense/vars/0`, by their group."""
+    groups: dict[str, dict[int, str]] = {}
+    for key in tensors:
+        group, _, number = key.rpartition("/")
+        if group.split("/")[-1] == "vars" and number.isdigit():
+            groups.setdefault(group, {})[int(number)] = key
+    return {
+        group: [key for _, key in sorted(numbered.items())]
+        for group, numbered in groups.items()
+    }
+
+
+def _optimizers(tensors: Mapping[str, Tensor]) -> set[str]:
+    """What looks like optimizers, which may be anywhere in a model.
+
+    Such a group begins with the number of steps, an integer. All else in it is
+    a scalar or has the shape of a weight, in Adafactor without one axis.
+    """
+    groups = _groups(tensors)
+    counted = {
+        group
+        for group, keys in groups.items()
+        if _is_count(tensors[keys[0]])
+        and any(is_float(tensors[key].dtype) for key in keys)
+    }
+    shapes: set[tuple[int, ...]] = {()}
+    for group in groups.keys() - counted:
+        for shape in {tensors[key].shape for key in groups[group]}:
+            shapes.add(shape)
+            for axis in range(len(shape)):
+                shapes.add(shape[:axis] + shape[axis + 1 :])
+    return {
+        key
+        for group in counted
+        if {tensors[key].shape for key in groups[group]} <= shapes
+        for key in groups[group]
+    }
+
+
+def _is_count(tensor: Tensor) -> bool:
+    dtype = tensor.dtype
+    return dtype is not None and dtype.kind == "i" and tensor.shape == ()
+
+
+def _batch_norm(tensors: Mapping[str, Tensor]) -> set[str]:
     """The batch-norm statistics.
 
     Older files name them. In newer ones they are the last two `vars` of a
@@ -254,14 +310,9 @@ def _batch_norm(tensors: dict[str, Any]) -> set[str]:
         for key in tensors
         if re.search(r"(^|/)moving_(mean|variance)(:0)?$", key)
     }
-    layers: dict[str, list[str]] = {}
-    for key in tensors:
-        layer, _, variable = key.rpartition("/")
-        if layer.split("/")[-1] == "vars" and variable.isdigit():
-            layers.setdefault(layer, []).append(key)
-    for layer, keys in layers.items():
+    for layer, keys in _groups(tensors).items():
         shapes = {tensors[key].shape for key in keys}
         alike = len(shapes) == 1 and len(*shapes) == 1
         if alike and (len(keys) == 4 or "batch_norm" in layer):
-            found |= set(sorted(keys)[-2:])
+            found |= set(keys[-2:])
     return found

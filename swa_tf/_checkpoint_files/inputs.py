@@ -21,12 +21,6 @@ from swa_tf._checkpoint_files.tensor_bundle import TensorBundle
 
 Checkpoint = Union[TensorBundle, Hdf5File]
 
-# Floats so called count or steer the training, and are no weights.
-_STATE = re.compile(
-    r"(^|[/_])(steps?|epochs?|iter|iterations?|counter|learning_rate|lr"
-    r"|beta_?\d_power(_\d+)?|loss_scale)$"
-)
-
 
 def opened(path: str, argument: str = "inputs") -> Checkpoint:
     """A checkpoint, or an error that says why it cannot be one."""
@@ -98,12 +92,7 @@ def check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:
     for how, keys in differ.items():
         if keys:
             tensors = ", ".join(
-                f"'{newest.name(key)}'"
-                + "".join(
-                    f" {_kind(c.tensors[key])}"
-                    for c in (checkpoint, newest)
-                    if key in c.tensors
-                )
+                f"'{newest.name(key)}' " + _kinds(key, checkpoint, newest)
                 for key in sorted(keys)[:3]
             )
             raise ValueError(
@@ -112,6 +101,13 @@ def check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:
                 f"{' and more' if len(keys) > 3 else ''}, against "
                 f"'{newest.path}'"
             )
+
+
+def _kinds(key: str, *checkpoints: Checkpoint) -> str:
+    """Its shape and type in the first, instead of those in the second."""
+    return " instead of ".join(
+        _kind(each.tensors[key]) for each in checkpoints if key in each.tensors
+    )
 
 
 def _kind(tensor: Tensor) -> str:
@@ -128,9 +124,7 @@ def averaged(newest: Checkpoint, from_newest: Iterable[str]) -> set[str]:
             f"Received: from_newest={from_newest!r}"
         )
     keys = {
-        key
-        for key, tensor in newest.tensors.items()
-        if is_float(tensor.dtype) and not _STATE.search(newest.name(key))
+        key for key, tensor in newest.tensors.items() if is_float(tensor.dtype)
     }
     keys -= newest.slots | newest.state
     for pattern in from_newest:

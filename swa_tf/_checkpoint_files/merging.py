@@ -57,6 +57,9 @@ def merge(
         inputs.check_whole(checkpoints)  # damage may be why they differ
         raise
     averaged = inputs.averaged(newest, from_newest)
+    batch_norm = newest.batch_norm & averaged
+    if len(paths) == 1:
+        batch_norm = set()  # a copy: they belong to the weights as they did
     dropped = newest.slots if optimizer_slots == "drop" else set()
     report = {
         "output": os.path.basename(output),
@@ -74,7 +77,17 @@ def merge(
             newest, newest.tensors.keys() - averaged - dropped
         ),
         "dropped": _names(newest, dropped),
-        "batch_norm_statistics": _names(newest, newest.batch_norm & averaged),
+        "tensors": {
+            newest.name(key): {
+                "shape": list(tensor.shape),
+                "dtype": "string"
+                if tensor.dtype is None
+                else tensor.dtype.name,
+            }
+            for key, tensor in sorted(newest.tensors.items())
+        },
+        "guessed": _names(newest, newest.guessed),
+        "batch_norm_statistics": _names(newest, batch_norm),
         **(about or {}),
         "written": datetime.datetime.now(datetime.timezone.utc).isoformat(),
     }
@@ -104,11 +117,24 @@ def merge(
     return report
 
 
-def warn_of_batch_norm(report: dict[str, Any], stacklevel: int = 3) -> None:
-    """Says what an average of batch-norm statistics needs."""
+def warn(report: dict[str, Any], stacklevel: int = 3) -> None:
+    """Says what an average of batch-norm statistics needs, what was guessed."""
     if report["batch_norm_statistics"]:
         message = _REFIT.format(output=report["output"])
         warnings.warn(message, stacklevel=stacklevel)
+    if report["guessed"]:
+        warnings.warn(guess(report), stacklevel=stacklevel)
+
+
+def guess(report: dict[str, Any]) -> str:
+    """Says what was taken for no weights by its looks alone."""
+    names = report["guessed"]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"'{report['output']}' does not average what by its name or place "
+        "looks like an optimizer or a counter: "
+        f"{', '.join(map(repr, names[:3]))}{more}."
+    )
 
 
 def _shares(coefficients: Sequence[float]) -> list[float]:

@@ -36,6 +36,7 @@ from swa_tf._checkpoint_files.stored import (
     Stored,
     Tensor,
     as_bytes,
+    is_float,
     pieces,
     read,
 )
@@ -49,10 +50,17 @@ _SLOT_OF_V1 = re.compile(
     r"|StochasticWeightAveraging)(?:_\d+)?$",
     re.IGNORECASE,
 )
+_POWER_OF_V1 = re.compile(r"(^|/)beta\d_power(_\d+)?$")
 _OPTIMIZER_OF_V1 = re.compile(
     r"^(?:training/)?(?:Adam|AdamW|Adamax|Nadam|SGD|SGDW|RMSprop|Adagrad"
     r"|Adadelta|Ftrl|LAMB|Lion|Adafactor)(?:_\d+)?/",
     re.IGNORECASE,
+)
+
+# Floats so called count or steer the training, and are no weights.
+_STATE = re.compile(
+    r"(^|[/_])(steps?|epochs?|iter|iterations?|counter|learning_rate|lr"
+    r"|beta_?\d_power(_\d+)?|loss_scale)$"
 )
 
 
@@ -65,6 +73,7 @@ class TensorBundle:
         tensors: What it holds, by its key.
         slots: The keys of optimizer slots.
         state: The keys of floats that are no weights.
+        guessed: Those of `state` that are only called so.
         batch_norm: The keys of batch-norm statistics.
         averages: The keys of each `WeightAverage`.
     """
@@ -82,12 +91,16 @@ class TensorBundle:
             self._open_version_1()
         else:
             raise DamagedError(f"{os.path.basename(path)}.index is missing")
-        self.slots = _slots_by_name(self.tensors)
-        self.state: set[str] = set()
+        self.slots: set[str] = _slots_by_name(self.tensors)
+        known: set[str] = set()
         self.averages: list[AverageKeys] = []
         if self._graph:
-            self.slots, self.state = self._graph.slots, self._graph.state
+            self.slots, known = self._graph.slots, self._graph.state
             self.averages = self._graph.averages
+        elif self.slots:
+            known.update(filter(_POWER_OF_V1.search, self.tensors))
+        self.guessed = self._called_state() - self.slots - known
+        self.state = known | self.guessed
         self.batch_norm = {
             key
             for key in self.tensors
@@ -101,6 +114,20 @@ class TensorBundle:
     def string(self, key: str) -> bytes:
         """The one string of a scalar tensor."""
         return _decoded(self.tensors[key])
+
+    def _called_state(self) -> set[str]:
+        """The floats whose names say that they are no weights.
+
+        Only scalars, and in an object-based checkpoint only those beside the
+        model, not in it: what else an object has may be a weight.
+        """
+        return {
+            key
+            for key, tensor in self.tensors.items()
+            if tensor.shape == () and is_float(tensor.dtype)
+            if _STATE.search(self.name(key))
+            if not (self._graph and "/" in self.name(key))
+        }
 
     def write(
         self,
