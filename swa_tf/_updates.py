@@ -29,6 +29,9 @@ _BUNDLE, _BUNDLE_OF_SMALL = 16, 128
 # Compiling takes the time of some ten updates that are not compiled.
 _MANY = 5
 _RARE = 100
+# From this number of elements a kind on, it takes less than one of them, which
+# would also need five times the memory of the average while it runs.
+_HUGE = 50_000_000
 
 
 class Update:
@@ -62,6 +65,7 @@ class Update:
             and len(devices) == 1
             and all(map(_has_xla, devices))
         )
+        self._compiles_at_once = self.can_compile and _are_huge(self._large)
 
     def __call__(self, c: tf.Tensor, n_models: tf.Tensor, compiled: Any) -> Any:
         """The update, with the coefficient `c` after `n_models` models.
@@ -69,6 +73,8 @@ class Update:
         `compiled` says whether by XLA where `can_compile`: a bool, or in a
         graph a scalar tensor.
         """
+        if self._compiles_at_once:
+            compiled = True
         threshold = _rounding.threshold(n_models)
         zero = tf.cast(n_models < 0, tf.int32)
         scalars = (c, threshold, zero)
@@ -155,6 +161,11 @@ class _Bundle(NamedTuple):
                 [weight.handle for weight in weights],
                 *scalars,
             )
+
+
+def _are_huge(bundles: list[_Bundle]) -> bool:
+    sizes = [math.prod(b.kind.shape) * len(b.members) for b in bundles]
+    return sum(sizes) >= _HUGE * len({bundle.kind for bundle in bundles})
 
 
 def _is_local(average: tf.Variable, weight: Any) -> bool:

@@ -184,6 +184,19 @@ def test_what_comes_often_is_compiled(seconds, period, expected, made, clock):
 
 
 @pytest.mark.parametrize(
+    ("huge", "expected"),
+    [(2 * LARGE[0], {True}), (2 * LARGE[0] + 1, {False})],
+)
+def test_what_is_huge_is_compiled_at_once(huge, expected, made, monkeypatch):
+    monkeypatch.setattr(_updates, "_HUGE", huge)
+    # Two kinds, with four times LARGE in all.
+    shapes = [LARGE, LARGE, (2, *LARGE)]
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply([tf.Variable(tf.ones(shape)) for shape in shapes])
+    assert made == expected
+
+
+@pytest.mark.parametrize(
     ("period", "expected"), [(100, {False, True}), (101, {False})]
 )
 def test_a_compiled_step_that_averages_rarely(period, expected, made):
