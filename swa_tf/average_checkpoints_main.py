@@ -136,7 +136,8 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status: 0 if the output is there, 1 if not.
     """
-    console, errors = _console(sys.stdout), _console(sys.stderr)
+    report = _Report(sys.stdout)
+    console, errors = _console(report), _console(sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
@@ -144,12 +145,11 @@ def main(argv: Sequence[str]) -> int:
             if FLAGS.window is None:  # else what it says is said by _show
                 for said in (".*refit_batch_norm", ".* looks like "):
                     warnings.filterwarnings("ignore", said)
-            with console.capture() as shown:
-                _run(list(argv[1:]), console, errors)
+            _run(list(argv[1:]), console, errors)
     except (OSError, TypeError, ValueError) as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
-    _print(shown.get(), errors)
+    _print(report.getvalue(), errors)
     return 0
 
 
@@ -328,13 +328,27 @@ def _function(name: str) -> Callable[[str], float]:
     return metric
 
 
+class _Report(io.StringIO):
+    """What is to be printed to a file, kept until all is done."""
+
+    def __init__(self, file: TextIO | None) -> None:
+        super().__init__()
+        self._file = file
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return (self._file and self._file.encoding) or "utf-8"
+
+    def isatty(self) -> bool:
+        return bool(self._file and self._file.isatty())
+
+
 def _console(file: TextIO | None) -> Console:
     """Where paths stand as they are; files and pipes have lines of any length.
 
     Colons and brackets in what is printed are no emoji and no numbers.
     """
-    if file is None:  # closed
-        file = io.StringIO()
+    file = file or io.StringIO()  # it may be closed
     width = None if file.isatty() else 10_000
     return Console(
         file=file, width=width, soft_wrap=True, highlight=False, emoji=False

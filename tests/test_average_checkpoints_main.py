@@ -597,8 +597,9 @@ class _Output(io.TextIOWrapper):
     """Standard output that goes to a file, by its path or number."""
 
     def __init__(self, path, encoding="utf-8"):
-        file = io.BufferedWriter(io.FileIO(path, "w"))
-        super().__init__(file, encoding=encoding)
+        file = io.FileIO(path, "w")
+        # Written through, as by `python -u`.
+        super().__init__(file, encoding=encoding, write_through=True)
 
 
 @pytest.mark.parametrize("path", ["/dev/full", "pipe", None])

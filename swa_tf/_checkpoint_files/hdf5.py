@@ -122,7 +122,8 @@ class Hdf5File:
                     target.write(piece.data)
                 dtype = self.tensors[key].dtype  # in the file's byte order
                 for piece in averaged[key]():
-                    target.write(stored.as_bytes(piece.astype(dtype)).data)
+                    piece = piece.astype(dtype, copy=False)
+                    target.write(stored.as_bytes(piece).data)
                 at = end
         for piece in self._bytes(at, self._offset + self.size):
             target.write(piece.data)
