@@ -129,6 +129,8 @@ def resolve(given: Mapping[str, Any]) -> Config:
     chosen = {name: value for name, value in given.items() if value is not None}
     by_dataset = "small" if chosen.get("dataset") == "cifar10" else "digits"
     preset = chosen.setdefault("preset", by_dataset)
+    if isinstance(chosen.get("resnet_size"), str):  # as absl gives a choice
+        chosen["resnet_size"] = int(chosen["resnet_size"])
     _check_choice("preset", preset)
     config = Config(**{**PRESETS[preset], **chosen})
     _check(config)

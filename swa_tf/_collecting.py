@@ -72,7 +72,8 @@ def _collecting_call(
 
     @functools.wraps(original)
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if id(layer) not in numbers:
+        # What runs eagerly meanwhile is another thread's.
+        if id(layer) not in numbers or tf.executing_eagerly():
             return original(layer, *args, **kwargs)
         given = signature.bind(layer, *args, **kwargs).arguments
         return normalize(

@@ -15,12 +15,7 @@ import tensorflow as tf
 from swa_tf import _parts
 
 _VALUES = (bool, int, float, complex, str, bytes, np.generic, tf.DType)
-_OBJECTS = (
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
-    np.ndarray,
-)
+_SMALL = 4096  # bytes of an array that is compared by value
 
 
 class Fingerprint:
@@ -28,9 +23,9 @@ class Fingerprint:
 
     Compared are the layers, modules and variables that the model holds, with
     their classes and `call`s; and what their attributes hold, in containers
-    and data classes too: numbers, strings and the like by value, functions
-    and arrays by identity. Metrics are no part of it, nor the functions with
-    which Keras trains and evaluates. It keeps none of them alive.
+    and data classes too: numbers, strings, small arrays and the like by value,
+    anything else by identity. Metrics are no part of it, nor the functions
+    with which Keras trains and evaluates. It keeps none of them alive.
     """
 
     def __init__(self, model: Any) -> None:
@@ -77,15 +72,34 @@ class _State:
             return kind, value
         if id(value) in self._numbers:
             return self._numbers[id(value)]
-        if isinstance(value, (list, tuple)):
-            return list(self._items(enumerate(value))) or None
-        if isinstance(value, dict):  # and what TensorFlow wraps one in
-            return list(self._items(list(value.items()))) or None
-        if issubclass(kind, _OBJECTS):
-            self.objects.append(value)
-        elif kind is types.SimpleNamespace or dataclasses.is_dataclass(kind):
-            return list(self._items(vars(value).items()))
+        if issubclass(kind, np.ndarray) and value.nbytes <= _SMALL:
+            return value.shape, value.dtype.str, value.tobytes()
+        items = _items_of(value)
+        if items is not None:
+            self._numbers[id(value)] = len(self._numbers)  # it may hold itself
+            return list(self._items(items)) or None
+        try:
+            weakref.ref(value)
+        except TypeError:
+            return kind, repr(value)
+        self.objects.append(value)
         return None
+
+
+def _items_of(value: Any) -> Any:
+    """Names and values that a container or data class holds, or None."""
+    if isinstance(value, (list, tuple)):
+        return enumerate(value)
+    if isinstance(value, (set, frozenset)):
+        return enumerate(sorted(value, key=repr))
+    if isinstance(value, dict):  # and what TensorFlow wraps one in
+        return list(value.items())
+    if isinstance(value, types.SimpleNamespace):
+        return vars(value).items()
+    if dataclasses.is_dataclass(type(value)):
+        names = [field.name for field in dataclasses.fields(value)]
+        return [(name, getattr(value, name, None)) for name in names]
+    return None
 
 
 def _attributes(part: Any) -> Iterator[Any]:
@@ -108,7 +122,7 @@ def _bookkeeping() -> frozenset[str]:
             *vars(tf.keras.layers.Layer(name="none")),
             *(f"{each}_function" for each in ("train", "test", "predict")),
             *(f"stop_{each}" for each in ("evaluating", "predicting")),
-            "train_tf_function",
+            *("train_tf_function", "optimizer", "history", "_compile_config"),
         ]
     )
 

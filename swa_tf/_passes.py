@@ -94,7 +94,9 @@ class CollectingPass:
         self._saved = {}
         self._trace = None
         if self._strategy is not None:
-            dataset = _replicas.distributed(self._strategy, dataset)
+            dataset = _replicas.distributed(
+                self._strategy, dataset, lambda batch: (_inputs_of(batch),)
+            )
         elif _replicas.is_distributed(dataset):
             _replicas.check_one_replica(dataset)
         specs = _inputs_of(getattr(dataset, "element_spec", None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -50,14 +50,19 @@ def check_one_replica(dataset: Any) -> None:
 
 
 def distributed(
-    strategy: tf.distribute.Strategy, dataset: Iterable[Any]
+    strategy: tf.distribute.Strategy,
+    dataset: Iterable[Any],
+    wanted: Callable[[Any], Any],
 ) -> Iterable[Any]:
-    """The batches of `dataset`, each replica's part of them apart."""
+    """The batches of `dataset`, each replica's part of them apart.
+
+    Of what need be split here, only what is `wanted` of a batch is.
+    """
     if is_distributed(dataset):
         return dataset
     if isinstance(dataset, tf.data.Dataset):
         return strategy.experimental_distribute_dataset(dataset)
-    return _split_batches(strategy, dataset)
+    return _split_batches(strategy, map(wanted, dataset))
 
 
 def filled(inputs: Any) -> tuple[Any, tf.Tensor]:
@@ -151,6 +156,8 @@ def _split_batches(
 
     def part(value: Any, replica: int) -> tf.Tensor:
         value = value if tf.is_tensor(value) else tf.convert_to_tensor(value)
+        if value.shape.rank == 0:
+            return value
         size = len(value)
         start, end = ((replica + i) * size // replicas for i in (0, 1))
         return value[start:end]

@@ -55,6 +55,15 @@ class State(tf.train.experimental.PythonState):
             )
         ]
 
+    def live(self) -> tf.Tensor:
+        """1, or 0 while the averages are swapped in, as int64.
+
+        Where XLA compiles, which leaves assertions out, an update by nothing.
+        """
+        if self.variable is None:
+            return tf.ones([], tf.int64)
+        return 1 - tf.cast(self.variable.read_value(), tf.int64)
+
     def note(self, variables: Iterable[Any], others_join: bool = False) -> None:
         """Notes the variables averaged, unless a checkpoint has others.
 

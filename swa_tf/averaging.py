@@ -6,13 +6,14 @@ average <- average + c * (weight - average)
 from __future__ import annotations
 
 import abc
+import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _shadows, _state, _updates, _variables
+from swa_tf import _compat, _functions, _shadows, _state, _updates, _variables
 from swa_tf.timing import AveragingSchedule
 
 # Two threads that read a count, and write what they have read plus one, count
@@ -52,7 +53,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         self._device = device
         self._averages: list[tf.Variable] = []
         self._average_of = _variables.Untracked({})
-        self._functions = _variables.Untracked({})
+        self._functions = _functions.Functions()
         self._pace = _updates.Pace()
         self._when: AveragingSchedule | None = None
         self._n_calls: Any = None
@@ -88,7 +89,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 f"Received: when={when!r}"
             )
         self._when = when
-        self._functions = _variables.Untracked({})  # they keep the old one
+        self._functions = _functions.Functions()  # they keep the old one
         if when is not None and self._n_calls is None:
             self._n_calls = self._counter("n_calls")
 
@@ -339,32 +340,22 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         """
         if not isinstance(var_list, (list, tuple)):
             var_list = self._prepared(var_list)
-        key = tuple(map(id, var_list))
-        if key not in self._functions.value:
+        made = self._functions.of(var_list)
+        if made is None:
             variables = self._prepared(var_list)
             if not all(v.shape.is_fully_defined() for v in variables):
                 self._update(variables, compiled=False)  # checked each time
                 return
-            plain = self._function(variables, False)
-            compiled = plain
-            if _updates.Update(self._pairs(variables)).can_compile:
-                compiled = self._function(variables, True)
-            # The list as well: nothing else may come to have one of the ids.
-            made = list(var_list), plain, compiled
-            self._functions.value[key] = made
-        _, plain, compiled = self._functions.value[key]
-        period = self._when.period if self._when else 1
-        (compiled if self._pace.is_fast(period) else plain)()
+            made = self._functions.make(
+                var_list,
+                functools.partial(self._update, variables),
+                _updates.Update(self._pairs(variables)).can_compile,
+            )
+        made.run(self._pace.is_fast(self._period))
 
-    def _function(
-        self, variables: list[Any], compiled: bool
-    ) -> Callable[[], None]:
-        @tf.function(autograph=False)
-        def update() -> None:
-            self._update(variables, compiled)
-
-        function: Callable[[], None] = update
-        return function
+    @property
+    def _period(self) -> int:
+        return self._when.period if self._when else 1
 
     def _prepared(self, var_list: Iterable[Any]) -> list[Any]:
         """The checked variables of `var_list`, each with a shadow variable."""
@@ -396,6 +387,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         with tf.name_scope(self.name) as scope:
             with tf.control_dependencies(checks):
                 due = self._due()
+                live = self._state.live()
                 n_models = self._read_n_models()
 
             def average() -> Any:
@@ -403,6 +395,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 first = self._is_first(n_models)
                 if first is not False:
                     c = tf.where(first, tf.ones_like(c), c)
+                c *= tf.cast(live, c.dtype)
                 return self._move(pairs, c, n_models, compiled)
 
             with tf.control_dependencies([n_models]):
@@ -413,7 +406,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 )
             with tf.control_dependencies([] if moved is None else [moved]):
                 counted = self._n_models.assign(
-                    n_models + tf.cast(due, tf.int64)
+                    n_models + tf.cast(due, tf.int64) * live
                 )
             return tf.group(counted, name=scope)
 
@@ -439,8 +432,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         update = _updates.Update(pairs)
         when: Any = compiled
         if compiled is None:
-            period = self._when.period if self._when else 1
-            when = _updates.many_in_a_graph(n_models, period)
+            when = _updates.many_in_a_graph(n_models, self._period)
         return update(c, n_models, when)
 
     def assert_averaged(self) -> list[tf.Operation]:
@@ -561,7 +553,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""
         self._graph = _variables.outermost_graph()
-        self._functions = _variables.Untracked({})
+        self._functions = _functions.Functions()
         with tf.init_scope():
             self._state = _state.State()
         self._n_models = self._counter("n_models")

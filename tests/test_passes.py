@@ -1,7 +1,10 @@
 """What is kept of a refit for the next one, and when it is not."""
 
 import dataclasses
+import functools
 import gc
+import sys
+import threading
 import weakref
 
 import numpy as np
@@ -334,3 +337,108 @@ def test_a_layer_inside_a_loop_and_a_condition():
         close(model.norm.moving_mean, both.mean((0, 1, 2)))
         close(model.norm.moving_variance, both.var((0, 1, 2)))
         close(model.second.moving_mean, X[:10].mean((0, 1, 2)))
+
+
+class Held:
+    """What no library knows of."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return self.factor * x
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    parent: object = None
+    children: list = dataclasses.field(default_factory=list)
+
+
+if sys.version_info >= (3, 10):
+
+    @dataclasses.dataclass(slots=True)
+    class Slotted:
+        factor: float = 1.0
+
+else:
+    Slotted = Options
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        Held,
+        lambda factor: functools.partial(tf.multiply, y=factor),
+        lambda factor: tf.function(lambda x: factor * x),
+    ],
+)
+def test_other_objects_are_told_apart(function):
+    model = made()
+    for factor in (2.0, 3.0):
+        model.function = function(factor)
+        close(mean_of(model), factor * MEAN)
+
+
+@pytest.mark.parametrize("kind", [tf.constant, np.float32])
+def test_tensors_and_numbers_are_told_apart(kind):
+    model = made()
+    for factor in (2.0, 3.0):
+        model.factor = kind(factor)
+        close(mean_of(model), factor * MEAN)
+
+
+def test_a_small_array_that_is_changed_in_place():
+    model = made()
+    for shift in (2.0, 3.0):
+        model.array[:] = shift
+        close(mean_of(model), MEAN + shift)
+
+
+def test_an_adapted_layer():
+    adapted = layers.Normalization()
+    adapted.adapt(X)
+    norm = layers.BatchNormalization()
+    model = tf.keras.Sequential([adapted, norm])
+    model(X)
+    for x in (X, 10.0 * X + 50.0):
+        adapted.adapt(x)
+        swa_tf.refit_batch_norm(model, data())
+        exact = (X.astype(np.float64) - x.mean((0, 1, 2))) / x.std((0, 1, 2))
+        np.testing.assert_allclose(
+            norm.moving_mean, exact.mean((0, 1, 2)), atol=1e-4
+        )
+
+
+def test_data_classes_of_other_kinds():
+    model = made()
+    model.slotted = Slotted()
+    model.tree = Node()
+    model.tree.children.append(Node(model.tree))
+    close(mean_of(model), MEAN)
+    TRACES.clear()
+    close(mean_of(model), MEAN)
+    assert TRACES == []
+    model.tree.children.append(Node(model.tree))
+    close(mean_of(model), MEAN)
+    assert len(TRACES) == 1
+
+
+def test_another_thread_predicts_while_it_is_traced():
+    model = made()
+    expected = model(X).numpy()
+    found = []
+
+    def function(x):
+        if not tf.executing_eagerly():
+            thread = threading.Thread(
+                target=lambda: found.append(model(X).numpy())
+            )
+            thread.start()
+            thread.join()
+        return x
+
+    model.function = function
+    swa_tf.refit_batch_norm(model, data())
+    close(model.norm.moving_mean, MEAN)
+    np.testing.assert_array_equal(found[0], expected)

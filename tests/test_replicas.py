@@ -151,6 +151,17 @@ def test_moving_free_on_two_replicas():
     assert components(layer.n_samples) == [45 * 64] * 2
 
 
+def test_only_the_inputs_of_a_batch_are_split(mirrored):
+    _, one, model = mirrored
+    batches = [(X[:11], None), (X[11:13], "labels", tf.constant(1.0))]
+    swa_tf.refit_batch_norm(one, batches)
+    swa_tf.refit_batch_norm(model, batches)
+    for expected, found in zip(norms(one), norms(model)):
+        np.testing.assert_allclose(
+            found.moving_mean, expected.moving_mean, rtol=1e-5, atol=1e-6
+        )
+
+
 def test_a_loop_is_refused():
     class Looping(tf.keras.Model):
         def __init__(self):

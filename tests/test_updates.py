@@ -1,5 +1,7 @@
 """Updates of many variables: compiled or not, in bundles, the same bits."""
 
+import copy
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -308,3 +310,45 @@ def test_a_product_that_xla_does_not_fuse_with_a_sum():
 
     expected = x.numpy() * y.numpy() + x.numpy()  # rounded twice
     np.testing.assert_array_equal(total(tf.constant(0)), expected)
+
+
+def test_swapped_averages_are_not_averaged_where_xla_drops_the_error():
+    variables = [tf.Variable(1.0), tf.Variable(tf.ones(LARGE))]
+    swa = swa_tf.StochasticWeightAveraging()
+    step = tf.function(lambda: [swa.apply(variables), 0][1], jit_compile=True)
+    step()
+    with swa_tf.averaged_weights(swa, variables):
+        variables[0].assign(9.0)
+        step()
+    assert (int(swa.n_models), float(swa.average(variables[0]))) == (1, 1.0)
+
+
+def test_of_many_lists_the_latest_functions_are_kept():
+    a, b = tf.Variable(1.0), tf.Variable(2.0)
+    ema = swa_tf.ExponentialMovingAverage(0.5)
+    for variables in ([a, b], [b, a], [a], [b]) * 2:
+        ema.apply(variables)
+    made = ema._functions._made
+    assert len(made) == 4
+    others = [tf.Variable(float(i)) for i in range(7)]
+    for other in others:
+        ema.apply([other])
+    assert len(made) == 8
+    assert [float(each._held[0]) for each in made.values()] == [2.0, *range(7)]
+
+
+def test_a_copy_goes_on_by_itself():
+    variable = tf.Variable(1.0)
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply([variable])
+    both = copy.deepcopy({"swa": swa, "variable": variable})
+    both["variable"].assign(3.0)
+    both["swa"].apply([both["variable"]])
+    assert float(both["swa"].average(both["variable"])) == 2.0
+    assert (float(swa.average(variable)), int(swa.n_models)) == (1.0, 1)
+
+
+def test_many_averages_give_no_warning_of_retracing(caplog):
+    for _ in range(8):
+        swa_tf.StochasticWeightAveraging().apply([tf.Variable(1.0)])
+    assert "retracing" not in caplog.text
