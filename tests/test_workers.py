@@ -294,3 +294,15 @@ def test_outside_eager_mode():
     with tf.Graph().as_default():
         with pytest.raises(RuntimeError, match="eager mode only"):
             swa_tf.merge_averages(target, [other])
+
+
+def test_the_checkpoint_of_an_exponential_average_is_refused(tmp_path):
+    variable = tf.Variable(1.0)
+    ema = swa_tf.ExponentialMovingAverage(0.5)
+    ema.apply([variable])
+    path = tf.train.Checkpoint(ema=ema).save(str(tmp_path / "ckpt"))
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply([variable])
+    with pytest.raises(ValueError, match="hold one average each"):
+        swa_tf.merge_averages(swa, [path])
+    assert int(swa.n_models) == 1

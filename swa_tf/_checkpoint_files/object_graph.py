@@ -62,7 +62,8 @@ class ObjectGraph:
             if {"_averages", "_n_models"} <= children.keys():
                 averages = list(self._below(children["_averages"]))
                 state |= set(averages)
-                if "_state" in children:
+                # An exponential average, which has begun, does not merge.
+                if "_state" in children and "_begun" not in children:
                     self.averages += [
                         AverageKeys(averages, *n_models_and_state)
                         for n_models_and_state in zip(
