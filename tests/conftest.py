@@ -35,6 +35,13 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _less_to_look_at():
+    """Nor at what the tests of other files have imported and traced."""
+    gc.collect()
+    gc.freeze()
+
+
 def _stack():
     door = tf.keras.layers.Layer.__module__.split(".")[0]
     packages = ["tensorflow", door]
