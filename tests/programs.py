@@ -67,6 +67,8 @@ class Program:
             os.path.join(self._folder.name, name)
             for name in ("stdout", "stderr")
         ]
+        for path in self._printed:  # it may be killed before it opens them
+            open(path, "w", encoding="utf-8").close()
         job = {
             "arguments": [os.fspath(argument) for argument in arguments],
             "cwd": os.fspath(cwd),
