@@ -32,6 +32,17 @@ class Fingerprint:
         state = _State(model)
         self._values = state.values
         self._objects = [weakref.ref(each) for each in state.objects]
+        self._written: set[tuple[int, Any]] = set()
+
+    def settle(self, model: Any) -> None:
+        """Leaves out what calling the model has changed, such as a count."""
+        for n, (before, now) in enumerate(
+            zip(self._values, _State(model).values)
+        ):
+            old = dict(before)
+            self._written |= {
+                (n, name) for name, value in now if old.get(name) != value
+            }
 
     def fits(self, model: Any) -> bool:
         """Whether the model is as it was."""
@@ -39,8 +50,31 @@ class Fingerprint:
         return (
             len(state.objects) == len(self._objects)
             and all(a() is b for a, b in zip(self._objects, state.objects))
-            and state.values == self._values
+            and self._read(state.values) == self._read(self._values)
         )
+
+    def _read(self, values: list[Any]) -> list[Any]:
+        return [
+            [item for item in items if (n, item[0]) not in self._written]
+            for n, items in enumerate(values)
+        ]
+
+
+class _Identity:
+    """Equal to that of the same object, while it lives."""
+
+    def __init__(self, value: Any) -> None:
+        self._ref = weakref.ref(value)
+
+    def __eq__(self, other: object) -> bool:
+        mine = self._ref()
+        return (
+            isinstance(other, _Identity)
+            and mine is not None
+            and mine is other._ref()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class _State:
@@ -79,11 +113,9 @@ class _State:
             self._numbers[id(value)] = len(self._numbers)  # it may hold itself
             return list(self._items(items)) or None
         try:
-            weakref.ref(value)
-        except TypeError:
+            return _Identity(value)
+        except TypeError:  # there are no weak references to it
             return kind, repr(value)
-        self.objects.append(value)
-        return None
 
 
 def _items_of(value: Any) -> Any:

@@ -146,6 +146,7 @@ class CollectingPass:
             self._trace = same[0]
         else:
             self._trace = self._traced(specs)
+            self._fingerprint.settle(self._model())
         self._traces.append(self._trace)
         for ref in self._trace.written:
             variable = ref()

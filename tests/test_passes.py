@@ -442,3 +442,29 @@ def test_another_thread_predicts_while_it_is_traced():
     swa_tf.refit_batch_norm(model, data())
     close(model.norm.moving_mean, MEAN)
     np.testing.assert_array_equal(found[0], expected)
+
+
+class Counting(tf.keras.Model):
+    """Keeps, as it is called, what its calls do not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = layers.BatchNormalization()
+        self.n_calls = 0
+        self.last = None
+
+    def call(self, inputs, training=None):
+        self.n_calls += 1
+        self.last = inputs
+        return self.norm(inputs, training=training)
+
+
+def test_a_model_that_counts_its_calls():
+    model = Counting()
+    model(X)
+    swa_tf.refit_batch_norm(model, data())
+    model(X)
+    calls = model.n_calls
+    swa_tf.refit_batch_norm(model, data())
+    assert model.n_calls == calls
+    close(model.norm.moving_mean, MEAN)
