@@ -44,22 +44,25 @@ def unbiased_sum(
     `threshold` of one, down to nothing otherwise. With thresholds spread
     evenly over (0, 1) that is right on average. An exact sum stays exact.
     """
+    exponent, epsilon = (
+        (0x7FF0000000000000, 2.0**-52)
+        if average.dtype == tf.float64
+        else (0x7F800000, 2.0**-23)
+    )
     total = average + step
     lost = step - (total - average)
-    ulp = _ulp(total)
-    up = tf.abs(lost) > tf.cast(threshold, ulp.dtype) * ulp
-    return total + tf.where(up, tf.sign(lost) * ulp, tf.zeros_like(ulp))
+    # The ulp, the distance from |total| to the next larger float, is `epsilon`
+    # of the power of two in it. In as few operations as will do: where memory
+    # is fast, it is they that take the time.
+    power = tf.bitcast(_bits(total) & exponent, total.dtype)
+    up = tf.abs(lost) > tf.cast(epsilon * threshold, total.dtype) * power
+    sign = _bits(lost) & _bits(lost).dtype.min
+    ulp = tf.bitcast(_bits(epsilon * power) | sign, total.dtype)
+    return total + tf.where(up, ulp, tf.zeros_like(ulp))
 
 
-def _ulp(x: tf.Tensor) -> tf.Tensor:
-    """The distance from |x| to the next larger float."""
-    integer, exponent, epsilon = (
-        (tf.int64, 0x7FF0000000000000, 2.0**-52)
-        if x.dtype == tf.float64
-        else (tf.int32, 0x7F800000, 2.0**-23)
-    )
-    power = tf.bitwise.bitwise_and(tf.bitcast(x, integer), exponent)
-    return epsilon * tf.bitcast(power, x.dtype)
+def _bits(x: tf.Tensor) -> tf.Tensor:
+    return tf.bitcast(x, tf.int64 if x.dtype == tf.float64 else tf.int32)
 
 
 def _rounded(product: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
@@ -69,8 +72,5 @@ def _rounded(product: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
     average would depend on how it was computed. XLA fuses a product that is
     used once, for some processors also one that is used twice as here.
     """
-    integer = tf.int64 if product.dtype == tf.float64 else tf.int32
-    bits = tf.bitwise.bitwise_xor(
-        tf.bitcast(product, integer), tf.cast(zero, integer)
-    )
-    return tf.bitcast(bits, product.dtype)
+    bits = _bits(product)
+    return tf.bitcast(bits ^ tf.cast(zero, bits.dtype), product.dtype)
