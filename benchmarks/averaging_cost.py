@@ -30,8 +30,8 @@ from benchmarks.errors import BenchmarkError
 
 PARTS = ("averaging", "swapping", "refit", "training", "imports")
 MODELS = ("resnet34", "4x25M", "1000x64", "4x125M")
-_QUICK = {
-    "models": ["3x1K"],
+_QUICK: dict[str, Any] = {
+    "models": "3x1K",
     "rounds": 2,
     "width": 4,
     "batch_size": 8,
@@ -81,7 +81,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
         flags.DEFINE_bool,
         "quick",
         False,
-        "Tiny models: to see that it works. The times mean nothing.",
+        "To see that it works: instead of what these flags say, "
+        + ", ".join(f"--{name}={value}" for name, value in _QUICK.items())
+        + ". The times mean nothing.",
     )
     add(flags.DEFINE_string, "output_dir", None, "Default: runs/cost.")
     return values
@@ -105,14 +107,12 @@ def run(
     Raises:
         BenchmarkError: If a model has no such name, or is too large.
     """
-    values = {**values, **(_QUICK if values["quick"] else {})}
+    if values["quick"]:
+        values = {**values, **_QUICK, "models": [_QUICK["models"]]}
     rounds, n_bytes = values["rounds"], 10**9 * values["memory_gb"]
     models, contents = {}, {}
     for model in values["models"]:
-        try:
-            models[model] = inputs.shapes(model)
-        except ValueError as error:
-            raise BenchmarkError(f"`--models`: {error}") from error
+        models[model] = inputs.of_flag("models", model)
         groups(values["ways"], inputs.parameters(models[model]), n_bytes)
     for part in PARTS:
         if part not in values["parts"]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.resnet import ResNet
 
 Shapes = Sequence[Sequence[int]]
@@ -71,14 +72,41 @@ def shapes(model: str) -> list[tuple[int, ...]]:
         network = ResNet(34, width=64)
         network(tf.zeros([1, 32, 32, 3]))
         return [tuple(v.shape) for v in network.trainable_variables]
-    parsed = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)([KMB]?)", model)
-    if not parsed:
+    count, _, size = model.partition("x")
+    try:
+        return [(number(size),)] * number(count)
+    except ValueError as error:
         raise ValueError(
             "`model` must be resnet34 or, for example, 4x25M. "
             f"Received: model={model!r}"
+        ) from error
+
+
+def of_flag(flag: str, model: str) -> Shapes:
+    """The same for what a flag was given, with its name in the error."""
+    try:
+        return shapes(model)
+    except ValueError as error:
+        raise BenchmarkError(f"`--{flag}`: {error}") from error
+
+
+def number(text: str) -> int:
+    """A number > 0 with K, M or B behind it, or none of these.
+
+    >>> number("25M"), number("64")
+    (25000000, 64)
+
+    Raises:
+        ValueError: If it is none.
+    """
+    parsed = re.fullmatch(r"([1-9]\d*)([KMB]?)", text)
+    if not parsed:
+        raise ValueError(
+            "it must be a number > 0 such as 64, 10K, 25M or 1B. "
+            f"Received: {text!r}"
         )
-    number, size, unit = parsed.groups()
-    return [(int(size) * _UNITS[unit],)] * int(number)
+    digits, unit = parsed.groups()
+    return int(digits) * _UNITS[unit]
 
 
 def parameters(model_shapes: Shapes) -> int:

@@ -36,6 +36,8 @@ WAYS = {
 }
 # From where on a line is fitted: below, the cost of a call shows.
 _FITTED_FROM = {"parameters": 10**7, "variables": 100, "replicas": 1}
+# Through two points any line goes.
+_POINTS = 3
 _TITLES = {
     "parameters": f"Parameters, in {_PARAMETERS_IN} variables",
     "variables": f"Variables of {_VARIABLES_OF} parameters",
@@ -58,7 +60,7 @@ def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Fit:
     1.0
 
     Args:
-        sizes: The n, at least two.
+        sizes: The n, at least two different ones.
         seconds: The t.
     """
     x, y = np.log(sizes), np.log(seconds)
@@ -73,7 +75,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
         flags.DEFINE_list(
             axis,
             default.split(","),
-            f"{_TITLES[axis]}: their numbers, with K, M or B; none to skip it.",
+            f"{_TITLES[axis]}: their numbers, with K, M or B; or none.",
             flag_values=values,
         )
     for name, default, meaning in (
@@ -115,7 +117,7 @@ def run(
         BenchmarkError: If a flag is not what it must be.
     """
     sizes = {axis: _numbers(axis, values[axis]) for axis in AXES}
-    mirrored = _shapes("replicas_of", values["replicas_of"])
+    mirrored = inputs.of_flag("replicas_of", values["replicas_of"])
     contents: dict[str, Any] = {"left_out": []}
     for axis in AXES:
         contents[axis] = {}
@@ -155,21 +157,17 @@ def run(
     return contents
 
 
-def _shapes(flag: str, model: str) -> inputs.Shapes:
-    try:
-        return inputs.shapes(model)
-    except ValueError as error:
-        raise BenchmarkError(f"`--{flag}`: {error}") from error
-
-
 def _numbers(axis: str, given: Sequence[str]) -> list[int]:
-    return [inputs.parameters(_shapes(axis, f"1x{n}")) for n in given]
+    try:
+        return [inputs.number(each) for each in given]
+    except ValueError as error:
+        raise BenchmarkError(f"`--{axis}`: {error}") from error
 
 
 def fits(axis: str, found: Mapping[int, Any]) -> dict[str, Fit]:
     """The fit of each way, to the medians from `_FITTED_FROM` on."""
     sizes = [size for size in found if size >= _FITTED_FROM[axis]]
-    if len(sizes) < 2:
+    if len(sizes) < _POINTS:
         return {}
     return {
         way: fit(sizes, [_median(found[size][way]) for size in sizes])

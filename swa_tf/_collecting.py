@@ -13,7 +13,7 @@ import tensorflow as tf
 
 Normalize = Callable[[int, Any, Any, Any], Any]
 
-_COLLECTING = threading.RLock()
+_PATCHING = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def collecting(
         normalize: Given the number of the layer in `layers`, the layer, its
             inputs and its mask, the outputs.
     """
-    with _COLLECTING, _inlined_functions():
+    with _PATCHING, _inlined_functions():
         classes = {_normalizing_class(layer, kinds) for layer in layers}
         originals = {each: vars(each)["call"] for each in classes}
         own = [layer for layer in layers if _holds_its_call(layer)]

@@ -52,8 +52,10 @@ def batch_moments(layer: Any, inputs: Any, mask: Any) -> _moments.Moments:
     variance = square - tf.square(mean)
     # False also where the squares are infinite.
     near = tf.reduce_all(square - _FAR * variance <= 0.0)
-    variance = tf.cond(
-        near, lambda: variance, lambda: _from_deviations(x, mean, count)
+    mean, variance = tf.cond(
+        near,
+        lambda: (mean, variance),
+        lambda: _from_deviations(x, tf.cast(mean, tf.float32), count),
     )
     return _moments.Moments(count, mean, tf.maximum(variance, 0.0))
 
@@ -98,19 +100,22 @@ def _is_quick(layer: Any, inputs: Any) -> bool:
 
 
 def _from_deviations(
-    x: tf.Tensor, mean: tf.Tensor, count: tf.Tensor
-) -> tf.Tensor:
-    """The variance, as in `_moments.batch_moments`."""
+    x: tf.Tensor, center: tf.Tensor, count: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance, from the deviations from about the mean."""
     times = _repeats(x)
-    rounded = tf.cast(mean, tf.float32)
-    squares = tf.math.squared_difference(
-        tf.reshape(x, [-1, times * x.shape[-1]]), tf.tile(rounded, [times])
+    deviations = tf.reshape(x, [-1, times * x.shape[-1]]) - tf.tile(
+        center, [times]
     )
-    blocks = tf.reshape(squares, [-1, _divisor(x, _BLOCK), x.shape[-1]])
-    sums = tf.cast(tf.reduce_sum(blocks, 1), tf.float64)
-    return tf.math.divide_no_nan(tf.reduce_sum(sums, 0), count) - tf.square(
-        mean - tf.cast(rounded, tf.float64)
-    )
+
+    def mean_of(values: tf.Tensor) -> tf.Tensor:
+        blocks = tf.reshape(values, [-1, _divisor(x, _BLOCK), x.shape[-1]])
+        sums = tf.cast(tf.reduce_sum(blocks, 1), tf.float64)
+        return tf.math.divide_no_nan(tf.reduce_sum(sums, 0), count)
+
+    rest = mean_of(deviations)
+    variance = mean_of(tf.square(deviations)) - tf.square(rest)
+    return tf.cast(center, tf.float64) + rest, variance
 
 
 def _repeats(x: tf.Tensor) -> int:

@@ -245,7 +245,7 @@ def refit_batch_norm(
         merge.
     """
     _check_arguments(model, dataset, steps, variance)
-    with _COLLECTING:
+    with _ONE_AT_A_TIME:
         collecting = _collecting_pass(model)
         if collecting is None:
             _warn_of_none(model)
@@ -277,8 +277,9 @@ def refit_batch_norm(
     )
 
 
-_COLLECTING = threading.RLock()
-"""One refit at a time: two of one model would count into each other."""
+_ONE_AT_A_TIME = threading.RLock()
+"""One refit at a time: two of one model would count into each other, and models
+may share layers."""
 
 
 def _collecting_pass(model: Any) -> _passes.CollectingPass | None:

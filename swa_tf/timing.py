@@ -45,8 +45,18 @@ class AveragingSchedule:
     """
 
     def __init__(self, start: int = 0, period: int = 1) -> None:
-        self.start = _checks.integer("start", start, at_least=0)
-        self.period = _checks.integer("period", period, at_least=1)
+        self._start = _checks.integer("start", start, at_least=0)
+        self._period = _checks.integer("period", period, at_least=1)
+
+    @property
+    def start(self) -> int:
+        """The first step (or epoch) to average. It cannot be changed."""
+        return self._start
+
+    @property
+    def period(self) -> int:
+        """From one average to the next. It cannot be changed."""
+        return self._period
 
     def due(self, index: Any) -> Any:
         """Whether to average after the step (or epoch) number `index`.

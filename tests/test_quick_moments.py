@@ -53,8 +53,9 @@ def test_moments(mean, deviation, far, from_deviations):
     assert bool(from_deviations) == far
     true_mean, true_variance = moments(x)
     assert float(found.count) == 64 * 32 * 32
+    # Next to the deviations, which says more where the mean is far away.
     np.testing.assert_allclose(
-        found.mean, true_mean, rtol=1e-7, atol=1e-7 * deviation
+        found.mean, true_mean, rtol=0.0, atol=1e-6 * deviation
     )
     np.testing.assert_allclose(found.variance, true_variance, rtol=1e-6)
 

@@ -43,6 +43,15 @@ def test_bad_arguments(arguments, message):
 
 
 @pytest.mark.parametrize("when", [5, "epoch", (2, 2)])
+@pytest.mark.parametrize("name", ["start", "period"])
+def test_cannot_be_changed_once_an_average_may_have_compiled_it(name):
+    schedule = swa_tf.AveragingSchedule(start=2, period=3)
+    with pytest.raises(AttributeError):
+        setattr(schedule, name, 1)
+    assert (schedule.start, schedule.period) == (2, 3)
+
+
+@pytest.mark.parametrize("when", [5, "epoch", (2, 2)])
 def test_when_of_another_kind(when):
     with pytest.raises(TypeError, match="`when` must be a"):
         swa_tf.StochasticWeightAveraging(when=when)
