@@ -167,7 +167,8 @@ def loop(folder, mark):
         max_to_keep=2,
     )
     mark("start")
-    optimizer.build(model.trainable_variables)
+    for each in (optimizer, swa, ema):  # for what is killed after its last step
+        each.build(model.trainable_variables)
     checkpoints.restore_or_initialize()
 
     @tf.function
