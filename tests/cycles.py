@@ -42,7 +42,7 @@ def held():
 
 
 def main(folder, n, control):
-    optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer = tf.keras.optimizers.SGD(0.01)
     model = tf.keras.Sequential(
         [
             tf.keras.Input([4]),

@@ -133,7 +133,9 @@ def _callback(folder, mark, **arguments):
 def _fit(folder, mark, model, callbacks, **arguments):
     mark("start")
     history = fitting.fit(model, *callbacks, epochs=EPOCHS, **arguments)
-    averages = callbacks[0].averages.variables
+    averages = callbacks[0].averages
+    # Not the calls, which are counted from the epochs that are still to come.
+    averages = [averages.n_models, *(each for _, each in averages.averaged)]
     optimizer = checkpoint_files.optimizer_variables(model)
     figures = [
         [epoch, *(history.history[name][i] for name in sorted(history.history))]

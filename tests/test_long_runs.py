@@ -1,0 +1,75 @@
+"""A million updates, and a process that goes on and on."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import swa_tf
+
+N = 1_000_000
+SIZE = 512
+
+
+def run(average, decay, dtype, noise):
+    """Weights that drift by up to 5 %, each by its own share, averaged.
+
+    Returns:
+        The average; the same in float64; the same in float32 as it is rounded
+        everywhere else; the largest weight and the largest distance from a
+        weight to the average.
+    """
+    rng = np.random.default_rng(0)
+    start = np.geomspace(0.1, 10.0, SIZE)
+    drift = rng.uniform(-0.05, 0.05, SIZE) / N
+    phase = rng.uniform(size=SIZE)
+    weight = tf.Variable(tf.cast(start, dtype))
+    average.build([weight])
+    exact, largest, farthest = (
+        tf.Variable(tf.zeros([SIZE], tf.float64)) for _ in range(3)
+    )
+    nearest = tf.Variable(tf.zeros([SIZE]))
+
+    @tf.function(jit_compile=True)
+    def updates():
+        for i in tf.range(N):
+            n = tf.cast(i, tf.float64)
+            wave = tf.math.floormod(n * np.sqrt(2.0) + phase, 1.0) - 0.5
+            value = start * (1.0 + n * drift + noise * wave)
+            weight.assign(tf.cast(value, dtype))
+            average.apply([weight])
+            c = 1.0 / (n + 1.0) if decay is None else 1.0 - decay
+            c = tf.where(i == 0, tf.ones([], tf.float64), c)
+            step = tf.cast(weight, tf.float64) - exact
+            exact.assign_add(c * step)
+            apart = tf.cast(weight, tf.float32) - nearest
+            nearest.assign_add(tf.cast(c, tf.float32) * apart)
+            largest.assign(tf.maximum(largest, tf.cast(weight, tf.float64)))
+            if i > 0:
+                farthest.assign(tf.maximum(farthest, tf.abs(step)))
+
+    updates()
+    assert int(average.n_models) == N
+    found = average.average(weight)
+    return [v.numpy() for v in (found, exact, nearest, largest, farthest)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+@pytest.mark.parametrize("decay", [None, 0.999, 0.9999])
+def test_a_million_updates(decay, dtype, noise):
+    """Within the bound of docs/precision.md."""
+    if decay is None:
+        average = swa_tf.StochasticWeightAveraging()
+        squares = N / 3 + 1 / 2 + 1 / (6 * N)
+    else:
+        average = swa_tf.ExponentialMovingAverage(decay)
+        squares = 1 / (1 - decay**2)
+    found, exact, nearest, largest, farthest = run(average, decay, dtype, noise)
+    ulp = np.spacing(largest.astype(np.float32)).astype(np.float64)
+    bound = 6 * ulp / 2 * np.sqrt(squares) + 3 * 2.0**-24 * farthest
+    error = np.abs(found - exact)
+    print(f"error {max(error / ulp):.3g} ulp, bound {max(bound / ulp):.4g}")
+    print(f"to nearest {max(np.abs(nearest - exact) / ulp):.3g} ulp")
+    assert np.all(error <= bound)
+    if not noise:  # which helps where each sum is rounded to the nearest
+        assert np.max(np.abs(nearest - exact) - bound) > 0.0
