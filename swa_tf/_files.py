@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
 import pathlib
 import shutil
@@ -10,13 +12,21 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import tensorflow as tf
+
+from swa_tf import _compat
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextlib.contextmanager
 def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A hidden folder beside `path`, which is gone at the end.
 
     From there a rename to `path` stays in one file system, and so is atomic.
-    Folders made on the way to it are gone as well if the block raises.
+    Folders made on the way to it are gone as well if the block raises. If it
+    does for want of space, which the system says of no file, the error names
+    `path`.
     """
     path = pathlib.Path(path)
     made = [parent for parent in path.parents if not parent.exists()]
@@ -32,10 +42,14 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             except BaseException:  # interrupted
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
-    except BaseException:
+    except BaseException as error:
         for parent in made:  # the innermost first
             with contextlib.suppress(OSError):  # no longer empty
                 parent.rmdir()
+        if isinstance(error, OSError) and error.errno in _FULL:
+            if str(error.filename or scratch).startswith(str(scratch)):
+                named = OSError(error.errno, error.strerror, os.fspath(path))
+                raise named from error
         raise
 
 
@@ -90,11 +104,44 @@ def check_model_path(name: str, path: Any) -> None:
 
 
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a model as the suffix says, without one for serving."""
+    """Writes a model as the suffix says, without one for serving.
+
+    Raises:
+        OSError: If it cannot be written. What was at `path` is there then.
+    """
     with replaced(path) as new:
-        if new.name.endswith(".weights.h5"):
-            model.save_weights(str(new))
-        elif new.suffix:
-            model.save(str(new))
-        else:
-            model.export(str(new))
+        if new.suffix == ".h5":
+            _check_space(new, model)
+        try:
+            if new.name.endswith(".weights.h5"):
+                model.save_weights(str(new))
+            elif new.suffix:
+                model.save(str(new))
+            else:
+                model.export(str(new))
+        except tf.errors.OpError as error:  # how TensorFlow says it
+            raise OSError(
+                f"'{os.fspath(path)}' cannot be written: {error.message}"
+            ) from error
+
+
+def _check_space(path: pathlib.Path, model: Any) -> None:
+    """Raises OSError if there is no space for a model at `path`.
+
+    Asked before, for with HDF5 a disk that fills up can end the process.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.weights, *_compat.optimizer_variables(optimizer)]
+    # Names, places and the model's configuration take some KB a variable.
+    left = (len(variables) + 4) << 14
+    for variable in variables:
+        left += _compat.tf_variable(variable).dtype.size * math.prod(
+            variable.shape
+        )
+    zeros = bytes(1 << 20)
+    try:
+        with open(path, "wb", buffering=0) as file:
+            while left > 0:
+                left -= file.write(zeros[:left])
+    finally:
+        path.unlink(missing_ok=True)
