@@ -47,9 +47,10 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             with contextlib.suppress(OSError):  # no longer empty
                 parent.rmdir()
         if isinstance(error, OSError) and error.errno in _FULL:
-            if str(error.filename or scratch).startswith(str(scratch)):
-                named = OSError(error.errno, error.strerror, os.fspath(path))
-                raise named from error
+            full = error.filename
+            if full is None or os.fspath(full).startswith(os.fspath(scratch)):
+                said = os.strerror(error.errno)
+                raise OSError(error.errno, said, os.fspath(path)) from error
         raise
 
 
@@ -111,7 +112,7 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     """
     with replaced(path) as new:
         if new.suffix == ".h5":
-            _check_space(new, model)
+            reserve(new, _size_in_hdf5(model))
         try:
             if new.name.endswith(".weights.h5"):
                 model.save_weights(str(new))
@@ -125,23 +126,28 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
             ) from error
 
 
-def _check_space(path: pathlib.Path, model: Any) -> None:
-    """Raises OSError if there is no space for a model at `path`.
+def reserve(path: str | os.PathLike[str], size: int) -> None:
+    """Raises OSError if there is no space for so many bytes at a new path.
 
-    Asked before, for with HDF5 a disk that fills up can end the process.
+    To be asked before HDF5 writes: a disk that fills up as it does can end the
+    process, or leave files open that cannot be closed.
     """
-    optimizer = getattr(model, "optimizer", None)
-    variables = [*model.weights, *_compat.optimizer_variables(optimizer)]
-    # Names, places and the model's configuration take some KB a variable.
-    left = (len(variables) + 4) << 14
-    for variable in variables:
-        left += _compat.tf_variable(variable).dtype.size * math.prod(
-            variable.shape
-        )
     zeros = bytes(1 << 20)
     try:
         with open(path, "wb", buffering=0) as file:
-            while left > 0:
-                left -= file.write(zeros[:left])
+            while size > 0:
+                size -= file.write(zeros[:size])
     finally:
-        path.unlink(missing_ok=True)
+        pathlib.Path(path).unlink(missing_ok=True)
+
+
+def _size_in_hdf5(model: Any) -> int:
+    """How many bytes a model takes at most, for what Keras has."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.weights, *_compat.optimizer_variables(optimizer)]
+    values = sum(
+        math.prod(variable.shape) * _compat.tf_variable(variable).dtype.size
+        for variable in variables
+    )
+    # Names, places and the model's configuration take some KB a variable.
+    return values + ((len(variables) + 4) << 14)

@@ -167,8 +167,7 @@ def write_trained(form, path, seed):
 
 def optimizer_variables(model):
     """All that a model's optimizer keeps."""
-    variables = model.optimizer.variables
-    return variables() if callable(variables) else list(variables)
+    return _compat.optimizer_variables(model.optimizer)
 
 
 def contents(folder):
