@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
-from swa_tf import average_checkpoints_main
+from swa_tf import _compat, average_checkpoints_main
 
 OBJECT, NAME, WEIGHTS, KERAS, H5 = (
     "object-based",
