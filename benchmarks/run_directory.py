@@ -209,7 +209,11 @@ def _publish(path: str, make: Callable[[str], None]) -> None:
     directory, name = os.path.split(path)
     partial = os.path.join(directory, f"{_PARTIAL}{name}")
     _remove(partial)
-    make(partial)
+    try:
+        make(partial)
+    except (OSError, tf.errors.OpError) as error:
+        _remove(partial)
+        raise BenchmarkError(f"{path} cannot be written: {error}") from error
     if os.path.isdir(path):
         _remove(path)  # A directory cannot be replaced, only followed.
     os.replace(partial, path)

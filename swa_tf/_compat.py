@@ -92,6 +92,12 @@ def copy_slices_and_sharding(source: Any, target: Any, suffix: str) -> None:
         target.op._set_attr(attribute, op.node_def.attr[attribute])
 
 
+def optimizer_variables(optimizer: Any) -> list[Any]:
+    """All that an optimizer keeps; nothing of None."""
+    variables = getattr(optimizer, "variables", [])
+    return list(variables() if callable(variables) else variables)
+
+
 def save_with_model(
     model: Any,
     name: str,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
 import pathlib
 import shutil
@@ -10,13 +12,21 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import tensorflow as tf
+
+from swa_tf import _compat
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextlib.contextmanager
 def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A hidden folder beside `path`, which is gone at the end.
 
     From there a rename to `path` stays in one file system, and so is atomic.
-    Folders made on the way to it are gone as well if the block raises.
+    Folders made on the way to it are gone as well if the block raises. If it
+    does for want of space, which the system says of no file, the error names
+    `path`.
     """
     path = pathlib.Path(path)
     made = [parent for parent in path.parents if not parent.exists()]
@@ -32,10 +42,15 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             except BaseException:  # interrupted
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
-    except BaseException:
+    except BaseException as error:
         for parent in made:  # the innermost first
             with contextlib.suppress(OSError):  # no longer empty
                 parent.rmdir()
+        if isinstance(error, OSError) and error.errno in _FULL:
+            full = error.filename
+            if full is None or os.fspath(full).startswith(os.fspath(scratch)):
+                said = os.strerror(error.errno)
+                raise OSError(error.errno, said, os.fspath(path)) from error
         raise
 
 
@@ -90,11 +105,49 @@ def check_model_path(name: str, path: Any) -> None:
 
 
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a model as the suffix says, without one for serving."""
+    """Writes a model as the suffix says, without one for serving.
+
+    Raises:
+        OSError: If it cannot be written. What was at `path` is there then.
+    """
     with replaced(path) as new:
-        if new.name.endswith(".weights.h5"):
-            model.save_weights(str(new))
-        elif new.suffix:
-            model.save(str(new))
-        else:
-            model.export(str(new))
+        if new.suffix == ".h5":
+            reserve(new, _size_in_hdf5(model))
+        try:
+            if new.name.endswith(".weights.h5"):
+                model.save_weights(str(new))
+            elif new.suffix:
+                model.save(str(new))
+            else:
+                model.export(str(new))
+        except tf.errors.OpError as error:  # how TensorFlow says it
+            raise OSError(
+                f"'{os.fspath(path)}' cannot be written: {error.message}"
+            ) from error
+
+
+def reserve(path: str | os.PathLike[str], size: int) -> None:
+    """Raises OSError if there is no space for so many bytes at a new path.
+
+    To be asked before HDF5 writes: a disk that fills up as it does can end the
+    process, or leave files open that cannot be closed.
+    """
+    zeros = bytes(1 << 20)
+    try:
+        with open(path, "wb", buffering=0) as file:
+            while size > 0:
+                size -= file.write(zeros[:size])
+    finally:
+        pathlib.Path(path).unlink(missing_ok=True)
+
+
+def _size_in_hdf5(model: Any) -> int:
+    """How many bytes a model takes at most, for what Keras has."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.weights, *_compat.optimizer_variables(optimizer)]
+    values = sum(
+        math.prod(variable.shape) * _compat.tf_variable(variable).dtype.size
+        for variable in variables
+    )
+    # Names, places and the model's configuration take some KB a variable.
+    return values + ((len(variables) + 4) << 14)

@@ -272,6 +272,8 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _begin_epoch(self, epoch: int, logs: Any = None) -> None:
         """Comes after every other callback's `on_epoch_begin`."""
         if self._counts_epochs:
+            if self._epoch is None:
+                self._warn_of_epochs_again(epoch)
             self._catch_up(epoch)
             self._averages.n_calls = epoch
         elif self._start_epoch is not None and epoch >= self._start_epoch:
@@ -282,6 +284,17 @@ class SWACallback(tf.keras.callbacks.Callback):
         rate = None if self._rate is None else self._rate(epoch)
         if rate is not None:
             self.model.optimizer.learning_rate = rate
+
+    def _warn_of_epochs_again(self, epoch: int) -> None:
+        """Keras 3 writes weights and epoch one after the other."""
+        restored = int(self._averages.n_calls)
+        if restored > epoch:
+            warnings.warn(
+                f"The backup holds the weights after epoch {restored}, and "
+                f"Keras goes on with epoch {epoch + 1}: its writing was cut "
+                "short, and epochs are trained twice.",
+                stacklevel=2,
+            )
 
     def _catch_up(self, epoch: int) -> None:
         """After a backup that was made before our turn in the last epoch."""

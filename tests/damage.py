@@ -1,9 +1,11 @@
-"""What becomes of a checkpoint: functions of random numbers and its path."""
+"""What becomes of a checkpoint, or of a disk: damage of all kinds."""
 
+import contextlib
 import io
 import os
 import pathlib
 import pickle
+import resource
 import struct
 import zipfile
 
@@ -21,6 +23,17 @@ from tests.checkpoint_files import H5, KERAS, NAME, OBJECT, WEIGHTS
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 20
 TEXT = b"epoch,loss\n" + b"1,0.5\n" * 500
 PICKLE = pickle.dumps({"weights": np.ones((20, 20))})
+
+
+@contextlib.contextmanager
+def disk_full_after(size):
+    """No file can grow beyond so many bytes, as the kernel reports it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def data_of(path):

@@ -316,6 +316,26 @@ def test_resumed_after_the_last_epoch(tmp_path):
     assert_same(found, uninterrupted("epoch")[1])
 
 
+@pytest.mark.skipif(not _compat.KERAS_3, reason="one file of weights and epoch")
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_a_backup_cut_short_between_its_files_is_said(
+    cut_short, tmp_path, recwarn
+):
+    crashing = Raises("on_epoch_begin", RuntimeError, 4)
+    with pytest.raises(RuntimeError):
+        train_with_backup("epoch", tmp_path, crashing)
+    if cut_short:
+        metadata = tmp_path / "backup" / "training_metadata.json"
+        metadata.write_text('{"epoch": 2, "batch": 0}')
+    train_with_backup("epoch", tmp_path)
+    said = [
+        str(w.message) for w in recwarn if "trained twice" in str(w.message)
+    ]
+    assert len(said) == cut_short
+    if cut_short:
+        assert "after epoch 3, and Keras goes on with epoch 3" in said[0]
+
+
 def test_a_restored_average_is_that_of_each_replica(tmp_path):
     """Not of the first alone, where others would go on from what they had."""
     suffix = ".weights.h5" if _compat.KERAS_3 else ""

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
+from swa_tf import _files
 from swa_tf._checkpoint_files import stored
 from swa_tf._checkpoint_files.stored import (
     DamagedError,
@@ -93,6 +94,7 @@ class Hdf5File:
         if not dropped and not loaded:
             return self
         if dropped:
+            _files.reserve(path, self.size)
             try:
                 with self._opened() as old, h5py.File(path, "w") as new:
                     self._copy(old, new, dropped)
