@@ -56,10 +56,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         self._average_of = _variables.Untracked({})
         self._functions = _functions.Functions()
         self._pace = _updates.Pace()
-        self._when: AveragingSchedule | None = None
+        self._when = _checked_when(when)
         self._n_calls: Any = None
         self._make_count()
-        self.when = when
 
     @property
     def n_models(self) -> tf.Variable:
@@ -84,12 +83,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
     @when.setter
     def when(self, when: AveragingSchedule | None) -> None:
-        if when is not None and not isinstance(when, AveragingSchedule):
-            raise TypeError(
-                "`when` must be a `swa_tf.AveragingSchedule` or None. "
-                f"Received: when={when!r}"
-            )
-        self._when = when
+        self._when = _checked_when(when)
         self._functions = _functions.Functions()  # they keep the old one
         if when is not None and self._n_calls is None:
             self._n_calls = self._counter("n_calls")
@@ -639,6 +633,15 @@ class StochasticWeightAveraging(WeightAverage):
 
     def _coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         return 1.0 / tf.cast(n_models + 1, tf.float64)
+
+
+def _checked_when(when: Any) -> AveragingSchedule | None:
+    if when is not None and not isinstance(when, AveragingSchedule):
+        raise TypeError(
+            "`when` must be a `swa_tf.AveragingSchedule` or None. "
+            f"Received: when={when!r}"
+        )
+    return when
 
 
 def _apply_merged(

@@ -192,6 +192,104 @@ def test_infinity_and_nan_stay_in_their_variable():
     assert float(ema.average(bad)) == 2.0
 
 
+# --- Tensors of v1 graphs that start with the first average -----------------
+
+
+def _debiased(values, coefficients):
+    """The mean of `values` with the weights that the updates leave them."""
+    weights = [
+        c * math.prod(1.0 - later for later in coefficients[i + 1 :])
+        for i, c in enumerate(coefficients)
+    ]
+    return np.dot(weights, values) / np.sum(weights)
+
+
+VALUES = [5.0, 1.0, -2.0, 4.0, 8.0, 3.0]
+
+
+@pytest.mark.parametrize("zero_debias", [False, True])
+@pytest.mark.parametrize(
+    ("kwargs", "due", "coefficients"),
+    [
+        # 1 - decay is 1/4; warm_up / (n + warm_up) where that is more.
+        ({"warm_up": 1}, range(6), [1, 1 / 2, 1 / 3, 1 / 4, 1 / 4, 1 / 4]),
+        ({"when": (1, 2)}, [1, 3, 5], [1, 1 / 4, 1 / 4]),
+        ({"when": (1, 2), "warm_up": 1}, [1, 3, 5], [1, 1 / 2, 1 / 3]),
+        ({"warm_up": 1, "num_updates": 1}, range(6), [1] + [9 / 11] * 5),
+    ],
+    ids=str,
+)
+def test_a_tensor_that_starts_with_its_first_average(
+    kwargs, due, coefficients, zero_debias
+):
+    kwargs = dict(kwargs)
+    if "when" in kwargs:
+        kwargs["when"] = swa_tf.AveragingSchedule(*kwargs["when"])
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [])
+        ema = EMA(0.75, zero_debias=zero_debias, **kwargs)
+        update, reset = ema.apply([x]), ema.reset()
+        session.run(v1.global_variables_initializer())
+        for _ in range(2):  # after a reset as at first
+            values, used = [], []
+            for i, value in enumerate(VALUES):
+                session.run(update, {x: value})
+                if i in due:
+                    values.append(value)
+                    used.append(coefficients[len(used)])
+                expected = _debiased(values, used) if used else 0.0
+                np.testing.assert_allclose(
+                    session.run(ema.average(x)), expected, rtol=1e-6
+                )
+            session.run(reset)
+            assert session.run(ema.average(x)) == 0.0
+
+
+@pytest.mark.parametrize("zero_debias", [False, True])
+def test_a_tensor_that_joins_after_the_first_average(zero_debias):
+    """It starts at zero; `zero_debias` takes that out of it, exactly."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        x, y = (v1.placeholder(tf.float32, []) for _ in range(2))
+        ema = EMA(0.75, zero_debias=zero_debias, warm_up=1)
+        of_x, of_both = ema.apply([x]), ema.apply([x, y])
+        session.run(v1.global_variables_initializer())
+        session.run(of_x, {x: 1.0})
+        average, values, used = 0.0, [], []
+        for value, c in zip(VALUES, [1 / 2, 1 / 3, 1 / 4, 1 / 4, 1 / 4, 1 / 4]):
+            session.run(of_both, {x: 1.0, y: value})
+            values.append(value)
+            used.append(c)
+            average += c * (value - average)
+            np.testing.assert_allclose(
+                session.run(ema.average(y)),
+                _debiased(values, used) if zero_debias else average,
+                rtol=1e-6,
+            )
+        assert session.run(ema.average(x)) == 1.0
+
+
+def test_a_debiased_tensor_is_saved(tmp_path):
+    path = str(tmp_path / "model")
+    seen = []
+    for restore in (False, True):
+        with tf.Graph().as_default(), v1.Session() as session:
+            x = v1.placeholder(tf.float32, [])
+            ema = EMA(0.75, zero_debias=True, warm_up=1)
+            update = ema.apply([x])
+            saver = v1.train.Saver()
+            session.run(v1.global_variables_initializer())
+            if restore:
+                saver.restore(session, path)
+            for value in VALUES[3 * restore :][:3]:
+                session.run(update, {x: value})
+            seen.append(session.run(ema.average(x)))
+            saver.save(session, path)
+    coefficients = [1, 1 / 2, 1 / 3, 1 / 4, 1 / 4, 1 / 4]
+    for n, average in zip((3, 6), seen):
+        expected = _debiased(VALUES[:n], coefficients[:n])
+        np.testing.assert_allclose(average, expected, rtol=1e-6)
+
+
 # --- Variables of Keras -----------------------------------------------------
 
 
