@@ -36,6 +36,11 @@ class State(tf.train.experimental.PythonState):
         """The names of the variables averaged, in their order."""
         return [name for name, _ in self._averaged]
 
+    @property
+    def n_restored(self) -> int:
+        """The number of variables averaged in the checkpoint restored."""
+        return len(self._restored)
+
     def set(self, swapped: bool) -> None:
         self.swapped = swapped
         _variables.write(self.variable, tf.constant(swapped))

@@ -43,14 +43,15 @@ class Update:
     """
 
     def __init__(self, pairs: Iterable[tuple[tf.Variable, Any]]) -> None:
-        alike: dict[_Kind, list[tuple[Any, Any]]] = {}
-        self._others: list[tuple[Any, Any]] = []
-        for average, weight in pairs:
+        alike: dict[_Kind, list[_Member]] = {}
+        self._others: list[_Member] = []
+        for place, (average, weight) in enumerate(pairs):
+            member = _Member(place, average, weight)
             if _is_local(average, weight):
                 kind = _Kind.of(average, weight)
-                alike.setdefault(kind, []).append((average, weight))
+                alike.setdefault(kind, []).append(member)
             else:
-                self._others.append((average, weight))
+                self._others.append(member)
         bundles = [
             _Bundle(kind, members[start : start + kind.bundle_size])
             for kind, members in alike.items()
@@ -59,7 +60,7 @@ class Update:
         self._small = [bundle for bundle in bundles if bundle.kind.is_small]
         self._large = [bundle for bundle in bundles if not bundle.kind.is_small]
         devices = {kind.device for kind in alike}
-        devices.update(average.device for average, _ in self._others)
+        devices.update(member.average.device for member in self._others)
         self.can_compile = (
             bool(self._large)
             and len(devices) == 1
@@ -70,6 +71,7 @@ class Update:
     def __call__(self, c: tf.Tensor, n_models: tf.Tensor, compiled: Any) -> Any:
         """The update, with the coefficient `c` after `n_models` models.
 
+        `c` is one for all, or a vector with one for each of the pairs.
         `compiled` says whether by XLA where `can_compile`: a bool, or in a
         graph a scalar tensor.
         """
@@ -77,25 +79,25 @@ class Update:
             compiled = True
         threshold = _rounding.threshold(n_models)
         zero = tf.cast(n_models < 0, tf.int32)
-        scalars = (c, threshold, zero)
 
         def large(compile: bool) -> Any:
             for bundle in self._large:
-                bundle.update(compile, scalars)
+                bundle.update(compile, c, threshold, zero)
             return tf.no_op()  # what TensorFlow wants of a branch
 
         for bundle in self._small:
-            bundle.update(False, scalars)
+            bundle.update(False, c, threshold, zero)
         if not self.can_compile or isinstance(compiled, bool):
             large(self.can_compile and compiled)
         else:
             tf.cond(compiled, lambda: large(True), lambda: large(False))
         moved = []
-        for average, weight in self._others:
+        for place, average, weight in self._others:
             value = average.read_value()
             weight = _value(weight, value)
             with tf.device(average.device):  # only the weight is sent there
-                value = _rounding.moved(value, weight, c, threshold)
+                own = c[place] if c.shape.rank else c
+                value = _rounding.moved(value, weight, own, threshold)
             moved.append(average.assign(value))
         return tf.group(*moved)
 
@@ -148,18 +150,32 @@ class _Kind(NamedTuple):
         return _BUNDLE_OF_SMALL if self.is_small else _BUNDLE
 
 
+class _Member(NamedTuple):
+    place: int
+    average: Any
+    weight: Any
+
+
 class _Bundle(NamedTuple):
     kind: _Kind
-    members: list[tuple[tf.Variable, tf.Variable]]
+    members: list[_Member]
 
-    def update(self, compile: bool, scalars: tuple[tf.Tensor, ...]) -> None:
-        averages, weights = zip(*self.members)
+    def update(
+        self,
+        compile: bool,
+        c: tf.Tensor,
+        threshold: tf.Tensor,
+        zero: tf.Tensor,
+    ) -> None:
+        places, averages, weights = zip(*self.members)
         update = _function(self.kind, len(self.members), compile)
         with tf.device(self.kind.device):
             update(
                 [average.handle for average in averages],
                 [weight.handle for weight in weights],
-                *scalars,
+                tf.gather(c, places) if c.shape.rank else c,
+                threshold,
+                zero,
             )
 
 
@@ -217,17 +233,20 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
             (read(average, kind.dtype), read(weight, kind.weight_dtype))
             for average, weight in zip(averages, weights)
         ]
+        each_c = tf.unstack(c) if c.shape.rank else [c] * size
         if kind.is_small:
             values = [tuple(tf.stack(each) for each in zip(*values))]
+            if c.shape.rank:
+                each_c = [tf.reshape(c, [size, *(1 for _ in kind.shape)])]
         moved = [
             _rounding.moved(
                 average,
                 tf.cast(weight, kind.dtype),
-                c,
+                own,
                 threshold,
                 zero if compile else None,
             )
-            for average, weight in values
+            for (average, weight), own in zip(values, each_c)
         ]
         if kind.is_small:
             moved = tf.unstack(moved[0], size)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from swa_tf import _compat, _functions, _shadows, _state, _updates, _variables
@@ -55,10 +56,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         self._average_of = _variables.Untracked({})
         self._functions = _functions.Functions()
         self._pace = _updates.Pace()
-        self._when: AveragingSchedule | None = None
+        self._when = _checked_when(when)
         self._n_calls: Any = None
         self._make_count()
-        self.when = when
 
     @property
     def n_models(self) -> tf.Variable:
@@ -83,12 +83,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
     @when.setter
     def when(self, when: AveragingSchedule | None) -> None:
-        if when is not None and not isinstance(when, AveragingSchedule):
-            raise TypeError(
-                "`when` must be a `swa_tf.AveragingSchedule` or None. "
-                f"Received: when={when!r}"
-            )
-        self._when = when
+        self._when = _checked_when(when)
         self._functions = _functions.Functions()  # they keep the old one
         if when is not None and self._n_calls is None:
             self._n_calls = self._counter("n_calls")
@@ -380,7 +375,6 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
         Compiled by XLA or not; None leaves it to the graph to say when it runs.
         """
-        pairs = self._pairs(variables)
         averages = [self.average(variable) for variable in variables]
         checks = self._state.assertions(self.name)
         checks += _shape_checks(variables, averages)
@@ -392,11 +386,11 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
             def average() -> Any:
                 c = self._coefficient(n_models)
-                first = self._is_first(n_models)
+                first = self._is_first(variables, n_models)
                 if first is not False:
                     c = tf.where(first, tf.ones_like(c), c)
                 c *= tf.cast(live, c.dtype)
-                return self._move(pairs, c, n_models, compiled)
+                return self._move(variables, c, n_models, compiled)
 
             with tf.control_dependencies([n_models]):
                 moved = (
@@ -417,19 +411,30 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         """Whether there is something to swap in before the first `apply`."""
         return False
 
-    def _is_first(self, n_models: tf.Tensor) -> Any:
-        """Whether the average starts as the weight; False if it never does."""
+    def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
+        """Whether averages start as the weight; False if they never do.
+
+        Of all of them, or of each of `variables` in a vector.
+        """
         return tf.equal(n_models, 0)
 
     def _move(
         self,
-        pairs: list[tuple[tf.Variable, Any]],
+        variables: list[Any],
         c: tf.Tensor,
         n_models: tf.Tensor,
         compiled: bool | None,
     ) -> Any:
-        """average <- average + c * (weight - average)"""
-        update = _updates.Update(pairs)
+        """average <- average + c * (weight - average)
+
+        With one `c` for all, or a vector that has one for each of `variables`.
+        """
+        update = _updates.Update(self._pairs(variables))
+        if c.shape.rank:
+            sizes = [
+                len(_variables.components(self.average(v))) for v in variables
+            ]
+            c = tf.gather(c, np.repeat(np.arange(len(sizes)), sizes))
         when: Any = compiled
         if compiled is None:
             when = _updates.many_in_a_graph(n_models, self._period)
@@ -628,6 +633,15 @@ class StochasticWeightAveraging(WeightAverage):
 
     def _coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         return 1.0 / tf.cast(n_models + 1, tf.float64)
+
+
+def _checked_when(when: Any) -> AveragingSchedule | None:
+    if when is not None and not isinstance(when, AveragingSchedule):
+        raise TypeError(
+            "`when` must be a `swa_tf.AveragingSchedule` or None. "
+            f"Received: when={when!r}"
+        )
+    return when
 
 
 def _apply_merged(

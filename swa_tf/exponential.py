@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -40,7 +41,7 @@ class ExponentialMovingAverage(WeightAverage):
     in the first `apply`; in a `tf.function` at the one it has when that is
     traced; in a v1 graph at its initial value, a tensor at zero. This is
     TensorFlow's way. With `warm_up` or `when`, and after `build` or `reset`,
-    the first average is the weight itself.
+    the first average of each variable is the weight itself, whenever it comes.
 
     Rounding: averages are held in float32 (float64 for float64) and rounded
     up or down in proportion, so that an average of bfloat16 weights, or of
@@ -56,7 +57,9 @@ class ExponentialMovingAverage(WeightAverage):
             `min(decay, (1 + num_updates) / (10 + num_updates))`.
         zero_debias: Whether averages of tensors, which start at zero, are
             divided by `1 - decay**n` after n updates (Kingma and Ba 2015,
-            section 3). Only v1 graphs average tensors.
+            section 3). Only v1 graphs average tensors. With `warm_up` or
+            `when` they are divided by the exact sum of the weights of what
+            was averaged, also of a tensor that joins late.
         name: Suffix of the names of the shadow variables.
         half_life: Instead of `decay`, the number of updates, > 0, after which
             half of the average is new: decay = 2^(-1 / half_life), in float64.
@@ -124,8 +127,8 @@ class ExponentialMovingAverage(WeightAverage):
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the shadow variables of `var_list` without averaging.
 
-        In eager mode the first `apply` after it makes the average equal to the
-        weight, unless a checkpoint brings averages.
+        In eager mode the first average of each is the weight itself, unless a
+        checkpoint brings averages.
 
         >>> variable = tf.Variable(1.0)
         >>> ema = swa_tf.ExponentialMovingAverage(0.9)
@@ -141,16 +144,15 @@ class ExponentialMovingAverage(WeightAverage):
         Raises:
             TypeError, ValueError: As `apply` does.
         """
-        super().build(var_list)
-        if self._begun is not None:
-            self._begun.assign(False)
+        self._make_averages(self._checked(var_list), begin=False)
 
     def reset(self) -> Any:
         """Forgets what was averaged.
 
-        The next average is the weight itself. In a v1 graph the averages begin
-        anew from the values that the variables have at the reset, and those of
-        tensors from zero.
+        The next average of each variable, whenever it comes, is the weight
+        itself. Until then it is the value that the variable has at the reset;
+        in a v1 graph the averages begin anew from there, and those of tensors
+        from zero.
 
         >>> variable = tf.Variable(1.0)
         >>> ema = swa_tf.ExponentialMovingAverage(0.9)
@@ -163,12 +165,15 @@ class ExponentialMovingAverage(WeightAverage):
 
         Returns:
             In a graph the op that resets, in eager mode None.
+
+        Raises:
+            ValueError: If a variable has changed its shape.
         """
-        ops = [super().reset()]
+        if self._averages:
+            self._checked([key.deref() for key in self._average_of.value])
+        ops = [*self._assign_initial_values(), super().reset()]
         if self._begun is not None:
-            ops.append(self._begun.assign(False))
-        elif self._starts_as_tensorflow():
-            ops += self._assign_initial_values()
+            ops.append(self._begun.assign(tf.zeros_like(self._begun)))
         return tf.group(*[op for op in ops if op is not None])
 
     def _has_averages_from_the_start(self) -> bool:
@@ -197,24 +202,71 @@ class ExponentialMovingAverage(WeightAverage):
         """Whether the first update moves an average that is there before it."""
         return self._when is None and self._warm_up is None
 
-    def _is_first(self, n_models: tf.Tensor) -> Any:
-        first = super()._is_first(n_models)
-        if not self._starts_as_tensorflow():
-            return first
-        if self._begun is None:
+    def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
+        if self._begun is not None:
+            begun = self._read_begun(len(self._averages), n_models)
+            return ~tf.gather(begun, self._indices(variables))
+        if self._starts_as_tensorflow():
             return False
-        return tf.logical_and(first, tf.logical_not(self._begun.read_value()))
+        return super()._is_first(variables, n_models)
+
+    def _indices(self, variables: list[Any]) -> list[int]:
+        index = {key: i for i, key in enumerate(self._average_of.value)}
+        return [index[variable.ref()] for variable in variables]
 
     def _make_count(self) -> None:
         super()._make_count()
-        # False also after a checkpoint from before the first `apply`, when the
-        # shadows hold averages that are forgotten.
         self._begun: Any = None
         if self._graph is None:
             with tf.init_scope():
-                self._begun = tf.Variable(
-                    False, trainable=False, name=f"{self.name}/begun"
-                )
+                self._begun = self._begun_variable(False)
+
+    def _begun_variable(self, value: Any) -> tf.Variable:
+        """For each average whether it goes on; a scalar is for all of them.
+
+        It grows as variables join, and takes any number from a checkpoint.
+        """
+        return tf.Variable(
+            value,
+            trainable=False,
+            name=f"{self.name}/begun",
+            shape=tf.TensorShape(None),
+        )
+
+    def _read_begun(self, n: int, n_models: tf.Tensor) -> tf.Tensor:
+        """A vector, of `n` elements at least.
+
+        What a checkpoint says nothing of has not begun. One with a scalar is
+        from before the first `apply`, or of a version that had no other: there
+        all had begun when there were models.
+        """
+        handle = _variables.components(self._begun)[0].handle
+        return _flags(handle, tf.constant(n), n_models)
+
+    def _make_averages(self, variables: list[Any], begin: bool = True) -> None:
+        n_before = len(self._averages)
+        super()._make_averages(variables)
+        if self._begun is None:
+            return
+        with tf.init_scope():
+            begun = self._read_begun(
+                max(n_before, self._state.n_restored),
+                self._n_models.read_value(),
+            )
+            joined = list(self._average_of.value)[len(begun) :]
+            # A variable that the `tf.function` under construction makes has
+            # no value yet to start from.
+            starts = begin and self._starts_as_tensorflow()
+            begun = [*begun.numpy()] + [
+                starts
+                and bool(tf.compat.v1.is_variable_initialized(key.deref()))
+                for key in joined
+            ]
+            if self._begun.read_value().shape == [len(begun)]:
+                return
+            if not self._begun.shape.is_compatible_with([len(begun)]):
+                self._begun = self._begun_variable(begun)  # of a copy
+            self._begun.assign(begun)
 
     def _counter(self, name: str) -> tf.Variable:
         if (
@@ -251,29 +303,18 @@ class ExponentialMovingAverage(WeightAverage):
             return super()._apply(var_list)
 
     def _make_new_averages(self, variables: list[Any]) -> None:
-        have_values = True
-        if self._begun is not None:
-            with tf.init_scope():
-                have_values = all(
-                    tf.compat.v1.is_variable_initialized(v) for v in variables
-                )
-        if self._averages and not have_values:
-            raise ValueError(
-                "`var_list` must hold variables that were made before this "
-                "`tf.function`, if they join after the first `apply`. "
-                f"Received: {_variables.describe(variables)}"
-            )
         super()._make_new_averages(variables)
-        if self._begun is not None and self._starts_as_tensorflow():
-            with tf.init_scope():
-                self._begun.assign(have_values)
         for variable in variables:
             if self._zero_debias and not isinstance(variable, tf.Variable):
                 self._make_debias_variables(variable)
 
     def _make_debias_variables(self, tensor: tf.Tensor) -> None:
-        """The average from zero, and its number of updates, of a tensor."""
+        """The average from zero, and how much of it is new, of a tensor.
+
+        That follows from the number of updates, where all have one decay.
+        """
         v1 = tf.compat.v1
+        progress = "local_step" if self._starts_as_tensorflow() else "share"
         average: Any = self.average(tensor)
         with tf.init_scope(), v1.variable_scope(average.op.name):
             made = [
@@ -287,44 +328,56 @@ class ExponentialMovingAverage(WeightAverage):
                 )
                 for name, shape in (
                     ("biased", average.shape),
-                    ("local_step", []),
+                    (progress, []),
                 )
             ]
         self._debias_variables.extend(made)
-        self._debiased.value[average.ref()] = made
+        self._debiased.value[tensor.ref()] = made
 
     def _move(
         self,
-        pairs: list[tuple[tf.Variable, Any]],
+        variables: list[Any],
         c: tf.Tensor,
         n_models: tf.Tensor,
         compiled: bool | None,
     ) -> Any:
         debiased = self._debiased.value
-        plain = [pair for pair in pairs if pair[0].ref() not in debiased]
-        threshold = _rounding.threshold(n_models)
+        plain = [v for v in variables if v.ref() not in debiased]
         moved = [super()._move(plain, c, n_models, compiled)]
-        for average, tensor in pairs:
-            if average.ref() not in debiased:
+        if self._begun is not None:
+            begun = self._read_begun(len(self._averages), n_models)
+            indices = [[i] for i in self._indices(variables)]
+            # Averages that are swapped in have c = 0, and begin later.
+            now = tf.gather_nd(begun, indices) | (c > 0.0)
+            begun = tf.tensor_scatter_nd_update(begun, indices, now)
+            moved.append(self._begun.assign(begun))
+        threshold = _rounding.threshold(n_models)
+        for tensor in variables:
+            if tensor.ref() not in debiased:
                 continue
-            biased, n_updates = debiased[average.ref()]
+            average: Any = self.average(tensor)
+            biased, progress = debiased[tensor.ref()]
             value = _rounding.moved(
                 biased.read_value(),
                 tf.cast(tensor, biased.dtype),
                 c,
                 threshold,
             )
-            n = n_updates.read_value() + 1.0
-            share = 1.0 - tf.pow(1.0 - c, tf.cast(n, c.dtype))
+            done = progress.read_value()
+            if self._starts_as_tensorflow():
+                done += 1.0
+                share = 1.0 - tf.pow(1.0 - c, tf.cast(done, c.dtype))
+            else:
+                share = done = done + tf.cast(c, done.dtype) * (1.0 - done)
             moved += [
                 biased.assign(value),
-                n_updates.assign(n),
+                progress.assign(done),
                 average.assign(value / tf.cast(share, value.dtype)),
             ]
         return tf.group(*moved)
 
     def _assign_initial_values(self) -> list[Any]:
-        """average <- weight, in a v1 graph; that of a tensor <- 0"""
+        """average <- weight; that of a tensor <- 0"""
         assigned = []
         for key, average in self._average_of.value.items():
             variable = key.deref()
@@ -337,6 +390,23 @@ class ExponentialMovingAverage(WeightAverage):
         for variable in self._debias_variables:
             assigned.append(variable.assign(tf.zeros_like(variable)))
         return assigned
+
+
+# A function of its own, not inlined: where TensorFlow sees that a vector is
+# written, it takes for granted that one is read, whatever was restored.
+@functools.partial(
+    tf.function,
+    autograph=False,
+    experimental_attributes={"_noinline": True},
+)
+def _flags(handle: Any, n: tf.Tensor, n_models: tf.Tensor) -> tf.Tensor:
+    begun = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.bool)
+    given = tf.reshape(begun, [-1])
+    is_scalar = tf.equal(tf.rank(begun), 0)
+    of_all = is_scalar & (tf.reduce_any(given) | (n_models > 0))
+    size = tf.where(is_scalar, 0, tf.size(given))
+    rest = tf.fill([tf.maximum(n - size, 0)], of_all)
+    return tf.concat([given[:size], rest], axis=0)
 
 
 def _number_or_scalar(name: str, value: Any) -> Any:

@@ -3,6 +3,7 @@
 That it does what TensorFlow's class does is in conformance/test_as_tensorflow.
 """
 
+import copy
 import functools
 import math
 
@@ -191,6 +192,104 @@ def test_infinity_and_nan_stay_in_their_variable():
     assert float(ema.average(bad)) == 2.0
 
 
+# --- Tensors of v1 graphs that start with the first average -----------------
+
+
+def _debiased(values, coefficients):
+    """The mean of `values` with the weights that the updates leave them."""
+    weights = [
+        c * math.prod(1.0 - later for later in coefficients[i + 1 :])
+        for i, c in enumerate(coefficients)
+    ]
+    return np.dot(weights, values) / np.sum(weights)
+
+
+VALUES = [5.0, 1.0, -2.0, 4.0, 8.0, 3.0]
+
+
+@pytest.mark.parametrize("zero_debias", [False, True])
+@pytest.mark.parametrize(
+    ("kwargs", "due", "coefficients"),
+    [
+        # 1 - decay is 1/4; warm_up / (n + warm_up) where that is more.
+        ({"warm_up": 1}, range(6), [1, 1 / 2, 1 / 3, 1 / 4, 1 / 4, 1 / 4]),
+        ({"when": (1, 2)}, [1, 3, 5], [1, 1 / 4, 1 / 4]),
+        ({"when": (1, 2), "warm_up": 1}, [1, 3, 5], [1, 1 / 2, 1 / 3]),
+        ({"warm_up": 1, "num_updates": 1}, range(6), [1] + [9 / 11] * 5),
+    ],
+    ids=str,
+)
+def test_a_tensor_that_starts_with_its_first_average(
+    kwargs, due, coefficients, zero_debias
+):
+    kwargs = dict(kwargs)
+    if "when" in kwargs:
+        kwargs["when"] = swa_tf.AveragingSchedule(*kwargs["when"])
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [])
+        ema = EMA(0.75, zero_debias=zero_debias, **kwargs)
+        update, reset = ema.apply([x]), ema.reset()
+        session.run(v1.global_variables_initializer())
+        for _ in range(2):  # after a reset as at first
+            values, used = [], []
+            for i, value in enumerate(VALUES):
+                session.run(update, {x: value})
+                if i in due:
+                    values.append(value)
+                    used.append(coefficients[len(used)])
+                expected = _debiased(values, used) if used else 0.0
+                np.testing.assert_allclose(
+                    session.run(ema.average(x)), expected, rtol=1e-6
+                )
+            session.run(reset)
+            assert session.run(ema.average(x)) == 0.0
+
+
+@pytest.mark.parametrize("zero_debias", [False, True])
+def test_a_tensor_that_joins_after_the_first_average(zero_debias):
+    """It starts at zero; `zero_debias` takes that out of it, exactly."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        x, y = (v1.placeholder(tf.float32, []) for _ in range(2))
+        ema = EMA(0.75, zero_debias=zero_debias, warm_up=1)
+        of_x, of_both = ema.apply([x]), ema.apply([x, y])
+        session.run(v1.global_variables_initializer())
+        session.run(of_x, {x: 1.0})
+        average, values, used = 0.0, [], []
+        for value, c in zip(VALUES, [1 / 2, 1 / 3, 1 / 4, 1 / 4, 1 / 4, 1 / 4]):
+            session.run(of_both, {x: 1.0, y: value})
+            values.append(value)
+            used.append(c)
+            average += c * (value - average)
+            np.testing.assert_allclose(
+                session.run(ema.average(y)),
+                _debiased(values, used) if zero_debias else average,
+                rtol=1e-6,
+            )
+        assert session.run(ema.average(x)) == 1.0
+
+
+def test_a_debiased_tensor_is_saved(tmp_path):
+    path = str(tmp_path / "model")
+    seen = []
+    for restore in (False, True):
+        with tf.Graph().as_default(), v1.Session() as session:
+            x = v1.placeholder(tf.float32, [])
+            ema = EMA(0.75, zero_debias=True, warm_up=1)
+            update = ema.apply([x])
+            saver = v1.train.Saver()
+            session.run(v1.global_variables_initializer())
+            if restore:
+                saver.restore(session, path)
+            for value in VALUES[3 * restore :][:3]:
+                session.run(update, {x: value})
+            seen.append(session.run(ema.average(x)))
+            saver.save(session, path)
+    coefficients = [1, 1 / 2, 1 / 3, 1 / 4, 1 / 4, 1 / 4]
+    for n, average in zip((3, 6), seen):
+        expected = _debiased(VALUES[:n], coefficients[:n])
+        np.testing.assert_allclose(average, expected, rtol=1e-6)
+
+
 # --- Variables of Keras -----------------------------------------------------
 
 
@@ -317,20 +416,23 @@ def test_a_model_that_its_first_batch_builds():
     np.testing.assert_array_equal(average, np.full([3, 2], expected))
 
 
-def test_a_variable_cannot_join_where_it_is_made():
-    ema = EMA(0.5)
-    ema.apply([tf.Variable(1.0)])
+def test_a_variable_joins_where_it_is_made():
+    ema, v = EMA(0.5), tf.Variable(1.0)
+    ema.apply([v])
+    v.assign(2.0)
     made = []
 
     @tf.function
-    def step():
+    def step(value):
         if not made:
-            made.append(tf.Variable(1.0, name="made_here"))
-        ema.apply(made)
+            made.append(tf.Variable(1.0))
+        made[0].assign(value)
+        ema.apply([v, *made])
 
-    with pytest.raises(ValueError, match=r"made before this.*made_here"):
-        step()
-    assert int(ema.n_models) == 1
+    for value in (4.0, 6.0):
+        step(tf.constant(value))
+    assert float(ema.average(v)) == 1.75
+    assert float(ema.average(made[0])) == 5.0
 
 
 # --- reset, checkpoints -----------------------------------------------------
@@ -356,6 +458,140 @@ def test_reset_starts_with_the_next_weight(compiled):
     v.assign(6.0)
     update()
     assert float(ema.average(v)) == 5.0
+
+
+MODES = pytest.mark.parametrize("mode", ["eager", "function", "xla"])
+# With 0.5 each is 1 for the first model, and 1/2 for every other.
+KINDS = pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"when": swa_tf.AveragingSchedule()}, {"warm_up": 1}],
+    ids=str,
+)
+
+
+def _apply(ema, mode, *variables):
+    """A function that averages them, traced at its first call."""
+
+    def update():
+        ema.apply(variables)
+
+    if mode == "eager":
+        return update
+    return tf.function(update, jit_compile=mode == "xla")
+
+
+@MODES
+@KINDS
+def test_a_variable_left_out_after_reset_starts_as_it_comes(mode, kwargs):
+    a, b = tf.Variable([1.0, np.nan]), tf.Variable([1.0, np.nan])
+    ema = EMA(0.5, **kwargs)
+    of_a, of_both = _apply(ema, mode, a), _apply(ema, mode, a, b)
+    of_both()
+    of_a()
+    for _ in range(2):  # in functions that were traced before, too
+        for v in (a, b):
+            v.assign([100.0, 100.0])
+        ema.reset()
+        assert ema.average(b).numpy().tolist() == [100.0, 100.0]
+        for value in (2.0, 4.0):
+            a.assign([value, value])
+            of_a()
+        b.assign([8.0, np.inf])
+        of_both()
+        assert ema.average(a).numpy().tolist() == [3.5, 3.5]
+        assert ema.average(b).numpy().tolist() == [8.0, np.inf]
+        b.assign([10.0, 0.0])
+        of_both()
+        assert ema.average(b).numpy()[0] == 9.0
+        assert int(ema.n_models) == 4
+
+
+@MODES
+@KINDS
+@pytest.mark.parametrize("begin", ["reset", "build"])
+def test_a_variable_that_joins_leaves_the_others_to_start(mode, kwargs, begin):
+    a, b = tf.Variable(1.0), tf.Variable(5.0)
+    ema = EMA(0.5, **kwargs)
+    of_a, of_both = _apply(ema, mode, a), _apply(ema, mode, a, b)
+    if begin == "reset":
+        of_a()
+        ema.reset()
+    else:
+        ema.build([a])
+    a.assign(2.0)
+    of_both()
+    assert [float(ema.average(v)) for v in (a, b)] == [2.0, 5.0]
+    a.assign(4.0)
+    b.assign(7.0)
+    of_both()
+    of_a()
+    assert [float(ema.average(v)) for v in (a, b)] == [3.5, 6.0]
+
+
+def test_build_leaves_what_is_averaged():
+    a, b, c = (tf.Variable(1.0) for _ in range(3))
+    ema = EMA(0.5)
+    ema.apply([a])
+    ema.build([a, b])
+    ema.apply([c])
+    for v in (a, b, c):
+        v.assign(3.0)
+    ema.apply([a, b, c])
+    assert [float(ema.average(v)) for v in (a, b, c)] == [2.0, 3.0, 2.0]
+
+
+def test_a_variable_left_out_after_reset_under_a_strategy():
+    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    with strategy.scope():
+        a, b = (
+            tf.Variable(1.0, aggregation=tf.VariableAggregation.MEAN)
+            for _ in range(2)
+        )
+        ema = EMA(0.5)
+
+    @tf.function
+    def of_all():
+        strategy.run(lambda: ema.apply([a, b]))
+
+    of_all()
+    ema.reset()
+    for value in (2.0, 4.0):
+        a.assign(value)
+        ema.apply([a])
+    b.assign(8.0)
+    of_all()
+    for v, expected in ((a, 3.5), (b, 8.0)):
+        held = strategy.experimental_local_results(ema.average(v))
+        assert [float(each) for each in held] == [expected] * 2
+
+
+def test_reset_of_a_variable_that_changed_its_shape():
+    v = tf.Variable([1.0], shape=tf.TensorShape([None]))
+    ema = EMA(0.5)
+    ema.apply([v])
+    v.assign([1.0, 2.0])
+    with pytest.raises(ValueError, match="shapes stay"):
+        ema.reset()
+    assert int(ema.n_models) == 1
+    v.assign([3.0])
+    ema.reset()
+    assert ema.average(v).numpy().tolist() == [3.0]
+
+
+def test_reset_in_a_graph_with_warm_up_forgets_what_is_left_out():
+    with tf.Graph().as_default(), v1.Session() as session:
+        a, b = tf.Variable(1.0), tf.Variable(1.0)
+        ema = EMA(0.5, warm_up=1)
+        of_a, of_both, reset = ema.apply([a]), ema.apply([a, b]), ema.reset()
+        session.run(v1.global_variables_initializer())
+        session.run(of_both)
+        session.run([a.assign(4.0), b.assign(4.0)])
+        session.run(reset)
+        session.run(a.assign(6.0))
+        session.run(of_a)
+        session.run(b.assign(6.0))
+        session.run(of_both)
+        assert session.run([ema.average(a), ema.average(b)]) == [6.0, 5.0]
 
 
 def test_reset_in_a_graph_starts_with_the_present_weight():
@@ -433,6 +669,104 @@ def test_checkpoint_of_a_list_that_grew(tmp_path):
     tf.train.Checkpoint(ema=other).restore(path)
     with pytest.raises(ValueError, match="in their order"):
         other.apply([second, first])
+
+
+@MODES
+@pytest.mark.parametrize("moment", ["before", "built", "averaged"])
+def test_a_checkpoint_knows_what_has_not_begun(tmp_path, mode, moment):
+    """Restored before, after `build` and into one that has averaged."""
+
+    def make():
+        ema = EMA(0.5)
+        variables = [tf.Variable(1.0, name=name) for name in "ab"]
+        return ema, *variables, _apply(ema, mode, *variables)
+
+    ema, a, b, of_both = make()
+    of_both()
+    ema.reset()
+    ema.apply([a])
+    path = tf.train.Checkpoint(ema=ema).save(str(tmp_path / "c"))
+    ema, a, b, of_both = make()
+    if moment == "averaged":
+        of_both()
+    if moment == "built":
+        ema.build([a, b])
+    tf.train.Checkpoint(ema=ema).restore(path)
+    if moment == "before":
+        ema.build([a])
+    for v in (a, b):
+        v.assign(3.0)
+    of_both()
+    assert [float(ema.average(v)) for v in (a, b)] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_checkpoint_of_fewer_variables(tmp_path, traced):
+    """Those that joined since it was written start anew."""
+    a, b = (tf.Variable(1.0, name=name) for name in "ab")
+    ema = EMA(0.5)
+    update = _apply(ema, "function" if traced else "eager", a, b)
+    ema.apply([a])
+    checkpoint = tf.train.Checkpoint(ema=ema)
+    path = checkpoint.save(str(tmp_path / "c"))
+    update()
+    checkpoint.restore(path)
+    for value, expected in ((3.0, [2.0, 3.0]), (5.0, [3.5, 4.0])):
+        for v in (a, b):
+            v.assign(value)
+        update()
+        assert [float(ema.average(v)) for v in (a, b)] == expected
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("n_models", [0, 1])
+@pytest.mark.parametrize("moment", ["before", "built", "traced"])
+def test_a_checkpoint_that_says_one_thing_of_all(
+    tmp_path, begun, n_models, moment
+):
+    """As they were written before variables had a start of their own."""
+
+    def make():
+        ema = EMA(0.5)
+        variables = [tf.Variable(1.0, name=name) for name in "ab"]
+        return ema, variables, _apply(ema, "function", *variables)
+
+    ema, variables, update = make()
+    update()
+    ema.n_models.assign(n_models)
+    ema._begun.assign(begun)
+    path = tf.train.Checkpoint(ema=ema).save(str(tmp_path / "c"))
+    ema, variables, update = make()
+    joins = tf.Variable(7.0)
+    if moment == "built":
+        ema.build(variables)
+    if moment == "traced":
+        update()
+    tf.train.Checkpoint(ema=ema).restore(path)
+    if moment == "before":
+        ema.build(variables)
+    for v in variables:
+        v.assign(3.0)
+    update()
+    joins.assign(9.0)
+    ema.apply([joins])
+    expected = 2.0 if begun or n_models else 3.0
+    assert [float(ema.average(v)) for v in variables] == [expected] * 2
+    assert float(ema.average(joins)) == 9.0
+
+
+@pytest.mark.parametrize("n_before", [0, 1])
+def test_a_variable_joins_a_copy(n_before):
+    a, b = (tf.Variable(1.0, name=name) for name in "ab")
+    ema = EMA(0.5)
+    if n_before:
+        ema.apply([a])
+    ema, a = copy.deepcopy((ema, a))
+    a.assign(3.0)
+    for _ in range(2):
+        ema.apply([a, b])
+    assert float(ema.average(a)) == (2.5 if n_before else 3.0)
+    assert float(ema.average(b)) == 1.0
 
 
 def test_what_it_is_given_is_not_in_its_checkpoints():
