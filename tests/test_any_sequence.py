@@ -414,7 +414,7 @@ class Sequence(stateful.RuleBasedStateMachine):
     def swap_back(self, fails):
         swap, self.swap = self.swap, None
         error = Failure() if fails else None
-        assert not swap.context.__exit__(type(error), error, None)
+        assert not swap.context.__exit__(error and Failure, error, None)
         if fails or not swap.keep:
             for i, weight in swap.kept.items():
                 self.known.weights[i] = weight
@@ -480,7 +480,7 @@ class Sequence(stateful.RuleBasedStateMachine):
             with pytest.raises(ValueError, match="was written inside"):
                 self.checkpoint.read(path)
             return
-        self.checkpoint.read(path)
+        self.checkpoint.read(path).expect_partial()
         n = len(known.averages)
         joined_since = self.known.averages[n : self.n_made]
         self.known = copy.deepcopy(known)
