@@ -68,7 +68,9 @@ def expected(model, batches):
         unit = properties.epsilon(dense.compute_dtype) / 2
         unit_norm = properties.epsilon(norm.compute_dtype) / 2
 
-        # Inputs, products, sums and the bias are each rounded.
+        # The models and the layer in between have inputs of float32. In the
+        # dense layer inputs, products, sums and the bias are each rounded.
+        error += 2.0**-24 * max(abs(batch).max() for batch in batches)
         size = max((abs(b) @ abs(kernel) + abs(bias)).max() for b in batches)
         error *= abs(kernel).sum(0).max()
         error += (len(kernel) + 4) * unit * size

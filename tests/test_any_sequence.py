@@ -60,6 +60,10 @@ class Average:
         value = self.value + c * (weight - self.value)
         return Average(self.dtype, value, error)
 
+    def forget(self):
+        """Until the next model it may be anything, but stays what it is."""
+        self.error, self.bits = np.full_like(self.error, np.inf), None
+
     def check(self, average):
         found = average.numpy()
         if self.bits is None:
@@ -356,6 +360,8 @@ class Sequence(stateful.RuleBasedStateMachine):
     def reset(self):
         self.average.reset()
         self.known.n_models = self.known.n_calls = 0
+        for average in self.known.averages:
+            average.forget()
 
     @stateful.rule(
         as_list=rarely,
@@ -479,7 +485,7 @@ class Sequence(stateful.RuleBasedStateMachine):
             with pytest.raises(RuntimeError, match="cannot be restored inside"):
                 self.checkpoint.read(path)
             return
-        if new_process:
+        if new_process and self.can_begin_with(known):
             self.begin_process()
         if swapped:
             with pytest.raises(ValueError, match="was written inside"):
@@ -490,6 +496,11 @@ class Sequence(stateful.RuleBasedStateMachine):
         joined_since = self.known.averages[n : self.n_made]
         self.known = copy.deepcopy(known)
         self.known.averages += joined_since
+
+    def can_begin_with(self, known):
+        """Not with exponential averages that were reset: these go on."""
+        forgotten = known.n_models == 0 and known.averages
+        return not (self.kind.takes_others and forgotten)
 
     @stateful.invariant()
     def check(self):
