@@ -57,9 +57,9 @@ def walk(model: Any) -> Iterator[Any]:
             continue
         seen[id(part)] = part
         if isinstance(part, dict):
-            pending += part.values()
+            pending.extend(part.values())
         elif isinstance(part, (list, tuple, set)):
-            pending += part
+            pending.extend(part)  # `+=` fails for what TensorFlow wraps
         elif isinstance(part, leaves):
             yield part
         elif isinstance(part, part_of_model):

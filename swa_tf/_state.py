@@ -25,6 +25,7 @@ class State(tf.train.experimental.PythonState):
     def __init__(self) -> None:
         self.swapped = False
         self.variable: Any = None
+        self.n_models: Any = None  # where it can be read: in eager mode
         if _variables.outermost_graph() is None:
             self.variable = tf.Variable(False, trainable=False)
         self._averaged: list[Any] = []
@@ -87,6 +88,15 @@ class State(tf.train.experimental.PythonState):
         _check_same(averaged, restored)
 
     def serialize(self) -> str:
+        waiting = self._restored and not self._averaged
+        if waiting and self.n_models is not None and self.n_models.numpy() > 0:
+            raise RuntimeError(
+                "A checkpoint cannot be written between the restore of an "
+                "average and its first `apply` or `build`: the averages "
+                "restored, which wait for their variables, would be missing. "
+                "Call `build` first, with the variables of "
+                f"{_listed(self._restored)}."
+            )
         return json.dumps(
             {
                 "swapped": self.swapped,

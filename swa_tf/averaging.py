@@ -562,6 +562,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         with tf.init_scope():
             self._state = _state.State()
         self._n_models = self._counter("n_models")
+        if self._graph is None:
+            self._state.n_models = self.n_models
         if self._when is not None:
             self._n_calls = self._counter("n_calls")
         # For `tf.saved_model.save`, which wants to find what functions use.

@@ -644,7 +644,7 @@ def test_characters_that_the_terminal_has_not(run, command, monkeypatch):
 @pytest.mark.parametrize("way", [[], ["--window=2"]])
 def test_a_bar_for_large_ones(terminal, large, way, run, command, monkeypatch):
     if terminal:
-        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+        monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm")
     else:
         for name in ("TTY_COMPATIBLE", "FORCE_COLOR"):

@@ -760,6 +760,22 @@ def test_memory_depends_on_no_size_and_no_number(form, tmp_path):
     assert peak < 24 << 20
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("form", checkpoint_files.FORMS)
+def test_empty_tensors(form, dtype, tmp_path):
+    like = {"empty": np.zeros((0, 3), dtype), "w": np.zeros(2, dtype)}
+    paths = []
+    for i in range(2):
+        path = checkpoint_files.path_of(form, str(tmp_path), f"ckpt-{i}")
+        checkpoint_files.write(form, path, {**like, "w": like["w"] + 2 * i})
+        paths.append(path)
+    output = checkpoint_files.path_of(form, str(tmp_path), "average")
+    swa_tf.average_checkpoints(paths, output)
+    found = checkpoint_files.read(form, output, like)
+    assert found["empty"].shape == (0, 3)
+    assert found["w"].tolist() == [1.0, 1.0]
+
+
 @hypothesis.given(
     st.dictionaries(st.binary(max_size=30), st.binary(max_size=300))
 )

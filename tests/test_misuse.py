@@ -161,6 +161,27 @@ def test_checkpoint_written_while_swapped(make, tmp_path):
 
 
 @both
+def test_checkpoint_written_before_the_averages_are_there(make, tmp_path):
+    average, variable = _averaged(make)
+    path = tf.train.Checkpoint(average=average).write(str(tmp_path / "c"))
+
+    restored = make()
+    checkpoint = tf.train.Checkpoint(average=restored)
+    checkpoint.read(path).expect_partial()
+    with pytest.raises(RuntimeError, match="Call `build` first"):
+        checkpoint.write(str(tmp_path / "d"))
+    assert not list(tmp_path.glob("d*"))
+    restored.build([variable])
+    path = checkpoint.write(str(tmp_path / "d"))
+
+    again = make()
+    tf.train.Checkpoint(average=again).read(path).expect_partial()
+    again.build([variable])
+    expected = average.average(variable).numpy()
+    assert again.average(variable).numpy() == expected
+
+
+@both
 def test_threads_that_apply(make):
     # So large that one call may read the count before another has written it.
     average, variable = make(), tf.Variable(tf.fill([100_000], 5.0))

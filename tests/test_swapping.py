@@ -479,3 +479,16 @@ def test_recipe_refuses():
             swa_tf.assign_averages(swa, bad)
         with pytest.raises(error, match="`var_list`"):
             swa_tf.BackupVariables(bad)
+
+
+def test_variables_in_a_tuple():
+    first, second = tf.Variable(1.0), tf.Variable(2.0)
+    module = tf.Module()
+    module.parts = {"a": (first,), "b": [(tf.Module(), second)]}
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply([first, second])
+    first.assign(5.0)
+    second.assign(6.0)
+    with swa_tf.averaged_weights(swa, module):
+        assert (float(first), float(second)) == (1.0, 2.0)
+    assert (float(first), float(second)) == (5.0, 6.0)

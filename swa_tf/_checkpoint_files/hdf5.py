@@ -107,7 +107,9 @@ class Hdf5File:
             with open(path, "wb") as target:
                 self.write_filled(target, {})
         for key in loaded:
-            value = np.concatenate(list(averaged[key]()))
+            # An empty tensor has no pieces.
+            empty = np.empty(0, self.tensors[key].dtype)
+            value = np.concatenate([empty, *averaged[key]()])
             with h5py.File(path, "r+") as file:
                 whole = value.reshape(file[key].shape)
                 if file[key].dtype.kind == "V":  # bfloat16
