@@ -15,8 +15,8 @@ import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import strategies as st
 from hypothesis import stateful
+from hypothesis import strategies as st
 
 import swa_tf
 from swa_tf import _compat
@@ -202,7 +202,7 @@ kinds = st.builds(Equal) | st.builds(
 )
 
 
-class Failure(Exception):
+class PlannedError(Exception):
     """Of the block, or of the data of a refit."""
 
 
@@ -218,7 +218,7 @@ def batches(sizes, seed):
 
 def failing(data):
     yield from data
-    raise Failure
+    raise PlannedError
 
 
 class Sequence(stateful.RuleBasedStateMachine):
@@ -389,7 +389,7 @@ class Sequence(stateful.RuleBasedStateMachine):
         elif self.n_made == 0:
             error = ValueError
         elif refit and fails:
-            error = Failure
+            error = PlannedError
         if error:
             with pytest.raises(error):
                 context.__enter__()
@@ -424,8 +424,8 @@ class Sequence(stateful.RuleBasedStateMachine):
     @stateful.precondition(lambda self: self.swap)
     def swap_back(self, fails):
         swap, self.swap = self.swap, None
-        error = Failure() if fails else None
-        assert not swap.context.__exit__(error and Failure, error, None)
+        error = PlannedError() if fails else None
+        assert not swap.context.__exit__(error and PlannedError, error, None)
         if fails or not swap.keep:
             for i, weight in swap.kept.items():
                 self.known.weights[i] = weight
@@ -456,14 +456,12 @@ class Sequence(stateful.RuleBasedStateMachine):
         backup.restore()
         self.known.weights = weights
 
-    @stateful.rule(
-        sizes=batch_sizes, seed=properties.seeds, fails=rarely
-    )
+    @stateful.rule(sizes=batch_sizes, seed=properties.seeds, fails=rarely)
     @stateful.precondition(lambda self: self.model.has_statistics)
     def refit(self, sizes, seed, fails):
         data = batches(sizes, seed)
         if fails:
-            with pytest.raises(Failure):
+            with pytest.raises(PlannedError):
                 swa_tf.refit_batch_norm(self.model.model, failing(data))
             return
         swa_tf.refit_batch_norm(self.model.model, data)
