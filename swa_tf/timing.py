@@ -50,12 +50,20 @@ class AveragingSchedule:
 
     @property
     def start(self) -> int:
-        """The first step (or epoch) to average. It cannot be changed."""
+        """The first step (or epoch) to average. It cannot be changed.
+
+        >>> swa_tf.AveragingSchedule(start=2).start
+        2
+        """
         return self._start
 
     @property
     def period(self) -> int:
-        """From one average to the next. It cannot be changed."""
+        """From one average to the next. It cannot be changed.
+
+        >>> swa_tf.AveragingSchedule(period=2).period
+        2
+        """
         return self._period
 
     def due(self, index: Any) -> Any:

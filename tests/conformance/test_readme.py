@@ -117,6 +117,7 @@ def test_python_blocks_of_the_keras_document_run(trained_on):
     _run((ROOT / "docs" / "keras.md").read_text("utf-8"), trained_on)
     # 20 steps: 10 and 15.
     assert int(trained_on["swa"].n_models) == 2
+    assert int(trained_on["averages"].n_models) == 3  # epochs 2 to 4
     inputs = tf.keras.Input([4])
     model = trained_on["Averaged"](inputs, tf.keras.layers.Dense(3)(inputs))
     model.compile("sgd", trained_on["loss_fn"])
