@@ -274,9 +274,14 @@ class Sequence(stateful.RuleBasedStateMachine):
             self.kind.num_updates.assign(num_updates)
 
     @stateful.rule(
-        seeds=trained, compiled=st.booleans(), some=st.integers(0, 63)
+        seeds=trained,
+        compiled=st.booleans(),
+        some=st.integers(0, 63),
+        anew=rarely,
     )
-    def apply(self, seeds, compiled, some):
+    def apply(self, seeds, compiled, some, anew):
+        if anew:
+            self.reset()
         chosen = self.some_of_the_averaged(some)
         if self.swap:
             with pytest.raises((RuntimeError, tf.errors.InvalidArgumentError)):
