@@ -62,11 +62,7 @@ def main(folder, n, control):
 
     @tf.function
     def train(inputs, targets):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((model(inputs, training=True) - targets) ** 2)
-        weights = model.trainable_variables
-        gradients = tape.gradient(loss, weights)
-        optimizer.apply_gradients(zip(gradients, weights))
+        fitting.descend(model, optimizer, inputs, targets)
 
     for cycle in range(1, n + 1):
         for inputs, targets in data:

@@ -175,13 +175,9 @@ def loop(folder, mark):
 
     @tf.function
     def train(inputs, targets):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((model(inputs, training=True) - targets) ** 2)
-        weights = model.trainable_variables
-        gradients = tape.gradient(loss, weights)
-        optimizer.apply_gradients(zip(gradients, weights))
-        swa.apply(weights)
-        ema.apply(weights)
+        fitting.descend(model, optimizer, inputs, targets)
+        swa.apply(model.trainable_variables)
+        ema.apply(model.trainable_variables)
 
     def evaluate(row):
         for column, average in enumerate((swa, ema)):
