@@ -12,22 +12,24 @@ VERSION = re.search(
     re.MULTILINE,
 ).group(1)
 
+# Every lower bound is a version that the tests pass with: `.ci/run` installs
+# them together with TensorFlow 2.15, by `.ci/oldest_versions.py`.
+
 # TensorFlow Addons ended in 2024: its last release works with TensorFlow 2.15,
 # whose last Python is 3.11. Without this extra pip takes the newest TensorFlow.
 ADDONS = ["tensorflow==2.15.*", "tensorflow-addons==0.23.*"]
-# Each tf_keras asks for the TensorFlow of its own number, so it stays out of
-# `test`, which is also installed beside `addons`.
+# Each tf_keras asks for the TensorFlow of its own number, which bounds it; so
+# it is not in `test`, which is also installed beside `addons`.
 LEGACY = ["tf_keras"]
-EXAMPLES = ["matplotlib", "scikit-learn"]
-BENCHMARKS = ["matplotlib", "scikit-learn", "tensorboard", "tqdm"]
+EXAMPLES = ["matplotlib>=3.6", "scikit-learn>=1.2"]
+BENCHMARKS = [*EXAMPLES, "tensorboard>=2.15", "tqdm>=4.64"]
 TEST = [
     *BENCHMARKS,
-    *EXAMPLES,
-    "hypothesis",
-    "pytest>=7",
-    "pytest-xdist",
+    "hypothesis>=6.60",
+    "pytest>=8.0",
+    "pytest-xdist>=3.0.2",
 ]
-DEV = [*TEST, "mypy", "ruff"]
+DEV = [*TEST, "mypy", "pip-audit", "ruff"]
 
 setup(
     name="swa-tf",
@@ -42,11 +44,11 @@ setup(
     zip_safe=False,
     python_requires=">=3.9",
     install_requires=[
-        "absl-py",
-        "google-crc32c",  # of TensorFlow's checkpoints
-        "h5py",
-        "numpy",
-        "rich",
+        "absl-py>=1.4",
+        "google-crc32c>=1.5",  # of TensorFlow's checkpoints
+        "h5py>=3.12.1",
+        "numpy>=1.24",
+        "rich>=13.0",
         "tensorflow>=2.15",
     ],
     entry_points={
