@@ -141,3 +141,51 @@ def test_python_blocks_of_the_ema_document_run(trained_on):
     _run((ROOT / "docs" / "ema.md").read_text("utf-8"), trained_on)
     assert int(trained_on["ema"].n_models) == 2
     assert pathlib.Path("averaged.keras").exists()
+
+
+def test_python_blocks_of_the_distribution_document_run(trained_on):
+    def make_model():
+        model = tf.keras.Sequential([tf.keras.layers.Dense(3)])
+        model.build([None, 4])
+        return model
+
+    def train_step(_):
+        for weight in trained_on["model"].trainable_variables:
+            weight.assign_add(tf.ones_like(weight))
+
+    weights = {}
+    for worker, n_models in enumerate([1, 3]):
+        model = make_model()
+        weights[n_models] = [w.numpy() for w in model.trainable_variables]
+        swa = swa_tf.StochasticWeightAveraging()
+        for _ in range(n_models):
+            swa.apply(model.trainable_variables)
+        saved = tf.train.Checkpoint(model=model, swa=swa)
+        saved.write(f"worker-{worker}/ckpt-9")
+    trained_on.update(
+        make_model=make_model,
+        train_step=train_step,
+        coordinator=_AtOnce(),
+        steps=2,
+        batches=None,
+    )
+    text = (ROOT / "docs" / "distribution.md").read_text("utf-8")
+    _run(text, trained_on)
+    assert int(trained_on["swa"].n_models) == 4
+    for variable, one, three in zip(
+        trained_on["model"].trainable_variables, weights[1], weights[3]
+    ):
+        average = trained_on["swa"].average(variable)
+        expected = (one.astype(np.float64) + 3.0 * three) / 4.0
+        np.testing.assert_allclose(average.numpy(), expected, rtol=1e-6)
+    assert pathlib.Path("averaged.keras").exists()
+
+
+class _AtOnce:
+    """A coordinator without workers."""
+
+    def schedule(self, function, args):
+        function(*args)
+
+    def join(self):
+        pass
