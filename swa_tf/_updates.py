@@ -63,7 +63,6 @@ class Update:
         devices.update(member.average.device for member in self._others)
         self.can_compile = (
             bool(self._large)
-            and len(devices) == 1
             and all(map(_has_xla, devices))
         )
         self._compiles_at_once = self.can_compile and _are_huge(self._large)
@@ -167,16 +166,21 @@ class _Bundle(NamedTuple):
         threshold: tf.Tensor,
         zero: tf.Tensor,
     ) -> None:
-        places, averages, weights = zip(*self.members)
-        update = _function(self.kind, len(self.members), compile)
-        with tf.device(self.kind.device):
-            update(
-                [average.handle for average in averages],
-                [weight.handle for weight in weights],
-                tf.gather(c, places) if c.shape.rank else c,
-                threshold,
-                zero,
-            )
+        # What need not be one computation is traced once, for one variable.
+        whole = compile or self.kind.is_small
+        at_a_time = len(self.members) if whole else 1
+        update = _function(self.kind, at_a_time, compile)
+        for start in range(0, len(self.members), at_a_time):
+            members = self.members[start : start + at_a_time]
+            places, averages, weights = zip(*members)
+            with tf.device(self.kind.device):
+                update(
+                    [average.handle for average in averages],
+                    [weight.handle for weight in weights],
+                    tf.gather(c, places) if c.shape.rank else c,
+                    threshold,
+                    zero,
+                )
 
 
 def _are_huge(bundles: list[_Bundle]) -> bool:

@@ -139,7 +139,8 @@ def test_a_function_of_the_user_compiles_from_the_sixth_model_on(monkeypatch):
         step()
 
     averages_of(variables, models, update)
-    assert taken == [False] * 5 + [True] * 3
+    # One at a time, and then both at once.
+    assert taken == [False] * 5 * 2 + [True] * 3
     got = [swa.average(v).numpy() for v in variables]
     expected = averages_of(variables, models, _one_by_one)
     np.testing.assert_array_equal(got, expected)
@@ -267,7 +268,7 @@ def test_a_weight_on_another_device_than_its_average():
     np.testing.assert_array_equal(average, np.full(LARGE, 0.5))
 
 
-def test_variables_on_two_devices():
+def test_variables_on_two_devices(made):
     variables = []
     for device in ("/cpu:0", "/cpu:1"):
         with tf.device(device):
@@ -281,6 +282,40 @@ def test_variables_on_two_devices():
         assert swa.average(variable).device == variable.device
         expected = np.full(variable.shape, 4.5)
         np.testing.assert_array_equal(swa.average(variable), expected)
+    assert made == {False, True}
+
+
+def _mirrored_updates(context):
+    """What `averages_of` wants: an `apply` of mirrored variables."""
+    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    with strategy.scope():
+        variables = [
+            tf.Variable(v, aggregation=tf.VariableAggregation.MEAN)
+            for v in random_values(LARGE, tf.float32, 2)
+        ]
+    swa = swa_tf.StochasticWeightAveraging()
+
+    def apply():
+        swa.apply(variables)
+
+    step = {
+        "eager": apply,
+        "function": tf.function(apply),
+        "replica": tf.function(lambda: strategy.run(apply)),
+    }[context]
+    return swa, variables, lambda pairs, n: step()
+
+
+@pytest.mark.parametrize("context", ["eager", "function", "replica"])
+def test_mirrored_averages_are_compiled_on_every_device(context, made):
+    swa, variables, update = _mirrored_updates(context)
+    models = [random_values(LARGE, tf.float32, 2, seed) for seed in range(8)]
+    averages_of(variables, models, update)
+    assert made == {False, True}
+    expected = averages_of(variables, models, _one_by_one)
+    for variable, value in zip(variables, expected):
+        for replica in swa.average(variable).values:
+            np.testing.assert_array_equal(replica, value)
 
 
 def test_where_xla_is_not_built_in(monkeypatch):
