@@ -47,11 +47,11 @@ class Update:
         self._others: list[_Member] = []
         for place, (average, weight) in enumerate(pairs):
             member = _Member(place, average, weight)
-            if _is_local(average, weight):
-                kind = _Kind.of(average, weight)
-                alike.setdefault(kind, []).append(member)
-            else:
+            kind = _Kind.of(average, weight)
+            if kind is None:
                 self._others.append(member)
+            else:
+                alike.setdefault(kind, []).append(member)
         bundles = [
             _Bundle(kind, members[start : start + kind.bundle_size])
             for kind, members in alike.items()
@@ -61,10 +61,7 @@ class Update:
         self._large = [bundle for bundle in bundles if not bundle.kind.is_small]
         devices = {kind.device for kind in alike}
         devices.update(member.average.device for member in self._others)
-        self.can_compile = (
-            bool(self._large)
-            and all(map(_has_xla, devices))
-        )
+        self.can_compile = bool(self._large) and all(map(_has_xla, devices))
         self._compiles_at_once = self.can_compile and _are_huge(self._large)
 
     def __call__(self, c: tf.Tensor, n_models: tf.Tensor, compiled: Any) -> Any:
@@ -79,13 +76,16 @@ class Update:
         threshold = _rounding.threshold(n_models)
         zero = tf.cast(n_models < 0, tf.int32)
 
+        # Not in a branch: to read a variable may reduce it over replicas.
+        weights = [bundle.weights() for bundle in self._large]
+
         def large(compile: bool) -> Any:
-            for bundle in self._large:
-                bundle.update(compile, c, threshold, zero)
+            for bundle, given in zip(self._large, weights):
+                bundle.update(compile, given, c, threshold, zero)
             return tf.no_op()  # what TensorFlow wants of a branch
 
         for bundle in self._small:
-            bundle.update(False, c, threshold, zero)
+            bundle.update(False, bundle.weights(), c, threshold, zero)
         if not self.can_compile or isinstance(compiled, bool):
             large(self.can_compile and compiled)
         else:
@@ -133,12 +133,26 @@ class _Kind(NamedTuple):
     shape: tuple[int, ...]
     dtype: tf.DType
     weight_dtype: tf.DType
+    is_sent: bool
+    """Whether weights come from other devices, as tensors."""
 
     @classmethod
-    def of(cls, average: tf.Variable, weight: tf.Variable) -> _Kind:
-        shape = tuple(average.shape.as_list())
-        dtypes = average.dtype, weight.dtype
-        return cls(average.device, shape, *dtypes)
+    def of(cls, average: tf.Variable, weight: Any) -> _Kind | None:
+        """None of what no function is made for."""
+        if (
+            not isinstance(weight, tf.Variable)
+            or _variables.outermost_graph() is not None
+            or not weight.shape.is_fully_defined()
+        ):
+            return None
+        plain = _variables.components(weight)[0] is weight
+        return cls(
+            average.device,
+            tuple(average.shape.as_list()),
+            average.dtype,
+            weight.dtype,
+            not (plain and weight.device == average.device),
+        )
 
     @property
     def is_small(self) -> bool:
@@ -159,9 +173,19 @@ class _Bundle(NamedTuple):
     kind: _Kind
     members: list[_Member]
 
+    def weights(self) -> list[Any]:
+        """What the function is given of each: a handle, or a value sent."""
+        return [
+            _variables.read(member.weight)
+            if self.kind.is_sent
+            else member.weight.handle
+            for member in self.members
+        ]
+
     def update(
         self,
         compile: bool,
+        weights: list[Any],
         c: tf.Tensor,
         threshold: tf.Tensor,
         zero: tf.Tensor,
@@ -171,12 +195,12 @@ class _Bundle(NamedTuple):
         at_a_time = len(self.members) if whole else 1
         update = _function(self.kind, at_a_time, compile)
         for start in range(0, len(self.members), at_a_time):
-            members = self.members[start : start + at_a_time]
-            places, averages, weights = zip(*members)
+            end = start + at_a_time
+            places, averages, _ = zip(*self.members[start:end])
             with tf.device(self.kind.device):
                 update(
                     [average.handle for average in averages],
-                    [weight.handle for weight in weights],
+                    weights[start:end],
                     tf.gather(c, places) if c.shape.rank else c,
                     threshold,
                     zero,
@@ -186,17 +210,6 @@ class _Bundle(NamedTuple):
 def _are_huge(bundles: list[_Bundle]) -> bool:
     sizes = [math.prod(b.kind.shape) * len(b.members) for b in bundles]
     return sum(sizes) >= _HUGE * len({bundle.kind for bundle in bundles})
-
-
-def _is_local(average: tf.Variable, weight: Any) -> bool:
-    """Whether both are plain variables on one device, of one known shape."""
-    return (
-        isinstance(weight, tf.Variable)
-        and _variables.outermost_graph() is None
-        and _variables.components(weight)[0] is weight
-        and weight.shape.is_fully_defined()
-        and weight.device == average.device
-    )
 
 
 def _has_xla(device: str) -> bool:
@@ -234,7 +247,10 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
         zero: tf.Tensor,
     ) -> None:
         values = [
-            (read(average, kind.dtype), read(weight, kind.weight_dtype))
+            (
+                read(average, kind.dtype),
+                weight if kind.is_sent else read(weight, kind.weight_dtype),
+            )
             for average, weight in zip(averages, weights)
         ]
         each_c = tf.unstack(c) if c.shape.rank else [c] * size

@@ -258,14 +258,38 @@ def test_another_list_is_checked():
     assert int(swa.n_models) == 4
 
 
-def test_a_weight_on_another_device_than_its_average():
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float64])
+def test_a_weight_on_another_device_than_its_average(dtype, shape, compiled):
     with tf.device("/cpu:1"):
-        variable = tf.Variable(tf.ones(LARGE))
-    average = tf.Variable(tf.zeros(LARGE), trainable=False)
-    update = _updates.Update([(average, variable)])
-    assert not update.can_compile
-    update(tf.constant(0.5, tf.float64), tf.constant(1, tf.int64), True)
-    np.testing.assert_array_equal(average, np.full(LARGE, 0.5))
+        variables = [tf.Variable(tf.zeros(shape, dtype)) for _ in range(2)]
+    models = [random_values(shape, dtype, 2, seed) for seed in range(3)]
+
+    def update(pairs, n):
+        update = _updates.Update(pairs)
+        assert update.can_compile == (shape == LARGE)
+        update(1.0 / tf.cast(n + 1, tf.float64), n, compiled)
+
+    got = averages_of(variables, models, update)
+    expected = averages_of(variables, models, _one_by_one)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_what_is_sent_has_the_bits_of_the_weight():
+    """Two bytes a parameter of a bfloat16 weight, not four."""
+    with tf.device("/cpu:1"):
+        variable = tf.Variable(tf.ones(LARGE, tf.bfloat16))
+    swa = swa_tf.StochasticWeightAveraging(device="/cpu:0")
+
+    @tf.function
+    def step():
+        swa.apply([variable])
+
+    step()
+    graph = step.get_concrete_function().graph
+    casts = [op for op in graph.get_operations() if op.type == "Cast"]
+    assert not any(op.inputs[0].shape == LARGE for op in casts)
 
 
 def test_variables_on_two_devices(made):
