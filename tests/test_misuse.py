@@ -16,9 +16,8 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat
+from swa_tf import _compat, _variables
 
-v1 = tf.compat.v1
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 AVERAGES = [
@@ -48,8 +47,11 @@ def _averaged_model(make):
 
 def _state(average, *variables):
     """All that an average and variables hold, for comparison."""
-    held = [np.array(v) for v in (*average.variables, *variables)]
-    return [value.tobytes() for value in held]
+    return [
+        component.numpy().tobytes()
+        for variable in (*average.variables, *variables)
+        for component in _variables.components(_compat.tf_variable(variable))
+    ]
 
 
 def _averaged(make, values=(1.0, 3.0)):
@@ -725,7 +727,7 @@ def test_a_variable_that_was_deleted(make):
     gc.collect()
     # None can take the place of one: not its memory, nor what is known by it.
     assert alive() is not None
-    assert float(shadow) == 2.0
+    assert shadow.numpy() == [[2.0]]
     new = tf.Variable([[3.0]])
     assert average.average(new) is None
     assert _state(average) == before
@@ -782,7 +784,6 @@ def test_outside_the_scope_of_the_strategy(make):
 def test_in_the_scope_of_another_strategy(make):
     average, variable = _averaged_mirrored(make, _mirrored(0).scope())
     variable.assign(2.0)
-    before = _state(average, variable)
     other = _mirrored(2)
 
     @tf.function
@@ -794,7 +795,6 @@ def test_in_the_scope_of_another_strategy(make):
         assert int(average.n_models) == 3
         assert _held(average.average(variable)) == [2.0, 2.0]
         before = _state(average, variable)
-        variable.assign(2.0)
         with swa_tf.averaged_weights(average, [variable]):
             assert _held(variable) == [2.0, 2.0]
     _raises_and_changes_nothing(
@@ -992,7 +992,7 @@ def test_refit_data_that_are_not_finite(make, bad):
 
 def _batches(n):
     for _ in range(n):
-        yield tf.ones([4, 3]), tf.ones([4, 2])
+        yield tf.eye(4, 3), tf.eye(4, 2)
 
 
 def _fit(model, *args, callbacks, **kwargs):
@@ -1008,7 +1008,9 @@ def _fit(model, *args, callbacks, **kwargs):
 
 
 @both
-@pytest.mark.filterwarnings("ignore:.*ran out of data")
+@pytest.mark.filterwarnings(
+    "ignore:.*ran out of data", "ignore:.*is not averaged", "ignore:.*shuffle"
+)
 def test_data_of_fit_that_end_early(make):
     model, average = _model(), make()
     model.compile("sgd", "mse")
@@ -1018,12 +1020,10 @@ def test_data_of_fit_that_end_early(make):
     kernels = _fit(
         model, _batches(3), epochs=4, steps_per_epoch=2, callbacks=[callback]
     )
-    assert int(average.n_models) == len(kernels)
-    assert len(kernels) < 4
-    expected = kernels[0]
-    for n, kernel in enumerate(kernels[1:], 1):
-        c = _of(average, swa=1.0 / (n + 1), ema=0.5)
-        expected = expected + c * (kernel - expected)
+    # Keras 3 goes through the other epochs without a step, Keras 2 does not.
+    assert len(kernels) == (4 if _compat.KERAS_3 else 2)
+    assert int(average.n_models) == 2
+    expected = (kernels[0] + kernels[1]) / 2.0
     np.testing.assert_allclose(
         model.trainable_variables[0], expected, rtol=1e-6
     )
@@ -1086,7 +1086,7 @@ def test_fit_with_weights_that_are_not_finite(make, bad):
     values = [1.0, bad, 3.0]
     set_weight = tf.keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: model.set_weights(
-            [[[values[epoch]]], [0.0]]
+            [np.full([1, 1], values[epoch]), np.zeros(1)]
         )
     )
     callback = swa_tf.SWACallback(0, averages=average, verbose=0)
@@ -1109,6 +1109,11 @@ def test_decay_outside_0_to_1(decay):
     variable, given = tf.Variable(1.0), tf.Variable(0.5)
     average = swa_tf.ExponentialMovingAverage(given)
     average.apply([variable])
+
+    @tf.function
+    def apply_in_a_function():
+        average.apply([variable])
+
     given.assign(decay)
     variable.assign(2.0)
     _raises_and_changes_nothing(
@@ -1123,7 +1128,7 @@ def test_decay_outside_0_to_1(decay):
         "`decay` must be",
         average,
         [variable],
-        tf.function(lambda: average.apply([variable])),
+        apply_in_a_function,
     )
 
 
