@@ -42,6 +42,9 @@ class SWACallback(tf.keras.callbacks.Callback):
     are those of the trained model, which `fit` would leave then. What else you
     `evaluate` or `predict` in training is of the trained weights.
 
+    An epoch in which no step was taken, since the data had ended, or that ends
+    with weights that are not finite, is not averaged, with a warning.
+
     At the end the model has its averaged weights and, with `refit_data`,
     batch-norm statistics for them. An exception, in training or here, leaves
     the trained weights and statistics. It comes after all other callbacks, so
