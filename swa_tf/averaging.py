@@ -193,7 +193,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             ValueError: If `var_list` is empty, is None where there is no v1
                 graph, names a variable twice, is not the list of the first
                 call or of the checkpoint restored, or holds a variable whose
-                shape has changed.
+                shape has changed, or of another strategy than that in whose
+                scope this is.
             RuntimeError: If the averages are swapped in. A compiled
                 function, traced before, raises
                 `tf.errors.InvalidArgumentError`. Also in a function that a

@@ -199,7 +199,7 @@ class SWACallback(tf.keras.callbacks.Callback):
             )
         self._epoch: int | None = None
         self._n_steps: int | None = None  # that the optimizer had counted
-        self._counts_steps_taken = False
+        self._optimizer_counts = False
         self._reset_calls()
         self._saved.attach(self._averages)
         self._install()
@@ -321,7 +321,9 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _optimizer_steps(self) -> int | None:
         optimizer = getattr(self.model, "optimizer", None)
         iterations = getattr(optimizer, "iterations", None)
-        return None if iterations is None else int(iterations)
+        if iterations is None:
+            return None
+        return int(tf.convert_to_tensor(iterations))
 
     def _has_trained(self) -> bool:
         """Whether this epoch had a step; True if nothing tells.
@@ -330,8 +332,8 @@ class SWACallback(tf.keras.callbacks.Callback):
         optimizer whose count never moves is not what trains the model.
         """
         moved = self._n_steps != self._optimizer_steps()
-        self._counts_steps_taken |= moved and self._n_steps is not None
-        return moved or not self._counts_steps_taken
+        self._optimizer_counts |= moved and self._n_steps is not None
+        return moved or not self._optimizer_counts
 
     def _apply(self, epoch: int) -> None:
         weights = self._trainable_variables()

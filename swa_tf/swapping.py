@@ -147,7 +147,9 @@ def averaged_weights(
     end, whatever happened inside, the trained weights are back bit for bit.
     Given a model, so are its batch-norm statistics and every other weight.
     Inside, `model.save(...)` writes the averaged model. With `keep=True` the
-    model stays averaged after the block, unless an exception leaves it.
+    model stays averaged after the block, unless an exception leaves it. Blocks
+    of several averages may end in any order: the last end restores what was
+    there before the first began.
 
     >>> layer = tf.keras.layers.Dense(1, use_bias=False)
     >>> _ = layer(tf.ones([1, 1]))
