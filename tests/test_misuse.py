@@ -1083,14 +1083,14 @@ def test_fit_with_weights_that_are_not_finite(make, bad):
     model, average = tf.keras.Sequential([tf.keras.layers.Dense(1)]), make()
     model.build([None, 1])
     model.compile(tf.keras.optimizers.SGD(0.0), "mse")
-    values = [1.0, bad, 3.0]
+    values = [1.0, 3.0, bad]
     set_weight = tf.keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: model.set_weights(
             [np.full([1, 1], values[epoch]), np.zeros(1)]
         )
     )
     callback = swa_tf.SWACallback(0, averages=average, verbose=0)
-    with pytest.warns(UserWarning, match="Epoch 2 is not averaged"):
+    with pytest.warns(UserWarning, match="Epoch 3 is not averaged"):
         model.fit(
             tf.ones([4, 1]),
             tf.ones([4, 1]),
