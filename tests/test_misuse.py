@@ -650,21 +650,39 @@ def test_a_variable_twice_in_a_list(make):
 )
 def test_values_of_other_types(make, wrong):
     average, variable = _averaged(make)
-    for function, argument in (
-        (lambda: average.apply(wrong), "var_list"),
-        (lambda: make().build(wrong), "var_list"),
-        (lambda: average.average(wrong), "var"),
-        (lambda: average.average_name(wrong), "var"),
-        (lambda: swa_tf.assign_averages(average, wrong), "var_list"),
-        (lambda: swa_tf.BackupVariables(wrong), "var_list"),
-        (_enter(average, wrong), "target"),
-        (_enter(wrong, [variable]), "swa"),
-        (lambda: swa_tf.assign_averages(wrong, [variable]), "swa"),
-        (lambda: swa_tf.refit_batch_norm(wrong, [tf.ones(1)]), "model"),
-        (lambda: swa_tf.SWACallback(averages=wrong), "averages"),
+    is_list = isinstance(wrong, (list, np.ndarray))
+    variables = "hold variables" if is_list else "be a list of variables"
+    for function, argument, wanted in (
+        (lambda: average.apply(wrong), "var_list", variables),
+        (lambda: make().build(wrong), "var_list", variables),
+        (lambda: swa_tf.assign_averages(average, wrong), "var_list", variables),
+        (lambda: swa_tf.BackupVariables(wrong), "var_list", variables),
+        (_enter(average, wrong), "target", variables),
+        (lambda: average.average(wrong), "var", "be a variable"),
+        (lambda: average.average_name(wrong), "var", "be a variable"),
+        (_enter(wrong, [variable]), "swa", "be a `WeightAverage`"),
+        (
+            lambda: swa_tf.assign_averages(wrong, [variable]),
+            "swa",
+            "be a `WeightAverage`",
+        ),
+        (
+            lambda: swa_tf.refit_batch_norm(wrong, [tf.ones(1)]),
+            "model",
+            "be a model or layer",
+        ),
+        (
+            lambda: swa_tf.SWACallback(averages=wrong),
+            "averages",
+            "be a `WeightAverage`",
+        ),
     ):
         _raises_and_changes_nothing(
-            TypeError, f"`{argument}` must", average, [variable], function
+            TypeError,
+            f"`{argument}` must {wanted}",
+            average,
+            [variable],
+            function,
         )
 
 
@@ -791,7 +809,7 @@ def test_in_the_scope_of_another_strategy(make):
         other.run(lambda: average.apply([variable]))
 
     with other.scope():
-        average.apply([variable])
+        average.apply(iter([variable]))  # which no trace is kept for
         assert int(average.n_models) == 3
         assert _held(average.average(variable)) == [2.0, 2.0]
         before = _state(average, variable)
