@@ -692,14 +692,14 @@ def test_nothing_in_the_place_of_variables(make):
     for nothing in (None, [], ()):
         _raises_and_changes_nothing(
             ValueError,
-            "`var_list` must",
+            "outside v1 graphs" if nothing is None else "at least one",
             average,
             [variable],
             lambda nothing=nothing: average.apply(nothing),
         )
         _raises_and_changes_nothing(
             TypeError if nothing is None else ValueError,
-            "`target` must",
+            "be a list" if nothing is None else "at least one",
             average,
             [variable],
             _enter(average, nothing),
