@@ -42,9 +42,6 @@ class SWACallback(tf.keras.callbacks.Callback):
     are those of the trained model, which `fit` would leave then. What else you
     `evaluate` or `predict` in training is of the trained weights.
 
-    An epoch in which no step was taken, since the data had ended, or that ends
-    with weights that are not finite, is not averaged, with a warning.
-
     At the end the model has its averaged weights and, with `refit_data`,
     batch-norm statistics for them. An exception, in training or here, leaves
     the trained weights and statistics. It comes after all other callbacks, so
@@ -198,8 +195,6 @@ class SWACallback(tf.keras.callbacks.Callback):
                 stacklevel=2,
             )
         self._epoch: int | None = None
-        self._n_steps: int | None = None  # that the optimizer had counted
-        self._optimizer_counts = False
         self._reset_calls()
         self._saved.attach(self._averages)
         self._install()
@@ -290,7 +285,6 @@ class SWACallback(tf.keras.callbacks.Callback):
         elif self._start_epoch is not None and epoch >= self._start_epoch:
             self._averages.n_calls = max(int(self._averages.n_calls), 0)
         self._epoch = epoch
-        self._n_steps = self._optimizer_steps()
         self._saved.restorable = False
         self._results.clear()
         rate = None if self._rate is None else self._rate(epoch)
@@ -318,33 +312,13 @@ class SWACallback(tf.keras.callbacks.Callback):
         if self._counts_epochs and int(self._averages.n_calls) == self._epoch:
             self._apply(self._epoch)
 
-    def _optimizer_steps(self) -> int | None:
-        optimizer = getattr(self.model, "optimizer", None)
-        iterations = getattr(optimizer, "iterations", None)
-        if iterations is None:
-            return None
-        return int(tf.convert_to_tensor(iterations))
-
-    def _has_trained(self) -> bool:
-        """Whether this epoch had a step; True if nothing tells.
-
-        Keras 3 goes on to the last epoch when the data have ended. An
-        optimizer whose count never moves is not what trains the model.
-        """
-        moved = self._n_steps != self._optimizer_steps()
-        self._optimizer_counts |= moved and self._n_steps is not None
-        return moved or not self._optimizer_counts
-
     def _apply(self, epoch: int) -> None:
         weights = self._trainable_variables()
-        reason = None
-        if not self._has_trained():
-            reason = "no step was taken in it, as where the data have ended"
-        elif not all(tf.reduce_all(tf.math.is_finite(w)) for w in weights):
-            reason = "its weights are not all finite"
-        if reason is not None:
+        if not all(tf.reduce_all(tf.math.is_finite(w)) for w in weights):
             warnings.warn(
-                f"Epoch {epoch + 1} is not averaged: {reason}.", stacklevel=2
+                f"Epoch {epoch + 1} is not averaged: its weights are not all "
+                "finite.",
+                stacklevel=2,
             )
             self._averages.n_calls = epoch + 1
             return
