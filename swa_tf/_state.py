@@ -44,7 +44,8 @@ class State(tf.train.experimental.PythonState):
 
     def set(self, swapped: bool) -> None:
         self.swapped = swapped
-        _variables.write(self.variable, tf.constant(swapped))
+        for component in _variables.components(self.variable):
+            _variables.write(component, tf.constant(swapped))
 
     def check(self, name: str) -> None:
         """Raises if the averages of `name` are swapped in."""

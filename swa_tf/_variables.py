@@ -188,22 +188,28 @@ def initial_value(variable: tf.Variable) -> tf.Tensor:
     return variable.read_value()
 
 
-def snapshot(variables: Iterable[Any]) -> Callable[[], None]:
-    """Holds the values that variables have now; eager mode only.
+def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
+    """Each component of variables with the value it has now; eager mode only.
 
     A held value shares the variable's buffer, so holding copies nothing.
-
-    Returns:
-        A function that puts the values back bit for bit, in every component.
     """
-    held = [
+    return [
         (component, read(component))
         for variable in variables
         for component in components(_compat.tf_variable(variable))
     ]
 
+
+def snapshot(variables: Iterable[Any]) -> Callable[[], None]:
+    """Holds the values that variables have now; eager mode only.
+
+    Returns:
+        A function that puts the values back bit for bit, in every component.
+    """
+    now = held(variables)
+
     def restore() -> None:
-        for component, value in held:
+        for component, value in now:
             write(component, value)
 
     return restore

@@ -17,9 +17,12 @@ import tensorflow as tf
 from swa_tf import _compat, _functions, _shadows, _state, _updates, _variables
 from swa_tf.timing import AveragingSchedule
 
-# Two threads that read a count, and write what they have read plus one, count
-# once.
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
+"""What changes averages, or swaps them in, waits for it.
+
+Two threads that read a count, and write what they have read plus one, count
+once; and one that swaps while another averages gives it averages for weights.
+"""
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
@@ -190,7 +193,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             ValueError: If `var_list` is empty, is None where there is no v1
                 graph, names a variable twice, is not the list of the first
                 call or of the checkpoint restored, or holds a variable whose
-                shape has changed.
+                shape has changed, or of another strategy than that in whose
+                scope this is.
             RuntimeError: If the averages are swapped in. A compiled
                 function, traced before, raises
                 `tf.errors.InvalidArgumentError`. Also in a function that a
@@ -227,8 +231,14 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             A non-trainable variable of the same shape, in float64 for a
             float64 variable and in float32 otherwise. None if `var` is not
             averaged.
+
+        Raises:
+            TypeError: If `var` is none of these.
         """
-        return self._average_of.value.get(_compat.tf_variable(var).ref())
+        variable = _compat.tf_variable(var)
+        if not isinstance(variable, (tf.Variable, tf.Tensor)):
+            raise TypeError(f"`var` must be a variable. Received: var={var!r}")
+        return self._average_of.value.get(variable.ref())
 
     def average_name(self, var: Any) -> str:
         """The name of the variable that holds the average of `var`.
@@ -242,6 +252,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
         Args:
             var: A variable, averaged or not yet.
+
+        Raises:
+            TypeError: If `var` is no variable.
         """
         average = self.average(var)
         if average is not None:
@@ -318,14 +331,14 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
         """`apply` outside replica context."""
-        self._state.check(self.name)
-        if var_list is None:
-            _require_v1_graph("var_list")
-            var_list = tf.compat.v1.trainable_variables()
-        if tf.executing_eagerly():
-            with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
+            self._state.check(self.name)
+            if var_list is None:
+                _require_v1_graph("var_list")
+                var_list = tf.compat.v1.trainable_variables()
+            if tf.executing_eagerly():
                 return self._apply_eagerly(var_list)
-        return self._update(self._prepared(var_list))
+            return self._update(self._prepared(var_list))
 
     def _apply_eagerly(self, var_list: Iterable[Any]) -> None:
         """`apply` by functions that the first call with `var_list` makes.
@@ -480,6 +493,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     def _checked(self, var_list: Iterable[Any]) -> list[Any]:
         """The `tf.Variable`s of `var_list`, or an error that says why not."""
         variables = _variables.checked_list("var_list", var_list, tensors=True)
+        self._check_strategies(variables)
         seen = set()
         for variable in variables:
             if variable.dtype.base_dtype not in _FLOATS:
@@ -516,6 +530,30 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             self._check_same_variables(variables)
             _check_shapes(variables, [self.average(v) for v in variables])
         return variables
+
+    def _check_strategies(self, variables: list[Any]) -> None:
+        """Raises in the scope of a strategy, for variables of another.
+
+        TensorFlow makes none there, and traces no function that has them.
+        What is there can be updated in eager mode.
+        """
+        if not tf.distribute.has_strategy():
+            return
+        here = (None, tf.distribute.get_strategy())
+        others = [v for v in variables if _variables.strategy_of(v) not in here]
+        known = all(self.average(v) is not None for v in variables)
+        if others and not (known and tf.executing_eagerly()):
+            raise ValueError(
+                "`var_list` must hold no variables of another strategy than "
+                "that in whose scope `apply` is called: call it outside. "
+                f"Received: {_variables.describe(others)}"
+            )
+        if _variables.strategy_of(self._n_models) not in here:
+            raise ValueError(
+                "`apply` must not be called in the scope of another strategy "
+                f"than that in which {self.name} was made: make it outside of "
+                f"either. Received: {_variables.describe(variables)}"
+            )
 
     def _check_same_variables(self, variables: list[Any]) -> None:
         if self._takes_others:

@@ -396,7 +396,8 @@ def _check_arguments(
             "`refit_batch_norm` works in eager mode only: call it outside "
             "of graphs and `tf.function`."
         )
-    if not callable(model) or not hasattr(model, "variables"):
+    is_model = callable(model) and hasattr(model, "variables")
+    if not is_model or isinstance(model, type):
         raise TypeError(
             f"`model` must be a model or layer. Received: model={model!r}"
         )

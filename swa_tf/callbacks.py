@@ -221,6 +221,12 @@ class SWACallback(tf.keras.callbacks.Callback):
         average = self._given
         if average is None:
             average = StochasticWeightAveraging()
+        if average.swapped:
+            raise RuntimeError(
+                f"`fit` was called while the averages of {average.name} are "
+                "swapped in: it would train them, and lose the training when "
+                "`averaged_weights` ends. Leave it first."
+            )
         when = self._when or average.when
         if when is not None and self.model.built:
             # Otherwise the first batch builds it, or the user says what of it.

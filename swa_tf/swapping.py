@@ -12,8 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _parts, _variables
-from swa_tf.averaging import WeightAverage
+from swa_tf import _compat, _parts, _swaps, _variables
+from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
 from swa_tf.batch_norm import refit_batch_norm
 
 
@@ -114,12 +114,14 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
         In a graph the op that assigns, in eager mode None.
 
     Raises:
-        TypeError: If `var_list` is not a list of variables.
+        TypeError: If `swa` is no `WeightAverage`, or `var_list` no list of
+            variables.
         ValueError: If `var_list` is empty or holds a variable that `swa` does
             not average.
         RuntimeError: If nothing was averaged yet. In a graph the op raises
             `tf.errors.InvalidArgumentError` instead.
     """
+    _check_average(swa)
     variables = _variables.checked_list("var_list", var_list)
     averages = _averages_of(swa, variables)
     with tf.control_dependencies(swa.assert_averaged()):
@@ -145,7 +147,9 @@ def averaged_weights(
     end, whatever happened inside, the trained weights are back bit for bit.
     Given a model, so are its batch-norm statistics and every other weight.
     Inside, `model.save(...)` writes the averaged model. With `keep=True` the
-    model stays averaged after the block, unless an exception leaves it.
+    model stays averaged after the block, unless an exception leaves it. Blocks
+    of several averages may end in any order: the last end restores what was
+    there before the first began.
 
     >>> layer = tf.keras.layers.Dense(1, use_bias=False)
     >>> _ = layer(tf.ones([1, 1]))
@@ -178,7 +182,8 @@ def averaged_weights(
             of `swa` are already swapped in, or in a graph or `tf.function`,
             where a `with` block has no meaning when the graph runs: use
             `BackupVariables` and `assign_averages` there.
-        TypeError: If `target` is neither a model nor a list of variables.
+        TypeError: If `swa` is no `WeightAverage`, or `target` neither a model
+            nor a list of variables.
         ValueError: If `swa` averages no variable of `target`.
     """
     if not tf.executing_eagerly():
@@ -187,43 +192,62 @@ def averaged_weights(
             "`tf.function` use the ops of `BackupVariables` and "
             "`assign_averages`."
         )
-    if swa.swapped:
-        raise RuntimeError(
-            f"The averages of {swa.name} are swapped in already: "
-            "`averaged_weights` cannot be entered twice."
-        )
-    swa.assert_averaged()
-    kept, swapped = _kept_and_swapped(swa, target)
+    _check_average(swa)
     if refit_data is not None and not _is_model(target):
         raise TypeError(
             "`target` must be a model for `refit_data` to be of use. "
             f"Received: target={target!r}"
         )
-    restore = _variables.snapshot(kept)
+    swap = _swaps.Swap()
     try:
-        swa.swapped = True
-        assign_averages(swa, swapped)
+        _swap_in(swa, target, swap)
         if refit_data is not None:
             refit_batch_norm(target, refit_data, steps=refit_steps)
         yield
         if keep:
-            restore = _nothing
+            swap.keep()
     finally:
-        try:
-            restore()
-        except BaseException:  # such as a second Ctrl-C: finish, then pass on
-            restore()
-            raise
-        finally:
-            swa.swapped = False
+        if swap.is_in:
+            try:
+                _swap_out(swap)
+            except BaseException:  # such as a second Ctrl-C: finish, pass on
+                _swap_out(swap)
+                raise
+            finally:
+                swa.swapped = False
 
 
-def _nothing() -> None:
-    """What is restored where the averages stay."""
+def _swap_in(swa: WeightAverage, target: Any, swap: _swaps.Swap) -> None:
+    with ONE_AT_A_TIME:
+        if swa.swapped:
+            raise RuntimeError(
+                f"The averages of {swa.name} are swapped in already: "
+                "`averaged_weights` cannot be entered twice."
+            )
+        swa.assert_averaged()
+        kept, swapped = _kept_and_swapped(swa, target)
+        swap.begin(kept)
+        swa.swapped = True
+        assign_averages(swa, swapped)
+
+
+def _swap_out(swap: _swaps.Swap) -> None:
+    with ONE_AT_A_TIME:
+        if swap.is_in:
+            swap.end()
+
+
+def _check_average(swa: Any) -> None:
+    if not isinstance(swa, WeightAverage):
+        raise TypeError(
+            "`swa` must be a `WeightAverage`, such as "
+            f"`StochasticWeightAveraging()`. Received: swa={swa!r}"
+        )
 
 
 def _is_model(target: Any) -> bool:
-    return hasattr(target, "weights") or hasattr(target, "variables")
+    holds = hasattr(target, "weights") or hasattr(target, "variables")
+    return holds and not isinstance(target, type)
 
 
 _BUILD_HINT = (
