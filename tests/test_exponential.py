@@ -721,15 +721,16 @@ def test_a_checkpoint_of_fewer_variables(tmp_path, traced):
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("n_models", [0, 1])
 @pytest.mark.parametrize("moment", ["before", "built", "traced"])
+@pytest.mark.parametrize("mode", ["function", "xla"])
 def test_a_checkpoint_that_says_one_thing_of_all(
-    tmp_path, begun, n_models, moment
+    tmp_path, begun, n_models, moment, mode
 ):
     """As they were written before variables had a start of their own."""
 
     def make():
         ema = EMA(0.5)
         variables = [tf.Variable(1.0, name=name) for name in "ab"]
-        return ema, variables, _apply(ema, "function", *variables)
+        return ema, variables, _apply(ema, mode, *variables)
 
     ema, variables, update = make()
     update()

@@ -896,15 +896,17 @@ def _long_mean():
     return np.sum(seen, axis=0, dtype=np.float64) / 1001  # and the zeros
 
 
-MEAN = "the mean of the models"
-NO_DECAY = "it has no decay"
-OF_MODELS = "a mean of models has nothing else in it"
+MEAN = "the mean"
+NO_DECAY = "no decay"
+ONE_MEAN = "one mean, of the same models for all"
+NO_ZERO = "its first value is the first tensor"
+OF_MODELS = "only models are in a mean"
 COUNT = "saved with the averages, to go on"
 STEPS = [[0.75], [0.75]]  # of a replica each: 1.0 and 0.5
 
 OF_SWA = {
     "eager_numbers": Otherwise(
-        f"the same, then {MEAN}",
+        f"same, then {MEAN}",
         NO_DECAY,
         [1.0, [2.0, -2.0], 1.5, [2.5, -1.5], 8 / 3, [10 / 3, -1.0]],
     ),
@@ -912,7 +914,7 @@ OF_SWA = {
         "the first weight averaged", OF_MODELS, [3.5, 1.5]
     ),
     "graph_numbers": Otherwise(
-        "the same, until the first update replaces it",
+        "same, until the first update replaces it",
         OF_MODELS,
         [
             [[10.0, 20.0], [0.0, 0.0]],
@@ -931,7 +933,7 @@ OF_SWA = {
     "decay_as_a_tensor": Otherwise(MEAN, NO_DECAY, [1.5, 2.0, 2.0]),
     "zero_debias_of_tensors": Otherwise(
         "nothing to divide by",
-        "it starts with the first tensor, not with zero",
+        NO_ZERO,
         [
             *([0.0, 0.0], [1.0, 2.0], [2.0, 4.0], [1.0, 2.0], [3.0, 1.5]),
             *([1.0, 2.0], [7 / 3, 5 / 3]),
@@ -942,7 +944,7 @@ OF_SWA = {
         "averaged, from the first tensor", OF_MODELS, [[None, 2], [[1, 1]] * 3]
     ),
     "apply_again_in_a_graph": Otherwise(
-        f"the same, of {MEAN}",
+        f"same, of {MEAN}",
         NO_DECAY,
         [
             [5.0, 5.0, 5.0],
@@ -951,27 +953,27 @@ OF_SWA = {
     ),
     "variables_that_join": Otherwise(
         "`ValueError`: those of the first `apply`",
-        "one mean is over the same models for all",
+        ONE_MEAN,
         raises=(ValueError, "joins later"),
     ),
     "variables_that_join_a_graph": Otherwise(
         "`ValueError`: those of the first `apply`",
-        "one mean is over the same models for all",
+        ONE_MEAN,
         raises=(ValueError, "joins later"),
     ),
     "assigned_averages": Otherwise(
-        "the same, with the weight of the mean so far", NO_DECAY, 6.0
+        "same, with the weight of the mean so far", NO_DECAY, 6.0
     ),
     "zero_debias_names": Otherwise(
         "the average alone",
-        "it starts with the first tensor, not with zero",
+        NO_ZERO,
         [
             ["scope/scope/tensor/foo"],
             ["scope/foo/n_models:0", "scope/scope/tensor/foo:0"],
         ],
     ),
     "two_averages": Otherwise(
-        "the same, with a count of models each",
+        "same, with a count of models each",
         COUNT,
         [
             "v/ExponentialMovingAverage_1",
@@ -985,7 +987,7 @@ OF_SWA = {
         ],
     ),
     "reuse_auto": Otherwise(
-        "the same, with a count of models each",
+        "same, with a count of models each",
         COUNT,
         [
             ["s/s/v/ExponentialMovingAverage:0"] * 2,
@@ -998,7 +1000,7 @@ OF_SWA = {
         ],
     ),
     "collections": Otherwise(
-        "the same; the count of models is global, too",
+        "same; the count of models is global, too",
         COUNT,
         [
             [
@@ -1011,19 +1013,15 @@ OF_SWA = {
             ["v:0"],
         ],
     ),
-    "imported_ops": Otherwise(f"the same, of {MEAN}", NO_DECAY, [5.0, ["v:0"]]),
+    "imported_ops": Otherwise(f"same, of {MEAN}", NO_DECAY, [5.0, ["v:0"]]),
     "control_dependencies": Otherwise(
-        f"the same, of {MEAN}", NO_DECAY, [[10.0], [20.0], 1]
+        f"same, of {MEAN}", NO_DECAY, [[10.0], [20.0], 1]
     ),
-    "inside_control_flow": Otherwise(
-        f"the same, of {MEAN}", NO_DECAY, [1.0, 2.0]
-    ),
-    "loops": Otherwise(f"the same, of {MEAN}", NO_DECAY, [1.5, 2.0]),
-    "compiled_functions": Otherwise(
-        f"the same, of {MEAN}", NO_DECAY, [3.5, 1.5]
-    ),
+    "inside_control_flow": Otherwise(f"same, of {MEAN}", NO_DECAY, [1.0, 2.0]),
+    "loops": Otherwise(f"same, of {MEAN}", NO_DECAY, [1.5, 2.0]),
+    "compiled_functions": Otherwise(f"same, of {MEAN}", NO_DECAY, [3.5, 1.5]),
     "session_savers": Otherwise(
-        "the same, and the count of models",
+        "same, and the count of models",
         COUNT,
         [
             [
@@ -1034,15 +1032,15 @@ OF_SWA = {
             5.0,
         ],
     ),
-    "saved_models": Otherwise(f"the same, of {MEAN}", NO_DECAY, [[2.0], [3.0]]),
+    "saved_models": Otherwise(f"same, of {MEAN}", NO_DECAY, [[2.0], [3.0]]),
     "replica_context": Otherwise(
-        f"the same, of {MEAN}", NO_DECAY, [STEPS * 2, STEPS]
+        f"same, of {MEAN}", NO_DECAY, [STEPS * 2, STEPS]
     ),
     "cross_replica_context": Otherwise(
-        f"the same, of {MEAN}", NO_DECAY, [STEPS * 2, STEPS]
+        f"same, of {MEAN}", NO_DECAY, [STEPS * 2, STEPS]
     ),
     "replica_context_of_a_graph": Otherwise(
-        f"the same, of {MEAN}",
+        f"same, of {MEAN}",
         NO_DECAY,
         [
             *("w/ExponentialMovingAverage:0", STEPS),
@@ -1050,7 +1048,7 @@ OF_SWA = {
         ],
     ),
     "cross_replica_context_of_a_graph": Otherwise(
-        f"the same, of {MEAN}",
+        f"same, of {MEAN}",
         NO_DECAY,
         [
             *("w/ExponentialMovingAverage:0", STEPS),
