@@ -1034,10 +1034,10 @@ OF_SWA = {
     ),
     "saved_models": Otherwise(f"same, of {MEAN}", NO_DECAY, [[2.0], [3.0]]),
     "replica_context": Otherwise(
-        f"same, of {MEAN}", NO_DECAY, [STEPS * 2, STEPS]
+        f"same, of {MEAN}", NO_DECAY, [STEPS, STEPS, STEPS[:1], STEPS[:1]]
     ),
     "cross_replica_context": Otherwise(
-        f"same, of {MEAN}", NO_DECAY, [STEPS * 2, STEPS]
+        f"same, of {MEAN}", NO_DECAY, [STEPS, STEPS, STEPS[:1], STEPS[:1]]
     ),
     "replica_context_of_a_graph": Otherwise(
         f"same, of {MEAN}",
