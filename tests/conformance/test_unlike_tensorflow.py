@@ -358,6 +358,42 @@ def test_the_number_of_models_in_a_graph(make):
         assert "other/n_models:0" not in names
 
 
+def _evaluated(restored, directory):
+    """The weight that a monitored session restores by a `Saver`."""
+    (v,) = v1.trainable_variables()
+    scaffold = v1.train.Scaffold(saver=v1.train.Saver(restored))
+    creator = v1.train.ChiefSessionCreator(scaffold, checkpoint_dir=directory)
+    with v1.train.MonitoredSession(creator) as session:
+        return session.run(v)
+
+
+@OF_BOTH
+def test_monitored_session_that_evaluates(make, tmp_path):
+    for ema_class in (TENSORFLOW, make):
+        directory = str(tmp_path / ema_class.__name__)
+        with tf.Graph().as_default(), v1.Session() as session:
+            v = v1.get_variable("v", initializer=1.0)
+            update = ema_class(0.5).apply([v])
+            _initialize(session)
+            session.run(update)
+            session.run(v.assign(7.0))
+            v1.train.Saver().save(session, f"{directory}/m")
+        with tf.Graph().as_default():
+            v1.get_variable("v", initializer=0.0)
+            average = ema_class(0.5)
+            restored = average.variables_to_restore()
+            if ema_class is equal:
+                with pytest.raises(RuntimeError, match="n_models"):
+                    _evaluated(restored, directory)
+        with tf.Graph().as_default():
+            v1.get_variable("v", initializer=0.0)
+            average = ema_class(0.5)
+            restored = average.variables_to_restore()
+            if ema_class is equal:
+                restored[average.n_models.op.name] = average.n_models
+            assert _evaluated(restored, directory) == 1.0
+
+
 def test_the_table_lists_every_test():
     text = (ROOT / "docs" / "ema.md").read_text(encoding="utf-8")
     listed = re.findall(
