@@ -704,12 +704,14 @@ def _require_v1_graph(argument: str) -> None:
 
 def _differs_by_replica(variable: Any) -> bool:
     """Whether replicas have numbers of their own, with no mean to read."""
-    return getattr(
-        variable, "synchronization", None
-    ) == tf.VariableSynchronization.ON_READ and variable.aggregation in (
-        tf.VariableAggregation.SUM,
-        tf.VariableAggregation.NONE,
-    )
+    if (
+        getattr(variable, "synchronization", None)
+        != tf.VariableSynchronization.ON_READ
+    ):
+        return False
+    if variable.aggregation == tf.VariableAggregation.NONE:
+        return _variables.strategy_of(variable) is not None
+    return bool(variable.aggregation == tf.VariableAggregation.SUM)
 
 
 def _check_shapes(variables: list[Any], averages: list[Any]) -> None:
