@@ -38,18 +38,32 @@ def make(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
         with strategy.scope() if strategy else tf.device(place):
             if tf.executing_eagerly():
                 return tf.Variable(value, trainable=False, name=name)
-            average = _graph_variable(value, name)
+            with _beside(variable, strategy, device):
+                average = _graph_variable(value, name)
         _compat.copy_slices_and_sharding(variable, average, suffix)
         v1 = tf.compat.v1
         v1.add_to_collection(v1.GraphKeys.MOVING_AVERAGE_VARIABLES, variable)
     return average
 
 
+def _beside(variable: Any, strategy: Any, device: str | None) -> Any:
+    """Has TensorFlow place what a v1 graph makes where it places `variable`.
+
+    Without the name of a device it is free to choose.
+    """
+    if strategy or device:
+        return contextlib.nullcontext()
+    graph = tf.compat.v1.get_default_graph()
+    return graph.colocate_with(variable.op)
+
+
 def _of_tensor(tensor: tf.Tensor, dtype: tf.DType, name: str) -> tf.Variable:
     """Of a v1 graph. TensorFlow's class, too, places it where `apply` is."""
     with tf.init_scope():
         if tensor.shape.is_fully_defined():
-            return _graph_variable(tf.zeros(tensor.shape, dtype), name)
+            # Named, or the caller's next `tf.zeros` would get another name.
+            zeros = tf.zeros(tensor.shape, dtype, name=f"{name}/zeros")
+            return _graph_variable(zeros, name)
         return _graph_variable(tf.zeros(tf.shape(tensor), dtype), name)
 
 

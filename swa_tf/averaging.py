@@ -391,7 +391,10 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         averages = [self.average(variable) for variable in variables]
         checks = self._state.assertions(self.name)
         checks += _shape_checks(variables, averages)
-        with tf.name_scope(self.name) as scope:
+        # In a function of our own nobody sees it, and a name that only eager
+        # mode takes would be an error.
+        name = self.name if compiled is None else "average"
+        with tf.name_scope(name) as scope:
             with tf.control_dependencies(checks):
                 due = self._due()
                 live = self._state.live()
@@ -502,10 +505,10 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                     "bfloat16, float32 or float64. "
                     f"Received: {_variables.describe([variable])}"
                 )
-            if _sums_over_replicas(variable):
+            if _differs_by_replica(variable):
                 raise ValueError(
                     "`var_list` must hold variables that are one number for "
-                    "all replicas, not their sum. "
+                    "all replicas, not their sum or a number for each. "
                     f"Received: {_variables.describe([variable])}"
                 )
             if self._device and _variables.strategy_of(variable):
@@ -610,8 +613,15 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     def _counter(self, name: str) -> tf.Variable:
         with tf.init_scope():
             return tf.Variable(
-                0, trainable=False, dtype=tf.int64, name=f"{self.name}/{name}"
+                0,
+                trainable=False,
+                dtype=tf.int64,
+                name=self._own_name(name),
             )
+
+    def _own_name(self, name: str) -> str:
+        """The name of what belongs to the object, and to no variable."""
+        return f"{self.name}/{name}" if self.name else name
 
 
 class StochasticWeightAveraging(WeightAverage):
@@ -730,12 +740,16 @@ def _require_v1_graph(argument: str) -> None:
         )
 
 
-def _sums_over_replicas(variable: Any) -> bool:
-    return (
+def _differs_by_replica(variable: Any) -> bool:
+    """Whether replicas have numbers of their own, with no mean to read."""
+    if (
         getattr(variable, "synchronization", None)
-        == tf.VariableSynchronization.ON_READ
-        and variable.aggregation == tf.VariableAggregation.SUM
-    )
+        != tf.VariableSynchronization.ON_READ
+    ):
+        return False
+    if variable.aggregation == tf.VariableAggregation.NONE:
+        return _variables.strategy_of(variable) is not None
+    return bool(variable.aggregation == tf.VariableAggregation.SUM)
 
 
 def _check_shapes(variables: list[Any], averages: list[Any]) -> None:

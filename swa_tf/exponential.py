@@ -105,10 +105,12 @@ class ExponentialMovingAverage(WeightAverage):
         # Untracked: a checkpoint of the average is not one of what it is given.
         if decay is not None:
             decay = _number_or_scalar("decay", decay)
-            _check_decay(decay)
+            if _is_known(decay) or tf.executing_eagerly():
+                _check_decay(decay)
         if num_updates is not None:
             num_updates = _number_or_scalar("num_updates", num_updates)
-            _check_num_updates(num_updates)
+            if _is_known(num_updates) or tf.executing_eagerly():
+                _check_num_updates(num_updates)
         if half_life is not None:
             half_life = _positive("half_life", half_life)
         if warm_up is not None and _positive("warm_up", warm_up) < 1.0:
@@ -280,11 +282,12 @@ class ExponentialMovingAverage(WeightAverage):
         v1 = tf.compat.v1
         with tf.init_scope():
             return v1.Variable(
-                tf.constant(0, tf.int64),
+                0,
                 trainable=False,
                 collections=[v1.GraphKeys.LOCAL_VARIABLES],
+                dtype=tf.int64,
                 use_resource=True,
-                name=f"{self.name}/{name}",
+                name=self._own_name(name),
             )
 
     def _read_n_models(self) -> tf.Tensor:
@@ -297,8 +300,14 @@ class ExponentialMovingAverage(WeightAverage):
         )
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
-        checks = _check_decay(self._decay.value)
-        checks += _check_num_updates(self._num_updates.value)
+        checks = []
+        if not (
+            _is_known(self._decay.value) and _is_known(self._num_updates.value)
+        ):
+            # Or ops of the caller's, such as `Cast`, would get other names.
+            with tf.name_scope(self._own_name("checks")):
+                checks += _check_decay(self._decay.value)
+                checks += _check_num_updates(self._num_updates.value)
         with tf.control_dependencies(checks):
             return super()._apply(var_list)
 
@@ -422,6 +431,11 @@ def _number_or_scalar(name: str, value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
     return _checks.real(name, value, f"a scalar tensor or {_WANTED[name]}")
+
+
+def _is_known(value: Any) -> bool:
+    """Whether it is a number that never changes, or none is given."""
+    return value is None or isinstance(value, (int, float))
 
 
 def _positive(name: str, value: Any) -> float:

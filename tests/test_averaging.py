@@ -448,6 +448,17 @@ def test_variable_that_differs_between_replicas_is_reduced_first():
     assert [float(v) for v in average] == [4.0, 4.0]
 
 
+def test_plain_variable_to_be_read_by_each_replica_is_averaged():
+    variable = tf.Variable(
+        3.0,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.NONE,
+    )
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply([variable])
+    assert float(swa.average(variable)) == 3.0
+
+
 def test_variable_that_sums_over_replicas_is_refused():
     with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
         variable = tf.Variable(

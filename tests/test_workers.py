@@ -296,13 +296,22 @@ def test_outside_eager_mode():
             swa_tf.merge_averages(target, [other])
 
 
-def test_the_checkpoint_of_an_exponential_average_is_refused(tmp_path):
-    variable = tf.Variable(1.0)
+@pytest.mark.parametrize("begun", [True, [True], [True, False]])
+def test_exponential_averages_are_refused(tmp_path, begun):
+    """Whatever their checkpoints say of what has begun, and in what shape."""
+    variables = [tf.Variable(1.0) for _ in range(2)]
     ema = swa_tf.ExponentialMovingAverage(0.5)
-    ema.apply([variable])
+    ema.apply(variables)
+    ema._begun.assign(begun)
     path = tf.train.Checkpoint(ema=ema).save(str(tmp_path / "ckpt"))
     swa = swa_tf.StochasticWeightAveraging()
-    swa.apply([variable])
+    swa.apply(variables)
     with pytest.raises(ValueError, match="hold one average each"):
         swa_tf.merge_averages(swa, [path])
-    assert int(swa.n_models) == 1
+    with pytest.raises(TypeError, match="`others` must be a list"):
+        swa_tf.merge_averages(swa, [ema])
+    with pytest.raises(TypeError, match="`target` must be"):
+        swa_tf.merge_averages(ema, [path])
+    assert (int(swa.n_models), int(ema.n_models)) == (1, 1)
+    for average in (swa, ema):
+        assert [float(average.average(v)) for v in variables] == [1.0, 1.0]
