@@ -124,7 +124,8 @@ class Saved:
         if len(values) > len(self._average.variables):  # in manual mode
             self._average.build(self._model.trainable_variables)
         variables = self._average.variables
-        shapes = [tuple(v.shape) for v in variables]
+        # The value's: a variable may be of another shape at another time.
+        shapes = [tuple(v.read_value().shape) for v in variables]
         if shapes != [value.shape for value in values]:
             raise ValueError(
                 "The average restored is of other variables than those of "

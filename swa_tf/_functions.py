@@ -38,10 +38,14 @@ class Functions:
         self,
         var_list: Sequence[Any],
         update: Callable[[bool], Any],
-        can_compile: bool,
+        compiles: Callable[[bool], bool],
     ) -> Made:
-        """Those for a new list; `update` is told whether to compile."""
-        made = Made(var_list, update, can_compile)
+        """Those for a new list.
+
+        `update` is told whether to compile, which `compiles` says of what is
+        wanted.
+        """
+        made = Made(var_list, update, compiles)
         self._made[tuple(map(id, var_list))] = made
         if len(self._made) > _MOST:
             self._made.popitem(last=False)
@@ -55,16 +59,16 @@ class Made:
         self,
         var_list: Sequence[Any],
         update: Callable[[bool], Any],
-        can_compile: bool,
+        compiles: Callable[[bool], bool],
     ) -> None:
         self._held = list(var_list)  # or another could have one of their ids
         self._update = update
-        self._can_compile = can_compile
+        self._compiles = compiles
         self._traced: dict[bool, Callable[[], Any]] = {}
 
     def run(self, compiled: bool) -> None:
         """Updates, by XLA if that is wanted and can be."""
-        compiled = compiled and self._can_compile
+        compiled = self._compiles(compiled)
         if compiled not in self._traced:
 
             @tf.function(autograph=False)

@@ -29,9 +29,13 @@ _BUNDLE, _BUNDLE_OF_SMALL = 16, 128
 # Compiling takes the time of some ten updates that are not compiled.
 _MANY = 5
 _RARE = 100
-# From this number of elements a kind on, it takes less than one of them, which
-# would also need five times the memory of the average while it runs.
+# Of variables with this number of elements, in all and on average over their
+# kinds, one such update takes longer than compiling, and needs five times the
+# memory of the average while it runs.
 _HUGE = 50_000_000
+
+# Functions that are kept: three for each shape of the last few models.
+_MOST = 512
 
 
 class Update:
@@ -59,38 +63,51 @@ class Update:
         ]
         self._small = [bundle for bundle in bundles if bundle.kind.is_small]
         self._large = [bundle for bundle in bundles if not bundle.kind.is_small]
-        devices = {kind.device for kind in alike}
-        devices.update(member.average.device for member in self._others)
-        self.can_compile = bool(self._large) and all(map(_has_xla, devices))
-        self._compiles_at_once = self.can_compile and _are_huge(self._large)
+        self._can_compile = bool(self._large) and all(
+            _has_xla(bundle.kind.device) for bundle in self._large
+        )
+        self._is_huge = _are_huge(self._large)
+
+    def compiles(self, wanted: bool) -> bool:
+        """Whether XLA compiles this update, which may be wanted or not."""
+        return self._can_compile and (wanted or self._is_huge)
 
     def __call__(self, c: tf.Tensor, n_models: tf.Tensor, compiled: Any) -> Any:
         """The update, with the coefficient `c` after `n_models` models.
 
         `c` is one for all, or a vector with one for each of the pairs.
-        `compiled` says whether by XLA where `can_compile`: a bool, or in a
-        graph a scalar tensor.
+        `compiled` says whether XLA is wanted: a bool, or in a graph a scalar
+        tensor.
+
+        Returns:
+            In a graph the op that is done when all is.
         """
-        if self._compiles_at_once:
-            compiled = True
         threshold = _rounding.threshold(n_models)
         zero = tf.cast(n_models < 0, tf.int32)
 
-        # Not in a branch: to read a variable may reduce it over replicas.
+        # Not in a branch: to read what is sent may reduce it over replicas.
         weights = [bundle.weights() for bundle in self._large]
 
         def large(compile: bool) -> Any:
-            for bundle, given in zip(self._large, weights):
-                bundle.update(compile, given, c, threshold, zero)
-            return tf.no_op()  # what TensorFlow wants of a branch
+            return tf.group(
+                *(
+                    bundle.update(compile, given, c, threshold, zero)
+                    for bundle, given in zip(self._large, weights)
+                )
+            )
 
-        for bundle in self._small:
+        moved = [
             bundle.update(False, bundle.weights(), c, threshold, zero)
-        if not self.can_compile or isinstance(compiled, bool):
-            large(self.can_compile and compiled)
+            for bundle in self._small
+        ]
+        if self.compiles(False) == self.compiles(True):
+            moved.append(large(self.compiles(True)))
+        elif isinstance(compiled, bool):
+            moved.append(large(compiled))
         else:
-            tf.cond(compiled, lambda: large(True), lambda: large(False))
-        moved = []
+            moved.append(
+                tf.cond(compiled, lambda: large(True), lambda: large(False))
+            )
         for place, average, weight in self._others:
             value = average.read_value()
             weight = _value(weight, value)
@@ -189,22 +206,26 @@ class _Bundle(NamedTuple):
         c: tf.Tensor,
         threshold: tf.Tensor,
         zero: tf.Tensor,
-    ) -> None:
+    ) -> Any:
+        """Starts the functions; in a graph, the op that waits for them."""
         # What need not be one computation is traced once, for one variable.
         whole = compile or self.kind.is_small
         at_a_time = len(self.members) if whole else 1
         update = _function(self.kind, at_a_time, compile)
+        done = []
         for start in range(0, len(self.members), at_a_time):
             end = start + at_a_time
             places, averages, _ = zip(*self.members[start:end])
             with tf.device(self.kind.device):
-                update(
+                updated = update(
                     [average.handle for average in averages],
                     weights[start:end],
                     tf.gather(c, places) if c.shape.rank else c,
                     threshold,
                     zero,
                 )
+            done.append(updated)
+        return tf.group(*done)
 
 
 def _are_huge(bundles: list[_Bundle]) -> bool:
@@ -230,7 +251,7 @@ def _compiles(device: str) -> bool:
     return True
 
 
-@functools.cache
+@functools.lru_cache(_MOST)
 def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
     """The update of a bundle, given the handles of its variables."""
 
@@ -245,7 +266,7 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
         c: tf.Tensor,
         threshold: tf.Tensor,
         zero: tf.Tensor,
-    ) -> None:
+    ) -> tf.Tensor:
         values = [
             (
                 read(average, kind.dtype),
@@ -272,6 +293,7 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
             moved = tf.unstack(moved[0], size)
         for average, value in zip(averages, moved):
             tf.raw_ops.AssignVariableOp(resource=average, value=value)
+        return zero  # something to wait for
 
     if compile:
         return tf.function(update, jit_compile=True, autograph=False)

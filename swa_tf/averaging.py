@@ -357,7 +357,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             made = self._functions.make(
                 var_list,
                 functools.partial(self._update, variables),
-                _updates.Update(self._pairs(variables)).can_compile,
+                _updates.Update(self._pairs(variables)).compiles,
             )
         made.run(self._pace.is_fast(self._period))
 

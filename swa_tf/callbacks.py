@@ -129,11 +129,10 @@ class SWACallback(tf.keras.callbacks.Callback):
         elif refit_steps is not None:
             _checks.integer("refit_steps", refit_steps, at_least=1)
         self._given = averages
-        self._when_given = getattr(averages, "when", None)
         self._unit = unit
         self._start_epoch = start_epoch
         self._when = _schedule(start_epoch, start_step, average_period, unit)
-        when = self._when or self._when_given
+        when = self._when or getattr(averages, "when", None)
         if when is None and averages is None:
             raise ValueError(
                 "`start_epoch` or `start_step` must be given, or `averages` "
@@ -196,8 +195,12 @@ class SWACallback(tf.keras.callbacks.Callback):
             )
         self._epoch: int | None = None
         self._reset_calls()
-        self._saved.attach(self._averages)
-        self._install()
+        try:
+            self._saved.attach(self._averages)
+            self._install()
+        except BaseException:
+            self._release()
+            raise
         self._training = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -231,7 +234,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         if when is not None and self.model.built:
             # Otherwise the first batch builds it, or the user says what of it.
             average.build(self._trainable_variables())
-        average.when = when
+        self._when_before, average.when = average.when, when
         return average
 
     def _reset_calls(self) -> None:
@@ -262,7 +265,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _release(self) -> None:
         self._saved.detach()
-        self._averages.when = self._when_given
+        self._averages.when = self._when_before
 
     def _averaging_step(self) -> Callable[..., Any]:
         """The model's train step, and `apply` after it."""

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat
+from swa_tf import _compat, _fit
 from tests import fitting
 from tests.fitting import (
     X,
@@ -471,6 +471,29 @@ def test_average_given_goes_on_and_average_made_does_not():
     fit(model, anew, epochs=3)
     fit(model, anew, epochs=5, initial_epoch=3)
     assert int(anew.averages.n_models) == 2
+
+
+def test_a_schedule_set_after_the_callback_was_made_is_put_back():
+    given = swa_tf.StochasticWeightAveraging()
+    made = swa_tf.SWACallback(averages=given, verbose=0)
+    given.when = swa_tf.AveragingSchedule(start=2)
+    when = given.when
+    fit(make_model(), made)
+    assert given.when is when
+
+
+def test_an_average_that_cannot_be_restored_leaves_nothing_behind(monkeypatch):
+    given = swa_tf.StochasticWeightAveraging()
+    model, made = make_model(), callback(averages=given)
+
+    def fail(saved, average):
+        raise ValueError("of another model")
+
+    monkeypatch.setattr(_fit.Saved, "attach", fail)
+    with pytest.raises(ValueError, match="of another model"):
+        fit(model, made)
+    assert given.when is None
+    assert not hasattr(model, "swa_tf_average")
 
 
 def test_a_layer_unfrozen_in_training_waits_for_the_next_compile():

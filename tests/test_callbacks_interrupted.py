@@ -264,14 +264,22 @@ def test_evaluate_by_the_user_is_of_the_trained_weights():
 
 RESUMED = {
     "epoch": {},
+    "exponential": {"averages": swa_tf.ExponentialMovingAverage},
     "step": {"start_epoch": None, "start_step": 5, "average_period": 3},
     "step from an epoch": {"unit": "step", "average_period": 3},
 }
 
 
+def resumed_callback(unit, **others):
+    arguments = dict(RESUMED[unit])
+    if "averages" in arguments:
+        arguments["averages"] = arguments["averages"](0.5, warm_up=1)
+    return callback(**arguments, **others)
+
+
 def train_with_backup(unit, path, *others, swa_first=True, **arguments):
     model = make_model()
-    swa = callback(evaluate="trained", **RESUMED[unit])
+    swa = resumed_callback(unit, evaluate="trained")
     backup = keras_callbacks.BackupAndRestore(str(path / "backup"))
     order = [swa, backup] if swa_first else [backup, swa]
     fit(model, *order, *others, **arguments)
@@ -280,13 +288,14 @@ def train_with_backup(unit, path, *others, swa_first=True, **arguments):
 
 @functools.lru_cache
 def uninterrupted(unit):
-    model, swa = make_model(), callback(**RESUMED[unit])
+    model, swa = make_model(), resumed_callback(unit)
     fit(model, swa, validation_data=None)
     return int(swa.averages.n_models), weights(model)
 
 
 @pytest.mark.parametrize(
-    "unit", ["epoch", *(slow(unit) for unit in RESUMED if unit != "epoch")]
+    "unit",
+    ["epoch", "exponential", *(slow(u) for u in RESUMED if "step" in u)],
 )
 @pytest.mark.parametrize(
     ("crash", "swa_first", "validation_data"),

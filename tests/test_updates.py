@@ -41,7 +41,7 @@ def _shadow_dtype(variable):
 def _by(compiled):
     def update(pairs, n):
         update = _updates.Update(pairs)
-        assert update.can_compile
+        assert update.compiles(True)
         update(1.0 / tf.cast(n + 1, tf.float64), n, compiled)
 
     return update
@@ -124,7 +124,7 @@ def test_a_function_of_the_user_compiles_from_the_sixth_model_on(monkeypatch):
 
         def noted(*arguments):
             tf.py_function(lambda: taken.append(compile), [], [])
-            update(*arguments)
+            return update(*arguments)
 
         return noted
 
@@ -268,12 +268,46 @@ def test_a_weight_on_another_device_than_its_average(dtype, shape, compiled):
 
     def update(pairs, n):
         update = _updates.Update(pairs)
-        assert update.can_compile == (shape == LARGE)
+        assert update.compiles(True) == (shape == LARGE)
         update(1.0 / tf.cast(n + 1, tf.float64), n, compiled)
 
     got = averages_of(variables, models, update)
     expected = averages_of(variables, models, _one_by_one)
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+@pytest.mark.parametrize("when", [None, swa_tf.AveragingSchedule()])
+def test_the_op_waits_for_all_where_tensorflow_orders_nothing(shape, when):
+    variables = [tf.Variable(tf.ones(shape)) for _ in range(2)]
+    swa = swa_tf.StochasticWeightAveraging(when=when)
+    swa.build(variables)
+
+    def step():
+        with tf.control_dependencies([swa.apply(variables)]):
+            return tf.constant(0)
+
+    step = tf.compat.v1.wrap_function(step, [])
+    for value in range(1, 9):  # from the sixth on compiled
+        for variable in variables:
+            variable.assign(tf.fill(shape, float(value)))
+        step()
+    for variable in variables:
+        np.testing.assert_array_equal(swa.average(variable), variable - 3.5)
+
+
+def test_what_is_huge_is_traced_once(monkeypatch):
+    monkeypatch.setattr(_updates, "_HUGE", 1)
+    variable = tf.Variable(tf.ones(LARGE))
+    swa = swa_tf.StochasticWeightAveraging()
+    updates = []
+    update = swa._update
+    monkeypatch.setattr(
+        swa, "_update", lambda *args: updates.append(args) or update(*args)
+    )
+    for _ in range(8):
+        swa.apply([variable])
+    assert len(updates) == 1
 
 
 def test_what_is_sent_has_the_bits_of_the_weight():
@@ -345,7 +379,7 @@ def test_mirrored_averages_are_compiled_on_every_device(context, made):
 def test_where_xla_is_not_built_in(monkeypatch):
     monkeypatch.setattr(tf.test, "is_built_with_xla", lambda: False)
     pair = tf.Variable(tf.zeros(LARGE)), tf.Variable(tf.ones(LARGE))
-    assert not _updates.Update([pair]).can_compile
+    assert not _updates.Update([pair]).compiles(True)
 
 
 def test_a_new_schedule_takes_effect_in_eager_mode():
