@@ -6,9 +6,12 @@ Usage: python .ci/audit.py. Where the data cannot be had it says so, and passes.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
+
+_NO_CONNECTION = re.compile(r"ConnectionError|ConnectTimeout|Max retries")
 
 
 def judged(dependencies: list[dict[str, Any]]) -> tuple[str, bool]:
@@ -34,17 +37,23 @@ def judged(dependencies: list[dict[str, Any]]) -> tuple[str, bool]:
     return message, True
 
 
+def outcome(status: int, output: str, errors: str) -> tuple[str, bool]:
+    """The same of all that pip-audit printed, and its exit status."""
+    try:
+        return judged(json.loads(output)["dependencies"])
+    except (KeyError, ValueError):
+        last = " ".join(errors.strip().splitlines()[-1:])
+        if _NO_CONNECTION.search(errors):
+            return f"NOT audited: {last}", True
+        return f"pip-audit failed, with exit status {status}: {last}", False
+
+
 def main() -> bool:
     command = "-m pip_audit --format=json --progress-spinner=off --timeout=10"
     result = subprocess.run(
         [sys.executable, *command.split()], capture_output=True, text=True
     )
-    try:
-        dependencies = json.loads(result.stdout)["dependencies"]
-    except ValueError:  # it could not even ask
-        print("NOT audited:", *result.stderr.strip().splitlines()[-1:])
-        return True
-    message, passed = judged(dependencies)
+    message, passed = outcome(result.returncode, result.stdout, result.stderr)
     print(message)
     return passed
 
