@@ -1,7 +1,7 @@
 """Everything that averages weights, as a step to be timed; and the floor.
 
 `WAYS` has them by name. Each makes its averages in its first call. The last
-three stand for swapping the averages in and back.
+four stand for swapping the averages in and back.
 """
 
 from __future__ import annotations

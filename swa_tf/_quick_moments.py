@@ -91,7 +91,7 @@ def normalize(layer: Any, inputs: Any, mean: Any, variance: Any) -> Any:
 
 
 def _is_quick(layer: Any, inputs: Any) -> bool:
-    """Whether `inputs` are images or the like in float32, channels last."""
+    """Whether `inputs` are images or the like, not float64, channels last."""
     return (
         inputs.dtype != tf.float64
         and _moments.channel_axes(layer, inputs) == [inputs.shape.rank - 1]
