@@ -671,6 +671,73 @@ def test_checkpoint_of_a_list_that_grew(tmp_path):
         other.apply([second, first])
 
 
+@pytest.mark.parametrize(
+    ("saved", "given", "right"),
+    [
+        ("ab", "a", True),
+        ("ab", "abc", True),
+        ("ab", "xy", True),  # by shape: names may be those that Keras makes up
+        ("ab", "ax", True),
+        ("aba", "ab", True),
+        ("aa", "aaa", True),  # as those are that nobody named
+        ("ab", "b", False),
+        ("ab", "bc", False),
+        ("abc", "ac", False),
+        ("ab", "acb", False),
+        ("ab", "cab", False),
+        ("aba", "aa", False),
+    ],
+)
+@pytest.mark.parametrize("restored", ["before", "after"])
+def test_checkpoint_of_variables_at_other_places(
+    tmp_path, saved, given, right, restored
+):
+    def made(names):
+        return [tf.Variable(float(i), name=n) for i, n in enumerate(names)]
+
+    _check_places(tmp_path, made(saved), made(given), right, restored)
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "right"),
+    [
+        (["dense", "dense_1"], ["dense_1", "dense_2"], True),
+        (["conv", "dense_1"], ["conv", "dense", "dense_1"], True),
+        (["dense", "dense_1"], ["dense_1"], False),
+        (["dense", "dense_1"], ["dense", "dense_2", "dense_1"], False),
+        (["dense", "conv"], ["conv", "conv_1"], False),
+    ],
+)
+def test_checkpoint_of_layers_that_keras_numbers_anew(
+    tmp_path, saved, given, right
+):
+    def made(layers):
+        return [
+            tf.Variable(float(i), name=f"{layer}/kernel")
+            for i, layer in enumerate(layers)
+        ]
+
+    _check_places(tmp_path, made(saved), made(given), right, "before")
+
+
+def _check_places(tmp_path, saved, given, right, restored):
+    ema = EMA(0.5)
+    ema.apply(saved)
+    path = tf.train.Checkpoint(ema=ema).save(str(tmp_path / "c"))
+    ema = EMA(0.5)
+    checkpoint = tf.train.Checkpoint(ema=ema)
+    steps = [lambda: ema.build(given), lambda: checkpoint.restore(path)]
+    first, second = steps if restored == "after" else reversed(steps)
+    first()
+    if not right:
+        with pytest.raises(ValueError, match="in their order"):
+            second()
+        return
+    second()
+    for average, value in zip(map(ema.average, given), range(len(saved))):
+        assert float(average) == value
+
+
 @MODES
 @pytest.mark.parametrize("moment", ["before", "built", "averaged"])
 def test_a_checkpoint_knows_what_has_not_begun(tmp_path, mode, moment):
