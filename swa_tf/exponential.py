@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import math
 from collections.abc import Iterable
@@ -223,6 +225,19 @@ class ExponentialMovingAverage(WeightAverage):
             with tf.init_scope():
                 self._begun = self._begun_variable(False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExponentialMovingAverage:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        if self._begun is not None:
+            # TensorFlow's copy of a variable can no longer grow.
+            strategy = _variables.strategy_of(self._begun)
+            with strategy.scope() if strategy else contextlib.nullcontext():
+                memo[id(self._begun)] = self._begun_variable(
+                    _variables.components(self._begun)[0].read_value()
+                )
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
     def _begun_variable(self, value: Any) -> tf.Variable:
         """For each average whether it goes on; a scalar is for all of them.
 
@@ -266,8 +281,6 @@ class ExponentialMovingAverage(WeightAverage):
             ]
             if self._begun.read_value().shape == [len(begun)]:
                 return
-            if not self._begun.shape.is_compatible_with([len(begun)]):
-                self._begun = self._begun_variable(begun)  # of a copy
             self._begun.assign(begun)
 
     def _counter(self, name: str) -> tf.Variable:

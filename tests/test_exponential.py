@@ -850,6 +850,53 @@ def test_a_variable_joins_a_copy(n_before):
     assert float(ema.average(b)) == 1.0
 
 
+@MODES
+def test_a_copy_whose_variables_join_begins_anew(mode):
+    """What was traced before a variable joined knows of it all the same."""
+    a, b = (tf.Variable(1.0, name=name) for name in "ab")
+    ema = EMA(0.9)
+    ema.apply([a])
+    ema, a = copy.deepcopy((ema, a))
+    of_a = _apply(ema, mode, a)
+    of_a()
+    ema.apply([a, b])
+    ema.reset()
+    a.assign(5.0)
+    of_a()
+    assert float(ema.average(a)) == 5.0
+
+
+def test_a_checkpoint_of_more_variables_in_a_copy(tmp_path):
+    a, b = (tf.Variable(1.0, name=name) for name in "ab")
+    ema = EMA(0.5)
+    ema.apply([a])
+    copied, of_a = copy.deepcopy((ema, a))
+    ema.apply([a, b])
+    path = tf.train.Checkpoint(ema=ema).save(str(tmp_path / "c"))
+    tf.train.Checkpoint(ema=copied).restore(path)
+    for v in (of_a, b):
+        v.assign(3.0)
+    copied.apply([of_a, b])
+    assert [float(copied.average(v)) for v in (of_a, b)] == [2.0, 2.0]
+    assert float(ema.average(a)) == 1.0  # is another's
+
+
+def test_a_copy_is_saved_with_what_has_begun(tmp_path):
+    a, b = (tf.Variable(1.0, name=name) for name in "ab")
+    ema = EMA(0.5)
+    ema.apply([a, b])
+    ema.reset()
+    ema.apply([a])
+    copied = copy.deepcopy(ema)
+    path = tf.train.Checkpoint(ema=copied).save(str(tmp_path / "c"))
+    ema = EMA(0.5)
+    tf.train.Checkpoint(ema=ema).restore(path).expect_partial()
+    for v in (a, b):
+        v.assign(3.0)
+    ema.apply([a, b])
+    assert [float(ema.average(v)) for v in (a, b)] == [2.0, 3.0]
+
+
 def test_what_it_is_given_is_not_in_its_checkpoints():
     ema = EMA(tf.Variable(0.5, name="decay"), tf.Variable(1, name="step"))
     v = tf.Variable(1.0, name="v")
