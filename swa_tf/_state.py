@@ -159,9 +159,7 @@ def _same_as_they_join(averaged: list[Any], others: list[Any]) -> bool:
 
 def _out_of_place(names: list[str], others: list[str]) -> set[str]:
     """The names at an index at which the others have not the same."""
-    return {
-        name for i, name in enumerate(names) if others[i : i + 1] != [name]
-    }
+    return {name for i, name in enumerate(names) if others[i : i + 1] != [name]}
 
 
 def _numbered_anew(names: list[str], others: list[str]) -> bool:
