@@ -180,6 +180,35 @@ class ExponentialMovingAverage(WeightAverage):
             ops.append(self._begun.assign(tf.zeros_like(self._begun)))
         return tf.group(*[op for op in ops if op is not None])
 
+    def assert_averaged(
+        self, var_list: Iterable[Any] | None = None
+    ) -> list[tf.Operation]:
+        checks = super().assert_averaged()
+        if self._begun is None or var_list is None:
+            return checks
+        variables = _variables.checked_list("var_list", var_list)
+        begun = tf.gather(
+            self._read_begun(len(self._averages), self.n_models.read_value()),
+            self._indices(variables),
+        )
+        if not tf.executing_eagerly():
+            message = _NOT_BEGUN.format(
+                name=self.name, variables=_variables.describe(variables)
+            )
+            all_have = tf.reduce_all(begun)
+            return [
+                *checks,
+                tf.debugging.Assert(all_have, [message, "begun:", begun]),
+            ]
+        missing = [v for v, is_in in zip(variables, begun.numpy()) if not is_in]
+        if missing:
+            raise RuntimeError(
+                _NOT_BEGUN.format(
+                    name=self.name, variables=_variables.describe(missing)
+                )
+            )
+        return checks
+
     def _has_averages_from_the_start(self) -> bool:
         # From their initializers, or a checkpoint that has no `n_models`.
         return self._graph is not None and self._starts_as_tensorflow()
@@ -235,7 +264,7 @@ class ExponentialMovingAverage(WeightAverage):
                 memo[id(self._begun)] = self._begun_variable(
                     _variables.components(self._begun)[0].read_value()
                 )
-        vars(copied).update(copy.deepcopy(vars(self), memo))
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
         return copied
 
     def _begun_variable(self, value: Any) -> tf.Variable:
@@ -459,6 +488,12 @@ def _positive(name: str, value: Any) -> float:
         )
     return number
 
+
+_NOT_BEGUN = (
+    "{name} has not averaged each of these variables yet, or not since "
+    "`reset`: {variables}. Call `apply` with them first, or swap a list "
+    "without them."
+)
 
 _WANTED = {
     "decay": "a number in [0, 1), also in float32",
