@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -83,10 +84,14 @@ class State(tf.train.experimental.PythonState):
         self._averaged = averaged
 
     def _check_same(self, averaged: list[Any], restored: list[Any]) -> None:
-        if self._others_join:
-            n = min(len(averaged), len(restored))
-            averaged, restored = averaged[:n], restored[:n]
-        _check_same(averaged, restored)
+        """Raises unless the variables are those that were averaged."""
+        are_those = _same_as_they_join if self._others_join else same
+        if restored and not are_those(averaged, restored):
+            raise ValueError(
+                "`var_list` must hold the variables that the checkpoint has "
+                f"averages of, in their order: {_listed(restored)}. "
+                f"Received: {_listed(averaged)}"
+            )
 
     def serialize(self) -> str:
         waiting = self._restored and not self._averaged
@@ -125,16 +130,6 @@ class State(tf.train.experimental.PythonState):
         self._restored = restored["averaged"]
 
 
-def _check_same(averaged: list[Any], restored: list[Any]) -> None:
-    """Raises unless the variables are those that were averaged."""
-    if restored and not same(averaged, restored):
-        raise ValueError(
-            "`var_list` must hold the variables that the checkpoint has "
-            f"averages of, in their order: {_listed(restored)}. "
-            f"Received: {_listed(averaged)}"
-        )
-
-
 def same(averaged: list[Any], others: list[Any]) -> bool:
     """Whether variables, each by name and shape, are the same in one order.
 
@@ -145,6 +140,50 @@ def same(averaged: list[Any], others: list[Any]) -> bool:
     reordered = names != other_names and sorted(names) == sorted(other_names)
     shapes, other_shapes = ([s for _, s in v] for v in (averaged, others))
     return not reordered and shapes == other_shapes
+
+
+def _same_as_they_join(averaged: list[Any], others: list[Any]) -> bool:
+    """Whether one list is how the other begins.
+
+    Neither is complete: a name that stands in both, but not at one index, is
+    that of a variable that would get the average of another.
+    """
+    n = min(len(averaged), len(others))
+    if not same(averaged[:n], others[:n]):
+        return False
+    names, other_names = ([name for name, _ in v] for v in (averaged, others))
+    return not (
+        _out_of_place(names, other_names) & _out_of_place(other_names, names)
+    ) or (n == len(others) and _numbered_anew(names, other_names))
+
+
+def _out_of_place(names: list[str], others: list[str]) -> set[str]:
+    """The names at an index at which the others have not the same."""
+    return {name for i, name in enumerate(names) if others[i : i + 1] != [name]}
+
+
+def _numbered_anew(names: list[str], others: list[str]) -> bool:
+    """Whether Keras may have made up both: dense and dense_1, dense_1 and 2.
+
+    It counts the layers of a process, so that each kind is so many further.
+    """
+    further: dict[str, int] = {}
+    for parts, other_parts in zip(*(map(_parts, v) for v in (names, others))):
+        if [kind for kind, _ in parts] != [kind for kind, _ in other_parts]:
+            return False
+        for (kind, number), (_, other_number) in zip(parts, other_parts):
+            distance = number - other_number
+            if further.setdefault(kind, distance) != distance:
+                return False
+    return True
+
+
+def _parts(name: str) -> list[tuple[str, int]]:
+    """The parts of a path, each with the number at its end."""
+    return [
+        (kind, int(number or 0))
+        for kind, number in re.findall(r"([^/]+?)(?:_(\d+))?(?:/|$)", name)
+    ]
 
 
 def _listed(variables: list[Any]) -> str:

@@ -456,13 +456,19 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
             when = _updates.many_in_a_graph(n_models, self._period)
         return update(c, n_models, when)
 
-    def assert_averaged(self) -> list[tf.Operation]:
+    def assert_averaged(
+        self, var_list: Iterable[Any] | None = None
+    ) -> list[tf.Operation]:
         """Raises if nothing was averaged yet; in a graph, gives assertions.
 
         >>> swa = swa_tf.StochasticWeightAveraging()
         >>> swa.apply([tf.Variable(1.0)])
         >>> swa.assert_averaged()
         []
+
+        Args:
+            var_list: Variables of `apply` or `build`, each of which must have
+                been averaged: an EMA may have averaged others only.
 
         Returns:
             In a graph the ops that raise `tf.errors.InvalidArgumentError`.

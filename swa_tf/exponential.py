@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import math
 from collections.abc import Iterable
@@ -178,6 +180,35 @@ class ExponentialMovingAverage(WeightAverage):
             ops.append(self._begun.assign(tf.zeros_like(self._begun)))
         return tf.group(*[op for op in ops if op is not None])
 
+    def assert_averaged(
+        self, var_list: Iterable[Any] | None = None
+    ) -> list[tf.Operation]:
+        checks = super().assert_averaged()
+        if self._begun is None or var_list is None:
+            return checks
+        variables = _variables.checked_list("var_list", var_list)
+        begun = tf.gather(
+            self._read_begun(len(self._averages), self.n_models.read_value()),
+            self._indices(variables),
+        )
+        if not tf.executing_eagerly():
+            message = _NOT_BEGUN.format(
+                name=self.name, variables=_variables.describe(variables)
+            )
+            all_have = tf.reduce_all(begun)
+            return [
+                *checks,
+                tf.debugging.Assert(all_have, [message, "begun:", begun]),
+            ]
+        missing = [v for v, is_in in zip(variables, begun.numpy()) if not is_in]
+        if missing:
+            raise RuntimeError(
+                _NOT_BEGUN.format(
+                    name=self.name, variables=_variables.describe(missing)
+                )
+            )
+        return checks
+
     def _has_averages_from_the_start(self) -> bool:
         # From their initializers, or a checkpoint that has no `n_models`.
         return self._graph is not None and self._starts_as_tensorflow()
@@ -223,6 +254,19 @@ class ExponentialMovingAverage(WeightAverage):
             with tf.init_scope():
                 self._begun = self._begun_variable(False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExponentialMovingAverage:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        if self._begun is not None:
+            # TensorFlow's copy of a variable can no longer grow.
+            strategy = _variables.strategy_of(self._begun)
+            with strategy.scope() if strategy else contextlib.nullcontext():
+                memo[id(self._begun)] = self._begun_variable(
+                    _variables.components(self._begun)[0].read_value()
+                )
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        return copied
+
     def _begun_variable(self, value: Any) -> tf.Variable:
         """For each average whether it goes on; a scalar is for all of them.
 
@@ -266,8 +310,6 @@ class ExponentialMovingAverage(WeightAverage):
             ]
             if self._begun.read_value().shape == [len(begun)]:
                 return
-            if not self._begun.shape.is_compatible_with([len(begun)]):
-                self._begun = self._begun_variable(begun)  # of a copy
             self._begun.assign(begun)
 
     def _counter(self, name: str) -> tf.Variable:
@@ -446,6 +488,12 @@ def _positive(name: str, value: Any) -> float:
         )
     return number
 
+
+_NOT_BEGUN = (
+    "{name} has not averaged each of these variables yet, or not since "
+    "`reset`: {variables}. Call `apply` with them first, or swap a list "
+    "without them."
+)
 
 _WANTED = {
     "decay": "a number in [0, 1), also in float32",

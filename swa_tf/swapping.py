@@ -118,13 +118,13 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
             variables.
         ValueError: If `var_list` is empty or holds a variable that `swa` does
             not average.
-        RuntimeError: If nothing was averaged yet. In a graph the op raises
-            `tf.errors.InvalidArgumentError` instead.
+        RuntimeError: If nothing was averaged yet, or not each of them. In a
+            graph the op raises `tf.errors.InvalidArgumentError` instead.
     """
     _check_average(swa)
     variables = _variables.checked_list("var_list", var_list)
     averages = _averages_of(swa, variables)
-    with tf.control_dependencies(swa.assert_averaged()):
+    with tf.control_dependencies(swa.assert_averaged(variables)):
         return _assign_all(
             pair
             for variable, average in zip(variables, averages)
@@ -178,10 +178,12 @@ def averaged_weights(
             exception: for the end of the training.
 
     Raises:
-        RuntimeError: On entry, if nothing was averaged yet, if the averages
-            of `swa` are already swapped in, or in a graph or `tf.function`,
-            where a `with` block has no meaning when the graph runs: use
-            `BackupVariables` and `assign_averages` there.
+        RuntimeError: On entry, if nothing was averaged yet, or not each of
+            the variables to swap (an `ExponentialMovingAverage` may have
+            averaged some and others not), if the averages of `swa` are already
+            swapped in, or in a graph or `tf.function`, where a `with` block has
+            no meaning when the graph runs: use `BackupVariables` and
+            `assign_averages` there.
         TypeError: If `swa` is no `WeightAverage`, or `target` neither a model
             nor a list of variables.
         ValueError: If `swa` averages no variable of `target`.
@@ -226,6 +228,7 @@ def _swap_in(swa: WeightAverage, target: Any, swap: _swaps.Swap) -> None:
             )
         swa.assert_averaged()
         kept, swapped = _kept_and_swapped(swa, target)
+        swa.assert_averaged(swapped)
         swap.begin(kept)
         swa.swapped = True
         assign_averages(swa, swapped)

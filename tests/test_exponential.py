@@ -671,6 +671,73 @@ def test_checkpoint_of_a_list_that_grew(tmp_path):
         other.apply([second, first])
 
 
+@pytest.mark.parametrize(
+    ("saved", "given", "right"),
+    [
+        ("ab", "a", True),
+        ("ab", "abc", True),
+        ("ab", "xy", True),  # by shape: names may be those that Keras makes up
+        ("ab", "ax", True),
+        ("aba", "ab", True),
+        ("aa", "aaa", True),  # as those are that nobody named
+        ("ab", "b", False),
+        ("ab", "bc", False),
+        ("abc", "ac", False),
+        ("ab", "acb", False),
+        ("ab", "cab", False),
+        ("aba", "aa", False),
+    ],
+)
+@pytest.mark.parametrize("restored", ["before", "after"])
+def test_checkpoint_of_variables_at_other_places(
+    tmp_path, saved, given, right, restored
+):
+    def made(names):
+        return [tf.Variable(float(i), name=n) for i, n in enumerate(names)]
+
+    _check_places(tmp_path, made(saved), made(given), right, restored)
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "right"),
+    [
+        (["dense", "dense_1"], ["dense_1", "dense_2"], True),
+        (["conv", "dense_1"], ["conv", "dense", "dense_1"], True),
+        (["dense", "dense_1"], ["dense_1"], False),
+        (["dense", "dense_1"], ["dense", "dense_2", "dense_1"], False),
+        (["dense", "conv"], ["conv", "conv_1"], False),
+    ],
+)
+def test_checkpoint_of_layers_that_keras_numbers_anew(
+    tmp_path, saved, given, right
+):
+    def made(layers):
+        return [
+            tf.Variable(float(i), name=f"{layer}/kernel")
+            for i, layer in enumerate(layers)
+        ]
+
+    _check_places(tmp_path, made(saved), made(given), right, "before")
+
+
+def _check_places(tmp_path, saved, given, right, restored):
+    ema = EMA(0.5)
+    ema.apply(saved)
+    path = tf.train.Checkpoint(ema=ema).save(str(tmp_path / "c"))
+    ema = EMA(0.5)
+    checkpoint = tf.train.Checkpoint(ema=ema)
+    steps = [lambda: ema.build(given), lambda: checkpoint.restore(path)]
+    first, second = steps if restored == "after" else reversed(steps)
+    first()
+    if not right:
+        with pytest.raises(ValueError, match="in their order"):
+            second()
+        return
+    second()
+    for average, value in zip(map(ema.average, given), range(len(saved))):
+        assert float(average) == value
+
+
 @MODES
 @pytest.mark.parametrize("moment", ["before", "built", "averaged"])
 def test_a_checkpoint_knows_what_has_not_begun(tmp_path, mode, moment):
@@ -781,6 +848,53 @@ def test_a_variable_joins_a_copy(n_before):
         ema.apply([a, b])
     assert float(ema.average(a)) == (2.5 if n_before else 3.0)
     assert float(ema.average(b)) == 1.0
+
+
+@MODES
+def test_a_copy_whose_variables_join_begins_anew(mode):
+    """What was traced before a variable joined knows of it all the same."""
+    a, b = (tf.Variable(1.0, name=name) for name in "ab")
+    ema = EMA(0.9)
+    ema.apply([a])
+    ema, a = copy.deepcopy((ema, a))
+    of_a = _apply(ema, mode, a)
+    of_a()
+    ema.apply([a, b])
+    ema.reset()
+    a.assign(5.0)
+    of_a()
+    assert float(ema.average(a)) == 5.0
+
+
+def test_a_checkpoint_of_more_variables_in_a_copy(tmp_path):
+    a, b = (tf.Variable(1.0, name=name) for name in "ab")
+    ema = EMA(0.5)
+    ema.apply([a])
+    copied, of_a = copy.deepcopy((ema, a))
+    ema.apply([a, b])
+    path = tf.train.Checkpoint(ema=ema).save(str(tmp_path / "c"))
+    tf.train.Checkpoint(ema=copied).restore(path)
+    for v in (of_a, b):
+        v.assign(3.0)
+    copied.apply([of_a, b])
+    assert [float(copied.average(v)) for v in (of_a, b)] == [2.0, 2.0]
+    assert float(ema.average(a)) == 1.0  # is another's
+
+
+def test_a_copy_is_saved_with_what_has_begun(tmp_path):
+    a, b = (tf.Variable(1.0, name=name) for name in "ab")
+    ema = EMA(0.5)
+    ema.apply([a, b])
+    ema.reset()
+    ema.apply([a])
+    copied = copy.deepcopy(ema)
+    path = tf.train.Checkpoint(ema=copied).save(str(tmp_path / "c"))
+    ema = EMA(0.5)
+    tf.train.Checkpoint(ema=ema).restore(path).expect_partial()
+    for v in (a, b):
+        v.assign(3.0)
+    ema.apply([a, b])
+    assert [float(ema.average(v)) for v in (a, b)] == [2.0, 3.0]
 
 
 def test_what_it_is_given_is_not_in_its_checkpoints():

@@ -432,12 +432,12 @@ def test_threads_that_swap(make, second, monkeypatch):
 
     assert_averaged = average.assert_averaged
 
-    def interleaved():
+    def interleaved(*args):
         """Comes when the first has seen that nobody swaps, and will."""
         if not threads:
             threads.append(None)
             threads[0] = _started(run)
-        return assert_averaged()
+        return assert_averaged(*args)
 
     monkeypatch.setattr(average, "assert_averaged", interleaved)
     with swa_tf.averaged_weights(average, [variable]):
@@ -516,6 +516,58 @@ def test_swap_of_a_variable_that_is_not_averaged(make):
         [variable, other],
         _enter(average, [variable, other]),
     )
+
+
+@both
+@pytest.mark.parametrize("how", ["built", "left out since the reset"])
+def test_swap_of_a_variable_that_has_no_average_yet(make, how):
+    average, variable = _averaged(make)
+    other = tf.Variable(7.0, name="other")
+    steps = [lambda: average.build([other])]
+    if how != "built":
+        average = make()
+        average.apply([variable, other])
+        average.reset()
+        steps = [lambda: average.apply([variable])]
+    if _of(average, swa=True, ema=False):  # knows one list
+        for step in steps:
+            _raises_and_changes_nothing(
+                ValueError, "'other'", average, [variable, other], step
+            )
+        return
+    for step in steps:
+        step()
+    other.assign(50.0)
+    model = tf.Module()
+    model.weights = [variable, other]
+
+    @tf.function
+    def assign_averages():
+        swa_tf.assign_averages(average, [variable, other])
+
+    for function in (
+        _enter(average, [variable, other]),
+        _enter(average, [other]),
+        _enter(average, model),
+        _enter(average, model, keep=True),
+        lambda: swa_tf.assign_averages(average, [variable, other]),
+        assign_averages,
+    ):
+        error = RuntimeError
+        if function is assign_averages:
+            error = tf.errors.InvalidArgumentError
+        _raises_and_changes_nothing(
+            error, "yet.*: .*other", average, [variable, other], function
+        )
+        assert not average.swapped
+    with swa_tf.averaged_weights(average, [variable]):
+        assert float(other) == 50.0
+    average.apply([other])
+    other.assign(0.0)
+    with swa_tf.averaged_weights(average, model):
+        assert float(other) == 50.0
+    assign_averages()
+    assert float(other) == 50.0
 
 
 @both
