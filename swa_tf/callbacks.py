@@ -13,7 +13,7 @@ import tensorflow as tf
 from swa_tf import _checks, _files, _fit, _parts
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.schedules import per_epoch
-from swa_tf.swapping import averaged_weights
+from swa_tf.swapping import averaged_weights, can_swap_in
 from swa_tf.timing import AveragingSchedule
 
 # The calls of `apply` before averaging may start are counted from here.
@@ -344,7 +344,7 @@ class SWACallback(tf.keras.callbacks.Callback):
                 return evaluate(*args, **kwargs)
             if callbacks[0] is not self._reporter:
                 callbacks.insert(0, self._reporter)
-            if int(self._averages.n_models) == 0:
+            if not can_swap_in(self._averages, self.model):
                 trained = averaged = evaluate(*args, **kwargs)
             elif self._evaluates == "averaged":
                 with self._swapped_in():
@@ -379,9 +379,10 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._training = False
         self._overrides.undo()
         n_models = int(self._averages.n_models)
-        if n_models == 0:
+        if not can_swap_in(self._averages, self.model):
+            averaged = "not each weight" if n_models else "nothing"
             warnings.warn(
-                "`SWACallback` averaged nothing, as training ended before "
+                f"`SWACallback` averaged {averaged}, as training ended before "
                 f"{self._when or 'anything was due'}: the model keeps its "
                 "trained weights.",
                 stacklevel=2,

@@ -683,3 +683,25 @@ def test_distributed(start, n_models):
     averaged = seen[7::4] if "start_epoch" in start else seen[2:]
     expected = np.mean(np.float64(averaged), axis=0)
     np.testing.assert_allclose(kernel.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("evaluate", ["averaged", "both"])
+def test_a_weight_that_joins_and_is_not_averaged_yet(evaluate):
+    """Trained on from there: until each has an average, none is swapped in."""
+    model = make_model()
+    frozen = model.layers[0]
+    frozen.trainable = False
+    model.compile("sgd", "mse")
+    ema = swa_tf.ExponentialMovingAverage(0.5, warm_up=1)
+    fit(model, callback(0, averages=ema, final_weights="trained"), epochs=2)
+    frozen.trainable = True
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match="averaged not each weight"):
+        history = fit(
+            model,
+            callback(3, averages=ema, evaluate=evaluate),
+            epochs=2,
+        ).history
+    assert history["swa_val_loss"] == history["val_loss"]
+    fit(model, callback(1, averages=ema, evaluate=evaluate), epochs=2)
+    np.testing.assert_array_equal(frozen.kernel, ema.average(frozen.kernel))
