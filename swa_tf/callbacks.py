@@ -13,7 +13,7 @@ import tensorflow as tf
 from swa_tf import _checks, _files, _fit, _parts
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.schedules import per_epoch
-from swa_tf.swapping import averaged_weights, can_swap_in
+from swa_tf.swapping import averaged_weights
 from swa_tf.timing import AveragingSchedule
 
 # The calls of `apply` before averaging may start are counted from here.
@@ -344,7 +344,7 @@ class SWACallback(tf.keras.callbacks.Callback):
                 return evaluate(*args, **kwargs)
             if callbacks[0] is not self._reporter:
                 callbacks.insert(0, self._reporter)
-            if not can_swap_in(self._averages, self.model):
+            if not self._has_averages():
                 trained = averaged = evaluate(*args, **kwargs)
             elif self._evaluates == "averaged":
                 with self._swapped_in():
@@ -369,6 +369,17 @@ class SWACallback(tf.keras.callbacks.Callback):
         refit = self._refit if self._has_batch_norm() else {}
         return averaged_weights(self._averages, self.model, keep=keep, **refit)
 
+    def _has_averages(self) -> bool:
+        """Whether there is one of each weight that would be swapped."""
+        averages: Any = self._averages
+        weights = _parts.weights(self.model)
+        swapped = [w for w in weights if averages.average(w) is not None]
+        try:
+            averages.assert_averaged(swapped or None)
+        except RuntimeError:
+            return False
+        return True
+
     def _has_batch_norm(self) -> bool:
         return bool(_parts.batch_norm_layers(self.model, trainable=True))
 
@@ -379,7 +390,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._training = False
         self._overrides.undo()
         n_models = int(self._averages.n_models)
-        if not can_swap_in(self._averages, self.model):
+        if not self._has_averages():
             averaged = "not each weight" if n_models else "nothing"
             warnings.warn(
                 f"`SWACallback` averaged {averaged}, as training ended before "

@@ -183,6 +183,29 @@ class ExponentialMovingAverage(WeightAverage):
     def assert_averaged(
         self, var_list: Iterable[Any] | None = None
     ) -> list[tf.Operation]:
+        """Raises if nothing, or not each of `var_list`, was averaged yet.
+
+        >>> first, second = tf.Variable(1.0), tf.Variable(2.0)
+        >>> ema = swa_tf.ExponentialMovingAverage(0.9, warm_up=1)
+        >>> ema.apply([first])
+        >>> ema.build([second])
+        >>> ema.assert_averaged([first])
+        []
+        >>> ema.assert_averaged([first, second])
+        Traceback (most recent call last):
+        ...
+        RuntimeError: ExponentialMovingAverage has not averaged each of these...
+
+        Args:
+            var_list: Variables of `apply` or `build`; None asks only whether
+                anything was averaged.
+
+        Returns:
+            In a graph the ops that raise `tf.errors.InvalidArgumentError`.
+
+        Raises:
+            RuntimeError: In eager mode.
+        """
         checks = super().assert_averaged()
         if self._begun is None or var_list is None:
             return checks

@@ -259,16 +259,6 @@ _BUILD_HINT = (
 )
 
 
-def can_swap_in(swa: WeightAverage, target: Any) -> bool:
-    """Whether there is an average of each weight that would be swapped."""
-    try:
-        swa.assert_averaged()
-        swa.assert_averaged(_kept_and_swapped(swa, target)[1])
-    except RuntimeError:
-        return False
-    return True
-
-
 def _kept_and_swapped(
     swa: WeightAverage, target: Any
 ) -> tuple[list[Any], list[Any]]:
