@@ -405,6 +405,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 first = self._is_first(variables, n_models)
                 if first is not False:
                     c = tf.where(first, tf.ones_like(c), c)
+                # Where XLA leaves the assertions out, it moves nothing.
+                inside = tf.logical_and(c >= 0.0, c <= 1.0)
+                c = tf.where(inside, c, tf.zeros_like(c))
                 c *= tf.cast(live, c.dtype)
                 return self._move(variables, c, n_models, compiled)
 

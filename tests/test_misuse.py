@@ -1201,6 +1201,10 @@ def test_decay_outside_0_to_1(decay):
         [variable],
         apply_in_a_function,
     )
+    before = average.average(variable).numpy()
+    apply_by_xla = tf.function(apply_in_a_function, jit_compile=True)
+    apply_by_xla()
+    np.testing.assert_array_equal(average.average(variable), before)
 
 
 # --- The table --------------------------------------------------------------
