@@ -32,12 +32,14 @@ class Average:
         value: In float64.
         error: How far from that rounding can have brought it.
         bits: The array that it was seen to be; None if it has moved since.
+        has_begun: Whether there is a model in it.
     """
 
     dtype: type
     value: np.ndarray
     error: np.ndarray
     bits: np.ndarray = None
+    has_begun: bool = False
 
     @classmethod
     def of(cls, weight):
@@ -348,6 +350,7 @@ class Sequence(stateful.RuleBasedStateMachine):
         for i in chosen:
             weight = self.known.weights[self.places[i]]
             self.known.averages[i] = self.known.averages[i].moved(weight, c)
+            self.known.averages[i].has_begun = True
         self.known.n_models += 1
 
     @stateful.rule(some=st.integers(0, 5))
@@ -393,6 +396,8 @@ class Sequence(stateful.RuleBasedStateMachine):
             error = RuntimeError
         elif self.n_made == 0:
             error = ValueError
+        elif not all(self.known.averages[i].has_begun for i in averaged):
+            error = RuntimeError
         elif refit and fails:
             error = PlannedError
         if error:
