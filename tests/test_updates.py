@@ -445,3 +445,7 @@ def test_many_averages_give_no_warning_of_retracing(caplog):
     for _ in range(8):
         swa_tf.StochasticWeightAveraging().apply([tf.Variable(1.0)])
     assert "retracing" not in caplog.text
+
+
+def test_functions_of_shapes_long_gone_are_not_kept():
+    assert _updates._function.cache_info().maxsize == _updates._MOST
