@@ -39,8 +39,8 @@ class Swap:
         """Leaves the variables as they are."""
         self._held = {}
 
-    def end(self) -> None:
-        """Puts the values back; to do it again, if interrupted, is safe."""
+    def put_back(self) -> None:
+        """Gives the variables their values; to do it again changes nothing."""
         later = _in[_in.index(self) + 1 :]
         for key, value in self._held.items():
             heir = next((swap for swap in later if key in swap._held), None)
@@ -48,4 +48,7 @@ class Swap:
                 _variables.write(key.deref(), value)
             else:
                 heir._held[key] = value
+
+    def end(self) -> None:
+        """The last of it: no interrupt leaves it half done."""
         _in.remove(self)

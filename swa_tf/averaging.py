@@ -119,8 +119,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         """
         return self._state.swapped
 
-    @swapped.setter
-    def swapped(self, swapped: bool) -> None:
+    def _mark_swapped(self, swapped: bool) -> None:
+        # No setter: TensorFlow's modules leave out one that changes nothing,
+        # such as the one that finishes what an interrupt left half done.
         self._state.set(swapped)
 
     @property
@@ -532,7 +533,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                     f"Received twice: {_variables.describe([variable])}"
                 )
             seen.add(variable.ref())
-        if self._averages:
+        if self._average_of.value:
             if _variables.outermost_graph() is not self._graph:
                 raise ValueError(
                     "`var_list` must belong to the graph of the first `apply` "
@@ -593,17 +594,18 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         new = [v for v in variables if self.average(v) is None]
         if new:
             self._make_new_averages(new)
+        averages = list(self._average_of.value.values())
+        # The last time an interrupt may have come before this.
+        self._averages.extend(averages[len(self._averages) :])
 
     def _make_new_averages(self, variables: list[Any]) -> None:
         averaged = [key.deref() for key in self._average_of.value]
         self._state.note([*averaged, *variables], self._takes_others)
-        averages = [
-            _shadows.make(v, self.name, self._device) for v in variables
-        ]
-        self._averages.extend(averages)
-        self._average_of.value.update(
-            (v.ref(), average) for v, average in zip(variables, averages)
-        )
+        averages = {
+            v.ref(): _shadows.make(v, self.name, self._device)
+            for v in variables
+        }
+        self._average_of.value.update(averages)  # all of them, or none
 
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""

@@ -194,6 +194,7 @@ class SWACallback(tf.keras.callbacks.Callback):
                 stacklevel=2,
             )
         self._epoch: int | None = None
+        self._warned_of_averages = False
         self._reset_calls()
         try:
             self._saved.attach(self._averages)
@@ -314,10 +315,18 @@ class SWACallback(tf.keras.callbacks.Callback):
         """Comes before the validation, or else with `on_epoch_end`."""
         if self._counts_epochs and int(self._averages.n_calls) == self._epoch:
             self._apply(self._epoch)
+        if self._counts_steps and not self._warned_of_averages:
+            self._warned_of_averages = not self._are_averages_finite()
+            if self._warned_of_averages:
+                warnings.warn(
+                    f"The averages are not all finite after epoch "
+                    f"{self._epoch + 1}: weights of one of its steps were not.",
+                    stacklevel=2,
+                )
 
     def _apply(self, epoch: int) -> None:
         weights = self._trainable_variables()
-        if not all(tf.reduce_all(tf.math.is_finite(w)) for w in weights):
+        if not _are_finite(weights):
             warnings.warn(
                 f"Epoch {epoch + 1} is not averaged: its weights are not all "
                 "finite.",
@@ -380,6 +389,9 @@ class SWACallback(tf.keras.callbacks.Callback):
             return False
         return True
 
+    def _are_averages_finite(self) -> bool:
+        return _are_finite([average for _, average in self._averages.averaged])
+
     def _has_batch_norm(self) -> bool:
         return bool(_parts.batch_norm_layers(self.model, trainable=True))
 
@@ -396,6 +408,13 @@ class SWACallback(tf.keras.callbacks.Callback):
                 f"`SWACallback` averaged {averaged}, as training ended before "
                 f"{self._when or 'anything was due'}: the model keeps its "
                 "trained weights.",
+                stacklevel=2,
+            )
+            return
+        if not self._are_averages_finite():
+            warnings.warn(
+                "`SWACallback` found averages that are not all finite: the "
+                "model keeps its trained weights.",
                 stacklevel=2,
             )
             return
@@ -459,6 +478,10 @@ def _rates(
             f"Received: {swa_learning_rate=}"
         )
     return lambda epoch: rate if epoch >= first_epoch else None
+
+
+def _are_finite(variables: list[Any]) -> bool:
+    return all(tf.reduce_all(tf.math.is_finite(v)) for v in variables)
 
 
 def _check_averages(averages: Any) -> None:

@@ -173,7 +173,7 @@ class ExponentialMovingAverage(WeightAverage):
         Raises:
             ValueError: If a variable has changed its shape.
         """
-        if self._averages:
+        if self._average_of.value:
             self._checked([key.deref() for key in self._average_of.value])
         ops = [*self._assign_initial_values(), super().reset()]
         if self._begun is not None:

@@ -202,21 +202,17 @@ def averaged_weights(
         )
     swap = _swaps.Swap()
     try:
-        _swap_in(swa, target, swap)
-        if refit_data is not None:
-            refit_batch_norm(target, refit_data, steps=refit_steps)
-        yield
-        if keep:
-            swap.keep()
-    finally:
-        if swap.is_in:
-            try:
-                _swap_out(swap)
-            except BaseException:  # such as a second Ctrl-C: finish, pass on
-                _swap_out(swap)
-                raise
-            finally:
-                swa.swapped = False
+        try:
+            _swap_in(swa, target, swap)
+            if refit_data is not None:
+                refit_batch_norm(target, refit_data, steps=refit_steps)
+            yield
+            if keep:
+                swap.keep()
+        finally:
+            _swap_out(swa, swap)
+    finally:  # again, for an interrupt may come before that has begun
+        _swap_out(swa, swap)
 
 
 def _swap_in(swa: WeightAverage, target: Any, swap: _swaps.Swap) -> None:
@@ -230,14 +226,23 @@ def _swap_in(swa: WeightAverage, target: Any, swap: _swaps.Swap) -> None:
         kept, swapped = _kept_and_swapped(swa, target)
         swa.assert_averaged(swapped)
         swap.begin(kept)
-        swa.swapped = True
+        swa._mark_swapped(True)
         assign_averages(swa, swapped)
 
 
-def _swap_out(swap: _swaps.Swap) -> None:
-    with ONE_AT_A_TIME:
-        if swap.is_in:
-            swap.end()
+def _swap_out(swa: WeightAverage, swap: _swaps.Swap) -> None:
+    """Puts the weights back, however often it is interrupted."""
+    interrupt = None
+    while swap.is_in:
+        try:
+            with ONE_AT_A_TIME:
+                swap.put_back()
+                swa._mark_swapped(False)
+                swap.end()
+        except (KeyboardInterrupt, SystemExit) as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _check_average(swa: Any) -> None:

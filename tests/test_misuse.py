@@ -1151,26 +1151,50 @@ def test_weights_that_are_not_finite(make, bad):
 @both
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_fit_with_weights_that_are_not_finite(make, bad):
-    model, average = tf.keras.Sequential([tf.keras.layers.Dense(1)]), make()
+    average = make()
+    model = _fitted(
+        swa_tf.SWACallback(0, averages=average, verbose=0),
+        [1.0, 3.0, bad],
+        match="Epoch 3 is not averaged",
+    )
+    assert int(average.n_models) == 2
+    assert float(model.trainable_variables[0][0, 0]) == 2.0
+
+
+@both
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_fit_by_steps_with_weights_that_are_not_finite(make, bad):
+    average = make()
+    callback = swa_tf.SWACallback(
+        start_step=0, unit="step", averages=average, verbose=0
+    )
+    with pytest.warns(UserWarning, match="keeps its trained weights"):
+        model = _fitted(
+            callback, [1.0, bad, 3.0], match="not all finite after epoch 2"
+        )
+    assert int(average.n_models) == 3
+    assert float(model.trainable_variables[0][0, 0]) == 3.0
+
+
+def _fitted(callback, values, match):
+    """A model whose one weight is set anew for each epoch, of one step."""
+    model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
     model.build([None, 1])
     model.compile(tf.keras.optimizers.SGD(0.0), "mse")
-    values = [1.0, 3.0, bad]
     set_weight = tf.keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: model.set_weights(
             [np.full([1, 1], values[epoch]), np.zeros(1)]
         )
     )
-    callback = swa_tf.SWACallback(0, averages=average, verbose=0)
-    with pytest.warns(UserWarning, match="Epoch 3 is not averaged"):
+    with pytest.warns(UserWarning, match=match):
         model.fit(
             tf.ones([4, 1]),
             tf.ones([4, 1]),
-            epochs=3,
+            epochs=len(values),
             verbose=0,
             callbacks=[set_weight, callback],
         )
-    assert int(average.n_models) == 2
-    assert float(model.trainable_variables[0][0, 0]) == 2.0
+    return model
 
 
 @pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, math.nan])

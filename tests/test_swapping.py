@@ -8,6 +8,8 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf import swapping
+from tests.fitting import slow
+from tests.interrupts import each_moment
 
 v1 = tf.compat.v1
 
@@ -141,6 +143,38 @@ def test_a_second_interrupt_does_not_stop_the_restore(monkeypatch):
             monkeypatch.setattr(swapping._variables, "write", interrupted_once)
     assert bits(model.weights) == before
     assert not swa.swapped
+
+
+@pytest.mark.parametrize("every", ["line", slow("opcode")])
+@pytest.mark.parametrize("keep", [False, True])
+def test_interrupted_at_any_moment(keep, every):
+    vector, scalar = variables = [tf.Variable([1.0, 2.0]), tf.Variable(3.0)]
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply(variables)
+    trained, averaged = [[3.0, 4.0], 5.0], [[2.0, 3.0], 4.0]
+
+    def train():
+        for variable, value in zip(variables, trained):
+            variable.assign(value)
+
+    @tf.function
+    def apply():
+        swa.apply(variables)
+
+    def swap():
+        with swa_tf.averaged_weights(swa, variables, keep=keep):
+            pass
+
+    train()
+    apply()
+    for moment in each_moment(swap, every):
+        left = [vector.numpy().tolist(), float(scalar)]
+        assert left == trained or (keep and left == averaged), moment
+        assert not swa.swapped, moment
+        for variable, value in zip(variables, averaged):
+            variable.assign(value)
+        apply()  # it would be told of a swap
+        train()
 
 
 def test_module_that_holds_keras_layers():
