@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests import distributed
+from tests.fitting import slow
 
 
 def mirrored(replicas):
@@ -34,7 +35,7 @@ def check(found, expected):
         )
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, slow(4)])
 def test_a_loop_of_ones_own(replicas):
     strategy = mirrored(replicas)
     training = distributed.Training(strategy)
@@ -48,7 +49,7 @@ def test_a_loop_of_ones_own(replicas):
                 np.testing.assert_array_equal(part.numpy(), parts[0].numpy())
 
 
-@pytest.mark.parametrize("replicas", [(1, 2), (4, 1)])
+@pytest.mark.parametrize("replicas", [(1, 2), slow((4, 1))])
 def test_a_checkpoint_goes_on_on_other_replicas(replicas, tmp_path):
     before, after = (
         distributed.Training(
@@ -63,9 +64,7 @@ def test_a_checkpoint_goes_on_on_other_replicas(replicas, tmp_path):
     check(after.results(), on_one())
 
 
-@pytest.mark.parametrize(
-    "replicas", [2, pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("replicas", [2, slow(4)])
 def test_fit(replicas):
     found = distributed.fit(mirrored(replicas))
     assert found["fit n_models"] == distributed.FIT_EPOCHS - 1
