@@ -9,7 +9,7 @@ import tensorflow as tf
 import swa_tf
 
 N_BATCHES, BATCH_SIZE = 4, 8
-EPOCHS = 6
+EPOCHS = 4
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 4]).astype(np.float32)
 Y = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 1]).astype(np.float32)
