@@ -292,7 +292,7 @@ def test_logs_are_seen_by_callbacks_before_and_after(tmp_path):
     assert "epoch_swa_val_loss" in tags
 
 
-@pytest.mark.parametrize("swa_first", [True, False])
+@pytest.mark.parametrize("swa_first", [slow(True), False])
 def test_early_stopping_on_the_averaged_model(swa_first):
     """It stops at once, and what it restores is not what is left."""
     stopping = keras_callbacks.EarlyStopping(
