@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import tensorflow as tf
 
+from swa_tf import _compat
 from tests import checkpoint_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -29,9 +30,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("swa_tf")
 
 
+# Keras 3 collects garbage at each clear, which takes longer than many a test:
+# Python does so when there is enough of it.
+CLEAR = {"free_memory": False} if _compat.KERAS_3 else {}
+
+
 def pytest_collection_finish():
-    # Keras 3 collects garbage at each clear, and takes half a second to find
-    # that TensorFlow's modules are none. What is frozen is not looked at.
+    # TensorFlow's modules are no garbage: what is frozen is not looked at.
     gc.freeze()
 
 
@@ -69,7 +74,7 @@ def _fresh_state():
     """The same seed for every test, and nothing left over from the last."""
     tf.keras.utils.set_random_seed(0)
     yield
-    tf.keras.backend.clear_session()
+    tf.keras.backend.clear_session(**CLEAR)
     tf.keras.mixed_precision.set_global_policy("float32")
     tf.config.run_functions_eagerly(False)
 

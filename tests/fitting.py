@@ -1,5 +1,7 @@
 """One small training with `fit`, for the tests of `SWACallback`."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,7 +9,7 @@ import tensorflow as tf
 import swa_tf
 
 N_BATCHES, BATCH_SIZE = 4, 8
-EPOCHS = 6
+EPOCHS = 4
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 4]).astype(np.float32)
 Y = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 1]).astype(np.float32)
@@ -19,9 +21,44 @@ MODES = {
 }
 
 
+@pytest.fixture(scope="module")
+def quick_to_trace():
+    """Without TensorFlow's rewriting of graphs: a third of a training here.
+
+    With it, `fit` is tested in test_keras_training.py and test_distribution.py.
+    """
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": True}
+    )
+    yield
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": False}
+    )
+
+
 def slow(*values):
     """A parameter beside a quick one of its kind, which `.ci/run` tests."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def covering(together, *axes):
+    """The combinations, of which some are quick: any values of so many axes.
+
+    With 1 each value occurs in the quick ones, with 2 each pair of values.
+    """
+    cases = list(itertools.product(*(range(len(axis)) for axis in axes)))
+
+    def parts(case):
+        return set(itertools.combinations(enumerate(case), together))
+
+    missing, quick = set().union(*map(parts, cases)), set()
+    while missing:
+        best = max(cases, key=lambda case: len(parts(case) & missing))
+        quick.add(best)
+        missing -= parts(best)
+    for case in cases:
+        values = [axis[i] for axis, i in zip(axes, case)]
+        yield pytest.param(*values) if case in quick else slow(*values)
 
 
 def descend(model, optimizer, inputs, targets):

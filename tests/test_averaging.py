@@ -10,10 +10,15 @@ import tensorflow as tf
 
 import swa_tf
 from tests import modes, programs
+from tests.fitting import covering
 
 v1 = tf.compat.v1
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
+
+
+def _id(value):
+    return getattr(value, "__name__", None)
 
 
 def dense_model():
@@ -25,8 +30,9 @@ def dense_model():
 # --- The equation ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=lambda mode: mode.__name__)
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("mode", "dtype"), covering(1, modes.ALL, FLOATS), ids=_id
+)
 def test_average_is_the_mean(mode, dtype):
     # Exact in every dtype: means of 1, 2; 1, 2, 6; 1, 2, 6, 7 are 1.5, 3, 4.
     values = np.array([[1, -1], [2, -2], [6, -6], [7, -7]], np.float32)
@@ -36,7 +42,7 @@ def test_average_is_the_mean(mode, dtype):
     assert n_models == 4
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
 def test_modes_agree(mode):
     values = list(np.random.default_rng(0).normal(size=[20, 5]))
     average, _ = mode([v.astype(np.float32) for v in values], "float32")
@@ -44,7 +50,7 @@ def test_modes_agree(mode):
     np.testing.assert_allclose(average, np.mean(values, 0), atol=2e-6)
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
 def test_first_apply_is_exact_and_forgets_what_was_there(mode):
     # 1 + 1 * (w - 1) is not w for w = 1e-8; and nothing survives infinity.
     for first in (1e-8, np.inf):
@@ -52,8 +58,9 @@ def test_first_apply_is_exact_and_forgets_what_was_there(mode):
         assert average[0] == np.float32(first)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("offset", [0.0, 1.0, 70.0])
+@pytest.mark.parametrize(
+    ("dtype", "offset"), covering(1, FLOATS, [0.0, 1.0, 70.0])
+)
 def test_thousand_updates_stay_near_the_float64_mean(dtype, offset):
     rng = np.random.default_rng(1)
     stored = {"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)
@@ -79,8 +86,9 @@ def test_thousand_updates_stay_near_the_float64_mean(dtype, offset):
         assert (np.abs(cast - mean) <= one_ulp).all()
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=lambda mode: mode.__name__)
-@pytest.mark.parametrize("start", [1.0, 0.9, -1.5])
+@pytest.mark.parametrize(
+    ("mode", "start"), covering(1, modes.ALL, [1.0, 0.9, -1.5]), ids=_id
+)
 def test_a_slow_drift_is_followed(mode, start):
     # Each step is a fraction of a unit in the last place of the average:
     # rounded to nearest, the average would stand still, and end 2e-5 off.
@@ -134,7 +142,7 @@ def test_nan_stays_in_its_variable():
         elements=st.floats(-1e6, 1e6, width=32),
     )
 )
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=20)
 def test_any_sequence(values):
     average, n_models = modes.eager(list(values), "float32")
     # n updates, each rounded by at most a unit in the last place of a number

@@ -18,11 +18,13 @@ from tests.fitting import (
     callback,
     fit,
     make_model,
+    quick_to_trace,  # noqa: F401
     slow,
     weights,
 )
 
 keras_callbacks = tf.keras.callbacks
+pytestmark = pytest.mark.usefixtures("quick_to_trace")
 
 # 1. The same training in a loop.
 
@@ -62,13 +64,19 @@ def epochs_loop(mode):
 )
 def test_epochs_equal_a_loop(evaluate, mode):
     trained, averaged = epochs_loop(mode)
-    model = make_model(**fitting.MODES[mode])
-    swa = callback(evaluate=evaluate, final_weights="trained")
-    fit(model, swa)
-    assert_same(weights(model), trained)
-    model = make_model(**fitting.MODES[mode])
-    fit(model, callback(evaluate=evaluate))
+    model, at_the_end = make_model(**fitting.MODES[mode]), []
+    record = keras_callbacks.LambdaCallback(
+        on_train_end=lambda logs: at_the_end.append(weights(model))
+    )
+    fit(model, record, callback(evaluate=evaluate))
+    assert_same(at_the_end[0], trained)
     assert_same(weights(model), averaged)
+
+
+def test_trained_weights_are_left_where_asked_for():
+    model = make_model()
+    fit(model, callback(final_weights="trained"))
+    assert_same(weights(model), epochs_loop("compiled")[0])
 
 
 @functools.lru_cache
@@ -90,7 +98,7 @@ def test_steps_equal_a_loop(mode, steps_per_execution):
     )
     swa = callback(None, start_step=3, average_period=2)
     fit(model, swa)
-    assert int(swa.averages.n_models) == 11  # 3, 5, ..., 23
+    assert int(swa.averages.n_models) == 7  # 3, 5, ..., 15
     assert_same(weights(model), steps_loop(mode))
 
 
@@ -102,10 +110,10 @@ def test_steps_from_an_epoch_on():
             model.layers[0].kernel.numpy().astype(np.float64)
         )
     )
-    swa = callback(4, unit="step", average_period=3)
-    fit(model, record, swa)
-    # Epochs 4 and 5 are steps 16 to 23.
-    expected = np.mean([seen[i] for i in (16, 19, 22)], axis=0)
+    swa = callback(2, unit="step", average_period=3)
+    fit(model, record, swa, validation_data=None)
+    # Epochs 2 and 3 are steps 8 to 15.
+    expected = np.mean([seen[i] for i in (8, 11, 14)], axis=0)
     np.testing.assert_allclose(model.layers[0].kernel, expected, rtol=1e-6)
 
 
@@ -153,7 +161,8 @@ def test_weights_one_to_seven(start, period, expected):
             tf.fill([4, 5], epoch + 1.0)
         )
     )
-    fit(model, callback(start, average_period=period), set_weight, epochs=7)
+    averaging = callback(start, average_period=period)
+    fit(model, averaging, set_weight, epochs=7, validation_data=None)
     np.testing.assert_array_equal(kernel, np.full([4, 5], expected))
 
 
@@ -184,17 +193,24 @@ def predicts_at_the_beginning():
     return predicts
 
 
-@pytest.mark.parametrize("swa_first", [True, False])
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    ("swa_first", "policy"),
+    [
+        (True, "float32"),
+        (False, "mixed_float16"),
+        slow(True, "mixed_float16"),
+        slow(False, "float32"),
+    ],
+)
 def test_swa_learning_rate_after_a_scheduler(swa_first, policy):
     """The scheduler has its way up to the start, then the constant rate."""
     tf.keras.mixed_precision.set_global_policy(policy)
     rates, scheduler = Rates(), keras_callbacks.LearningRateScheduler(halves)
-    swa = callback(3, swa_learning_rate=0.04, evaluate="trained")
+    swa = callback(2, swa_learning_rate=0.04)
     order = [swa, scheduler] if swa_first else [scheduler, swa]
     first = predicts_at_the_beginning()
     fit(make_model(), first, *order, rates, validation_data=None)
-    assert rates.seen == [0.1, 0.05, 0.025, 0.04, 0.04, 0.04]
+    assert rates.seen == [0.1, 0.05, 0.04, 0.04]
 
 
 def test_swa_learning_rate_with_reduce_on_plateau():
@@ -203,9 +219,9 @@ def test_swa_learning_rate_with_reduce_on_plateau():
         "loss", factor=0.5, patience=1, min_delta=100.0
     )
     rates = Rates()
-    swa = callback(3, swa_learning_rate=0.04, evaluate="trained")
-    fit(make_model(), swa, plateau, rates, validation_data=None)
-    assert rates.seen == [0.1, 0.1, 0.05, 0.04, 0.04, 0.04]
+    swa = callback(3, swa_learning_rate=0.04)
+    fit(make_model(), swa, plateau, rates, epochs=5, validation_data=None)
+    assert rates.seen == [0.1, 0.1, 0.05, 0.04, 0.04]
 
 
 @pytest.mark.parametrize(
@@ -218,11 +234,9 @@ def test_swa_learning_rate_with_reduce_on_plateau():
 )
 def test_schedule_of_all_epochs(schedule):
     rates = Rates()
-    swa = callback(schedule=schedule, evaluate="trained")
+    swa = callback(schedule=schedule)
     fit(make_model(), swa, rates, validation_data=None)
-    np.testing.assert_allclose(
-        rates.seen, [0.1, 0.09, 0.08, 0.07, 0.06, 0.05], rtol=1e-6
-    )
+    np.testing.assert_allclose(rates.seen, [0.1, 0.09, 0.08, 0.07], rtol=1e-6)
 
 
 def test_a_rate_that_cannot_be_set_raises_before_training():
@@ -234,7 +248,8 @@ def test_a_rate_that_cannot_be_set_raises_before_training():
     assert_same(weights(model), before)
     # What the error advises.
     rate = swa_tf.schedules.SWALearningRate(decay, 0.01, 8, anneal_steps=4)
-    fit(make_model(tf.keras.optimizers.SGD(rate)), callback(), epochs=3)
+    model = make_model(tf.keras.optimizers.SGD(rate))
+    fit(model, callback(), epochs=3, validation_data=None)
 
 
 def test_logs_are_seen_by_callbacks_before_and_after(tmp_path):
@@ -277,7 +292,7 @@ def test_logs_are_seen_by_callbacks_before_and_after(tmp_path):
     assert "epoch_swa_val_loss" in tags
 
 
-@pytest.mark.parametrize("swa_first", [True, False])
+@pytest.mark.parametrize("swa_first", [slow(True), False])
 def test_early_stopping_on_the_averaged_model(swa_first):
     """It stops at once, and what it restores is not what is left."""
     stopping = keras_callbacks.EarlyStopping(
@@ -294,11 +309,11 @@ def test_early_stopping_on_the_averaged_model(swa_first):
 @pytest.mark.parametrize("evaluate", ["averaged", "both"])
 def test_swa_val_is_of_the_averaged_model(evaluate):
     model = make_model()
-    swa = callback(evaluate=evaluate)
-    history = fit(model, swa).history
+    swa = callback(1, evaluate=evaluate)
+    history = fit(model, swa, epochs=3).history
     expected = model.evaluate(X, Y, batch_size=fitting.BATCH_SIZE, verbose=0)
     assert history["swa_val_loss"][-1] == expected
-    same = history["val_loss"][2:] == history["swa_val_loss"][2:]
+    same = history["val_loss"][1:] == history["swa_val_loss"][1:]
     assert same == (evaluate == "averaged")
 
 
@@ -310,6 +325,13 @@ class Sequence(tf.keras.utils.Sequence):
         return X, Y
 
 
+@functools.lru_cache
+def in_one_validation_batch():
+    return fit(
+        make_model(), callback(1), epochs=2, validation_batch_size=len(X)
+    ).history
+
+
 @pytest.mark.parametrize(
     "make",
     [Sequence, lambda: ((X, Y) for _ in itertools.count())],
@@ -317,13 +339,11 @@ class Sequence(tf.keras.utils.Sequence):
 )
 def test_validation_data_that_comes_in_batches(make):
     """Is what it is as arrays, of which the one batch is made here."""
-    expected = fit(
-        make_model(), callback(1), epochs=3, validation_batch_size=len(X)
-    ).history
+    expected = in_one_validation_batch()
     found = fit(
         make_model(),
         callback(1),
-        epochs=3,
+        epochs=2,
         validation_data=make(),
         validation_steps=1,
     ).history
@@ -332,8 +352,8 @@ def test_validation_data_that_comes_in_batches(make):
 
 
 def test_validation_in_some_epochs():
-    history = fit(make_model(), callback(), validation_freq=2).history
-    assert len(history["swa_val_loss"]) == len(history["val_loss"]) == 3
+    history = fit(make_model(), callback(), epochs=4, validation_freq=2).history
+    assert len(history["swa_val_loss"]) == len(history["val_loss"]) == 2
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5", ""])
@@ -344,9 +364,10 @@ def test_file_of_the_averaged_model(suffix, final_weights, tmp_path):
     swa = callback(
         filepath=path, final_weights=final_weights, evaluate="trained"
     )
-    fit(model, swa, validation_data=None)
+    settings = {"epochs": 3, "validation_data": None}
+    fit(model, swa, **settings)
     if final_weights == "trained":
-        fit(model := make_model(), callback(), validation_data=None)
+        fit(model := make_model(), callback(), **settings)
     expected = model.predict(X, verbose=0)
     if suffix == ".weights.h5":
         loaded = make_model()
@@ -367,30 +388,32 @@ def test_a_file_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "averaged.keras"
     path.write_text("what was there")
     model, trained = make_model(), make_model()
-    fit(trained)
+    settings = {"epochs": 3, "validation_data": None}
+    fit(trained, **settings)
     monkeypatch.setattr(
         type(model), "save", lambda *_: (_ for _ in ()).throw(OSError("full"))
     )
     with pytest.raises(OSError, match="full"):
-        fit(model, callback(filepath=path, evaluate="trained"))
+        fit(model, callback(filepath=path), **settings)
     assert path.read_text() == "what was there"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert_same(weights(model), weights(trained))
 
 
 def test_manual_mode():
-    """Who calls `apply` himself, here after epochs 1 and 4."""
+    """Who calls `apply` himself, here after epochs 1 and 3."""
     swa = swa_tf.StochasticWeightAveraging()
     kernels = []
 
     class Applies(keras_callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            if epoch in (1, 4):
+            if epoch in (1, 3):
                 swa.apply(self.model.trainable_variables)
                 kernels.append(self.model.layers[0].kernel.numpy())
 
     model = make_model()
-    fit(model, Applies(), callback(None, averages=swa))
+    averaging = callback(None, averages=swa)
+    fit(model, Applies(), averaging, validation_data=None)
     expected = np.mean(np.float64(kernels), axis=0)
     np.testing.assert_allclose(model.layers[0].kernel, expected, rtol=1e-6)
 
@@ -402,7 +425,8 @@ def test_manual_mode_of_some_weights():
     apply = keras_callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: swa.apply(last)
     )
-    fit(model, apply, callback(None, averages=swa), epochs=3)
+    averaging = callback(None, averages=swa)
+    fit(model, apply, averaging, epochs=3, validation_data=None)
     assert int(swa.n_models) == 3
     np.testing.assert_array_equal(last[0], swa.average(last[0]))
 
@@ -434,7 +458,7 @@ def test_weights_of_another_training_bring_no_average(tmp_path):
         keep = keras_callbacks.ModelCheckpoint(
             str(path), save_weights_only=True
         )
-        fit(make_model(), callback(0), keep, epochs=3, validation_data=None)
+        fit(make_model(), callback(0), keep, epochs=1, validation_data=None)
         model, swa = make_model(), callback(1)
         model.load_weights(str(path))
         fit(model, swa, epochs=3, validation_data=None)
@@ -445,7 +469,8 @@ def test_weights_of_another_training_bring_no_average(tmp_path):
 def test_schedule_of_the_average_itself(unit):
     when = swa_tf.AveragingSchedule(start=1, period=2)
     swa = swa_tf.StochasticWeightAveraging(when=when)
-    fit(make_model(), callback(None, averages=swa, unit=unit), epochs=4)
+    averaging = callback(None, averages=swa, unit=unit)
+    fit(make_model(), averaging, epochs=4, validation_data=None)
     # Epochs 1 and 3; steps 1, 3, ..., 15.
     assert int(swa.n_models) == {"epoch": 2, "step": 8}[unit]
 
@@ -462,15 +487,17 @@ def test_the_rate_starts_with_the_schedule_of_the_average_itself():
 def test_average_given_goes_on_and_average_made_does_not():
     given = swa_tf.StochasticWeightAveraging()
     model = make_model()
-    ends = {"final_weights": "trained", "evaluate": "trained"}
+    ends = {"final_weights": "trained"}
     going_on, anew = callback(0, averages=given, **ends), callback(0, **ends)
-    fit(model, going_on, epochs=3)
-    fit(model, going_on, epochs=5, initial_epoch=3)
-    assert int(given.n_models) == 5
+    first = {"epochs": 2, "validation_data": None}
+    second = {"epochs": 3, "initial_epoch": 2, "validation_data": None}
+    fit(model, going_on, **first)
+    fit(model, going_on, **second)
+    assert int(given.n_models) == 3
     assert given.when is None  # as it was given
-    fit(model, anew, epochs=3)
-    fit(model, anew, epochs=5, initial_epoch=3)
-    assert int(anew.averages.n_models) == 2
+    fit(model, anew, **first)
+    fit(model, anew, **second)
+    assert int(anew.averages.n_models) == 1
 
 
 def test_a_schedule_set_after_the_callback_was_made_is_put_back():
@@ -478,7 +505,7 @@ def test_a_schedule_set_after_the_callback_was_made_is_put_back():
     made = swa_tf.SWACallback(averages=given, verbose=0)
     given.when = swa_tf.AveragingSchedule(start=2)
     when = given.when
-    fit(make_model(), made)
+    fit(make_model(), made, epochs=3, validation_data=None)
     assert given.when is when
 
 
@@ -508,31 +535,37 @@ def test_a_layer_unfrozen_in_training_waits_for_the_next_compile():
         )
     )
     swa = callback(0)
-    fit(model, unfreeze, swa, epochs=3)
+    fit(model, unfreeze, swa, epochs=3, validation_data=None)
     assert int(swa.averages.n_models) == 3
     np.testing.assert_array_equal(model.layers[0].kernel, kernel)
 
 
 def test_nothing_averaged():
     model, trained = make_model(), make_model()
-    fit(trained)
+    fit(trained, epochs=2)
     with pytest.warns(UserWarning, match="averaged nothing"):
-        fit(model, callback(fitting.EPOCHS))
+        fit(model, callback(2), epochs=2)
     assert_same(weights(model), weights(trained))
 
 
 def test_batch_norm_without_data_warns():
     with pytest.warns(UserWarning, match="`refit_data`"):
-        fit(make_model(), callback(refit_data=None), epochs=1)
+        fit(
+            make_model(),
+            callback(refit_data=None),
+            epochs=1,
+            validation_data=None,
+        )
 
 
 def test_what_it_prints(capsys, tmp_path):
     path = tmp_path / "averaged.weights.h5"
-    fit(make_model(), callback(4, verbose=1, filepath=path))
+    averaging = callback(1, verbose=1, filepath=path)
+    fit(make_model(), averaging, epochs=3, validation_data=None)
     printed = capsys.readouterr().out
     assert printed.split("\n\n") == [
-        "\nEpoch 5: averaged 1 model(s)",
-        "Epoch 6: averaged 2 model(s)",
+        "\nEpoch 2: averaged 1 model(s)",
+        "Epoch 3: averaged 2 model(s)",
         f"The averaged model is in {path}",
         "The model is the average of 2 model(s)\n",
     ]
@@ -554,9 +587,9 @@ def test_weights_that_are_not_finite_are_not_averaged():
         )
     )
     stop = keras_callbacks.TerminateOnNaN()
-    model, swa = make_model(), callback(0, evaluate="trained")
+    model, swa = make_model(), callback(0)
     with pytest.warns(UserWarning, match="Epoch 4 is not averaged"):
-        fit(model, diverge, stop, swa)
+        fit(model, diverge, stop, swa, validation_data=None)
     assert int(swa.averages.n_models) == 3
     assert all(np.isfinite(w).all() for w in weights(model))
 
@@ -663,7 +696,7 @@ def test_some_but_not_all_given_warns(arguments):
 
 @pytest.mark.parametrize(
     ("start", "n_models"),
-    [({"start_epoch": 1}, 3), slow({"start_step": 2}, 14)],
+    [slow({"start_epoch": 1}, 3), slow({"start_step": 2}, 14)],
 )
 def test_distributed(start, n_models):
     """Two replicas see half a batch each, and average the same weights."""
@@ -685,7 +718,7 @@ def test_distributed(start, n_models):
     np.testing.assert_allclose(kernel.numpy(), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("evaluate", ["averaged", "both"])
+@pytest.mark.parametrize("evaluate", ["averaged", slow("both")])
 def test_a_weight_that_joins_and_is_not_averaged_yet(evaluate):
     """Trained on from there: until each has an average, none is swapped in."""
     model = make_model()
@@ -693,7 +726,8 @@ def test_a_weight_that_joins_and_is_not_averaged_yet(evaluate):
     frozen.trainable = False
     model.compile("sgd", "mse")
     ema = swa_tf.ExponentialMovingAverage(0.5, warm_up=1)
-    fit(model, callback(0, averages=ema, final_weights="trained"), epochs=2)
+    first = callback(0, averages=ema, final_weights="trained")
+    fit(model, first, epochs=2, validation_data=None)
     frozen.trainable = True
     model.compile("sgd", "mse")
     with pytest.warns(UserWarning, match="averaged not each weight"):

@@ -17,11 +17,13 @@ from tests.fitting import (
     callback,
     fit,
     make_model,
+    quick_to_trace,  # noqa: F401
     slow,
     weights,
 )
 
 keras_callbacks = tf.keras.callbacks
+pytestmark = pytest.mark.usefixtures("quick_to_trace")
 
 
 class Raises(keras_callbacks.Callback):
@@ -60,16 +62,44 @@ HOOKS = [
 ]
 
 
+def count_of(hook):
+    """In epoch 2, once averages exist, but for the hooks that come once."""
+    if hook in ("on_train_begin", "on_train_end"):
+        return 1
+    return 2 * (fitting.N_BATCHES if "batch" in hook else 1) + 1
+
+
+class Keeps(keras_callbacks.Callback):
+    """Keeps the weights as of the moments that `count_of` tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+        for hook in HOOKS:
+            setattr(self, hook, functools.partial(self._keep, hook))
+        self._counts = collections.Counter()
+
+    def _keep(self, hook, *args, **kwargs):
+        self._counts[hook] += 1
+        if self._counts[hook] == count_of(hook):
+            self.kept[hook] = weights(self.model)
+
+    def _implements_train_batch_hooks(self):  # Keras 2 looks at the class
+        return True
+
+    _implements_test_batch_hooks = _implements_train_batch_hooks
+
+
 @functools.lru_cache
-def interrupted(hook):
-    """In epoch 3, once averages exist, but for the hooks that come once."""
-    once = hook in ("on_train_begin", "on_train_end")
-    per_epoch = fitting.N_BATCHES if "batch" in hook else 1
-    count = 1 if once else 3 * per_epoch + 1
-    model = make_model()
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, Raises(hook, count=count))
-    return count, weights(model), model.evaluate(X, Y, verbose=0)
+def uninterrupted_weights():
+    """At each hook, with the loss, of a training with no average."""
+    model, keeps = make_model(), Keeps()
+    fit(model, keeps, epochs=3)
+    found = {}
+    for hook, trained in keeps.kept.items():
+        model.set_weights(trained)
+        found[hook] = trained, model.evaluate(X, Y, verbose=0)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -82,11 +112,12 @@ def interrupted(hook):
 )
 @pytest.mark.parametrize("hook", HOOKS)
 def test_an_interrupt_leaves_the_trained_weights(hook, evaluate, swa_first):
-    count, trained, loss = interrupted(hook)
+    trained, loss = uninterrupted_weights()[hook]
     model = make_model()
-    callbacks = [callback(2, evaluate=evaluate), Raises(hook, count=count)]
+    raises = Raises(hook, count=count_of(hook))
+    callbacks = [callback(1, evaluate=evaluate), raises]
     with pytest.raises(KeyboardInterrupt):
-        fit(model, *(callbacks if swa_first else callbacks[::-1]))
+        fit(model, *(callbacks if swa_first else callbacks[::-1]), epochs=3)
     assert_same(weights(model), trained)
     assert model.evaluate(X, Y, verbose=0) == loss
     assert_same(weights(model), trained)
@@ -102,9 +133,10 @@ def test_an_error_in_the_final_refit_leaves_the_trained_weights():
             return broken()
 
     model, expected = make_model(), make_model()
-    fit(expected)
+    settings = {"epochs": 2, "validation_data": None}
+    fit(expected, **settings)
     with pytest.raises(OSError, match="the disk is gone"):
-        fit(model, callback(refit_data=Data(), evaluate="trained"))
+        fit(model, callback(0, refit_data=Data()), **settings)
     assert_same(weights(model), weights(expected))
 
 
@@ -112,11 +144,12 @@ def test_the_next_fit_puts_back_what_an_interrupt_left():
     model = make_model()
     swa = callback(None, start_step=0)
     with pytest.raises(KeyboardInterrupt):
-        fit(model, swa, Raises("on_train_batch_end", count=6))
+        raises = Raises("on_train_batch_end", count=6)
+        fit(model, swa, raises, validation_data=None)
     n_models = int(swa.averages.n_models)
     assert n_models > 0
     model.train_on_batch(X, Y)
-    fit(model, epochs=1)
+    fit(model, epochs=1, validation_data=None)
     assert int(swa.averages.n_models) == n_models
     own = {"evaluate", "fit", "train_on_batch", "train_step"}
     assert not (own | {"swa_tf_average"}) & vars(model).keys()
@@ -124,12 +157,12 @@ def test_the_next_fit_puts_back_what_an_interrupt_left():
 
 def test_train_on_batch_by_the_user_is_no_step_of_fit():
     model = make_model()
-    swa = callback(None, start_step=0, evaluate="trained")
+    swa = callback(None, start_step=0)
     trains = keras_callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: model.train_on_batch(X, Y)
     )
-    fit(model, swa, trains, epochs=3)
-    assert int(swa.averages.n_models) == 3 * fitting.N_BATCHES
+    fit(model, swa, trains, epochs=2, validation_data=None)
+    assert int(swa.averages.n_models) == 2 * fitting.N_BATCHES
 
 
 def test_the_users_own_methods_are_used_and_put_back():
@@ -171,32 +204,33 @@ def test_weights_loaded_in_training_bring_no_average(tmp_path):
 
     class GoesBack(keras_callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            if epoch == 1:
+            if epoch == 0:
                 self.model.save_weights(path)
-            if epoch == 4:
+            if epoch == 2:
                 self.model.load_weights(path)
 
-    swa = callback(0, evaluate="trained")
-    fit(make_model(), swa, GoesBack())
-    assert int(swa.averages.n_models) == fitting.EPOCHS
+    swa = callback(0)
+    fit(make_model(), swa, GoesBack(), epochs=4, validation_data=None)
+    assert int(swa.averages.n_models) == 4
 
 
 def test_a_history_used_again_after_an_interrupt():
     model, history = make_model(), keras_callbacks.History()
     with pytest.raises(KeyboardInterrupt):
-        fit(model, callback(0), Raises("on_epoch_end", count=3), history)
+        raises = Raises("on_epoch_end", count=2)
+        fit(model, callback(0), raises, history, validation_data=None)
     trained = make_model()
     trained.set_weights(model.get_weights())
     for each in (model, trained):
         each.compile("sgd", "mse", jit_compile=False)
-    fit(model, history, epochs=1)
-    fit(trained, epochs=1)
+    fit(model, history, epochs=1, validation_data=None)
+    fit(trained, epochs=1, validation_data=None)
     assert_same(weights(model), weights(trained))
 
 
 def test_evaluate_with_the_callback_itself_changes_nothing():
     model, swa = make_model(), callback(0)
-    fit(model, swa, epochs=2)
+    fit(model, swa, epochs=1, validation_data=None)
     averages = swa.averages
     model.evaluate(X, Y, verbose=0, callbacks=[swa])
     model.predict(X, verbose=0, callbacks=[swa])
@@ -207,13 +241,10 @@ def test_evaluate_with_the_callback_itself_changes_nothing():
 def test_predict_by_the_user_is_of_the_trained_weights():
     """Those that the same training without a callback has at that point."""
 
-    class Keeps(keras_callbacks.Callback):
+    class Predicts(keras_callbacks.Callback):
         def __init__(self):
             super().__init__()
             self.predictions = []
-
-        def on_epoch_begin(self, epoch, logs=None):
-            self._keep()
 
         def on_epoch_end(self, epoch, logs=None):
             self._keep()
@@ -230,11 +261,11 @@ def test_predict_by_the_user_is_of_the_trained_weights():
         def _keep(self):
             self.predictions.append(self.model.predict(X, verbose=0))
 
-    plain, averaged = Keeps(), Keeps()
-    fit(make_model(), plain)
+    plain, averaged = Predicts(), Predicts()
+    fit(make_model(), plain, epochs=2)
     model = make_model()
-    swa = callback()
-    fit(model, swa, averaged)
+    swa = callback(0)
+    fit(model, swa, averaged, epochs=2)
     assert_same(averaged.predictions, plain.predictions)
     # After the training, of the averaged model.
     assert not np.array_equal(
@@ -254,7 +285,7 @@ def test_evaluate_by_the_user_is_of_the_trained_weights():
             )
             found.append((loss, logs["val_loss"], logs["swa_val_loss"]))
 
-    fit(make_model(), callback(0), Evaluates())
+    fit(make_model(), callback(0), Evaluates(), epochs=3)
     for loss, val_loss, _ in found:
         assert loss == val_loss
     assert found[-1][0] != found[-1][2]
@@ -262,9 +293,13 @@ def test_evaluate_by_the_user_is_of_the_trained_weights():
 
 # 4. Resumed.
 
+RESUMED_EPOCHS = 4
 RESUMED = {
-    "epoch": {},
-    "exponential": {"averages": swa_tf.ExponentialMovingAverage},
+    "epoch": {"start_epoch": 1},
+    "exponential": {
+        "start_epoch": 1,
+        "averages": swa_tf.ExponentialMovingAverage,
+    },
     "step": {"start_epoch": None, "start_step": 5, "average_period": 3},
     "step from an epoch": {"unit": "step", "average_period": 3},
 }
@@ -282,24 +317,38 @@ def train_with_backup(unit, path, *others, swa_first=True, **arguments):
     swa = resumed_callback(unit, evaluate="trained")
     backup = keras_callbacks.BackupAndRestore(str(path / "backup"))
     order = [swa, backup] if swa_first else [backup, swa]
-    fit(model, *order, *others, **arguments)
+    fit(model, *order, *others, epochs=RESUMED_EPOCHS, **arguments)
     return int(swa.averages.n_models), weights(model)
 
 
 @functools.lru_cache
 def uninterrupted(unit):
     model, swa = make_model(), resumed_callback(unit)
-    fit(model, swa, validation_data=None)
+    fit(model, swa, epochs=RESUMED_EPOCHS, validation_data=None)
     return int(swa.averages.n_models), weights(model)
 
 
+CRASHES = [
+    (1, True, (X, Y)),
+    (2, False, None),
+    (3, False, (X, Y)),
+    (3, True, None),
+]
+# Of each way to average, and of each crash.
+QUICK_RESUMED = [
+    ("epoch", CRASHES[0]),
+    ("exponential", CRASHES[1]),
+    ("epoch", CRASHES[2]),
+]
+
+
 @pytest.mark.parametrize(
-    "unit",
-    ["epoch", "exponential", *(slow(u) for u in RESUMED if "step" in u)],
-)
-@pytest.mark.parametrize(
-    ("crash", "swa_first", "validation_data"),
-    [(1, True, (X, Y)), (3, False, None), (5, False, (X, Y)), (5, True, None)],
+    ("unit", "crash", "swa_first", "validation_data"),
+    [
+        (unit, *crash) if (unit, crash) in QUICK_RESUMED else slow(unit, *crash)
+        for crash in CRASHES
+        for unit in RESUMED
+    ],
 )
 def test_resumed_equals_uninterrupted(
     unit, crash, swa_first, validation_data, tmp_path
@@ -318,25 +367,26 @@ def test_resumed_after_the_last_epoch(tmp_path):
     settings = {"swa_first": False, "validation_data": None}
     crashing = Raises("on_train_end", RuntimeError)
     backup = keras_callbacks.BackupAndRestore(str(tmp_path / "backup"))
+    before = [crashing, backup, resumed_callback("epoch")]
     with pytest.raises(RuntimeError):
-        fit(make_model(), crashing, backup, callback(), validation_data=None)
+        fit(make_model(), *before, epochs=RESUMED_EPOCHS, validation_data=None)
     n_models, found = train_with_backup("epoch", tmp_path, **settings)
     assert n_models == uninterrupted("epoch")[0]
     assert_same(found, uninterrupted("epoch")[1])
 
 
 @pytest.mark.skipif(not _compat.KERAS_3, reason="one file of weights and epoch")
-@pytest.mark.parametrize("cut_short", [False, True])
+@pytest.mark.parametrize("cut_short", [slow(False), True])
 def test_a_backup_cut_short_between_its_files_is_said(
     cut_short, tmp_path, recwarn
 ):
     crashing = Raises("on_epoch_begin", RuntimeError, 4)
     with pytest.raises(RuntimeError):
-        train_with_backup("epoch", tmp_path, crashing)
+        train_with_backup("epoch", tmp_path, crashing, validation_data=None)
     if cut_short:
         metadata = tmp_path / "backup" / "training_metadata.json"
         metadata.write_text('{"epoch": 2, "batch": 0}')
-    train_with_backup("epoch", tmp_path)
+    train_with_backup("epoch", tmp_path, validation_data=None)
     said = [
         str(w.message) for w in recwarn if "trained twice" in str(w.message)
     ]

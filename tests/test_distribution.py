@@ -1,12 +1,11 @@
 """Two and four replicas come out as one does, on the same global batches."""
 
-import functools
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests import distributed
+from tests.fitting import slow
 
 
 def mirrored(replicas):
@@ -16,11 +15,18 @@ def mirrored(replicas):
     )
 
 
-@functools.cache
-def on_one():
+@pytest.fixture(scope="module")
+def half_way(tmp_path_factory):
+    """Where the training without a strategy is saved after two epochs."""
+    return str(tmp_path_factory.mktemp("half_way") / "ckpt")
+
+
+@pytest.fixture(scope="module")
+def on_one(half_way):
     """The results without a strategy."""
-    tf.keras.utils.set_random_seed(0)
     training = distributed.Training(tf.distribute.get_strategy())
+    training.run(until=2)
+    training.checkpoint.write(half_way)
     training.run()
     return training.results()
 
@@ -34,12 +40,12 @@ def check(found, expected):
         )
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
-def test_a_loop_of_ones_own(replicas):
+@pytest.mark.parametrize("replicas", [2, slow(4)])
+def test_a_loop_of_ones_own(replicas, on_one):
     strategy = mirrored(replicas)
     training = distributed.Training(strategy)
     training.run()
-    check(training.results(), on_one())
+    check(training.results(), on_one)
     for swa in (training.steps, training.epochs):
         for _, average in swa.averaged:
             parts = strategy.experimental_local_results(average)
@@ -48,24 +54,25 @@ def test_a_loop_of_ones_own(replicas):
                 np.testing.assert_array_equal(part.numpy(), parts[0].numpy())
 
 
-@pytest.mark.parametrize("replicas", [(1, 2), (4, 1)])
-def test_a_checkpoint_goes_on_on_other_replicas(replicas, tmp_path):
-    before, after = (
-        distributed.Training(
-            tf.distribute.get_strategy() if n == 1 else mirrored(n)
-        )
-        for n in replicas
-    )
+def test_a_checkpoint_of_one_goes_on_on_two(half_way, on_one):
+    training = distributed.Training(mirrored(2))
+    training.checkpoint.restore(half_way)
+    training.run()
+    check(training.results(), on_one)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_four_goes_on_on_one(on_one, tmp_path):
+    before = distributed.Training(mirrored(4))
     before.run(until=2)
     path = before.checkpoint.save(str(tmp_path / "ckpt"))
+    after = distributed.Training(tf.distribute.get_strategy())
     after.checkpoint.restore(path)
     after.run()
-    check(after.results(), on_one())
+    check(after.results(), on_one)
 
 
-@pytest.mark.parametrize(
-    "replicas", [2, pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("replicas", [2, slow(4)])
 def test_fit(replicas):
     found = distributed.fit(mirrored(replicas))
     assert found["fit n_models"] == distributed.FIT_EPOCHS - 1

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import swa_tf
 from tests import modes
+from tests.fitting import covering, slow
 
 v1 = tf.compat.v1
 EMA = swa_tf.ExponentialMovingAverage
@@ -47,8 +48,9 @@ def _run(average, variable, values):
 # --- The equation -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("mode", "dtype"), covering(1, modes.ALL, FLOATS), ids=_id
+)
 def test_average_by_hand(mode, dtype):
     # From 4: 4, then 4 + 4/4 = 5. From 0: 4/4 = 1, then 1 + 7/4 = 2.75.
     values = [np.float32([4.0, -4.0]), np.float32([8.0, -8.0])]
@@ -74,8 +76,9 @@ def test_first_average_that_is_due_is_the_weight(mode):
     assert average[0] == np.float32(1e-8)
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
-@pytest.mark.parametrize("warm_up", [1, 3.5])
+@pytest.mark.parametrize(
+    ("mode", "warm_up"), covering(1, modes.ALL, [1, 3.5]), ids=_id
+)
 def test_warm_up(mode, warm_up):
     # 1 / (1 - decay) is 8: updates on both sides of the warm-up's end.
     values = np.random.default_rng(0).normal(size=[40, 4]).astype(np.float32)
@@ -460,13 +463,9 @@ def test_reset_starts_with_the_next_weight(compiled):
     assert float(ema.average(v)) == 5.0
 
 
-MODES = pytest.mark.parametrize("mode", ["eager", "function", "xla"])
+MODES = ["eager", "function", "xla"]
 # With 0.5 each is 1 for the first model, and 1/2 for every other.
-KINDS = pytest.mark.parametrize(
-    "kwargs",
-    [{}, {"when": swa_tf.AveragingSchedule()}, {"warm_up": 1}],
-    ids=str,
-)
+KINDS = [{}, {"when": swa_tf.AveragingSchedule()}, {"warm_up": 1}]
 
 
 def _apply(ema, mode, *variables):
@@ -480,8 +479,7 @@ def _apply(ema, mode, *variables):
     return tf.function(update, jit_compile=mode == "xla")
 
 
-@MODES
-@KINDS
+@pytest.mark.parametrize(("mode", "kwargs"), covering(1, MODES, KINDS), ids=str)
 def test_a_variable_left_out_after_reset_starts_as_it_comes(mode, kwargs):
     a, b = tf.Variable([1.0, np.nan]), tf.Variable([1.0, np.nan])
     ema = EMA(0.5, **kwargs)
@@ -506,9 +504,11 @@ def test_a_variable_left_out_after_reset_starts_as_it_comes(mode, kwargs):
         assert int(ema.n_models) == 4
 
 
-@MODES
-@KINDS
-@pytest.mark.parametrize("begin", ["reset", "build"])
+@pytest.mark.parametrize(
+    ("begin", "mode", "kwargs"),
+    covering(1, ["reset", "build"], MODES, KINDS),
+    ids=str,
+)
 def test_a_variable_that_joins_leaves_the_others_to_start(mode, kwargs, begin):
     a, b = tf.Variable(1.0), tf.Variable(5.0)
     ema = EMA(0.5, **kwargs)
@@ -688,7 +688,7 @@ def test_checkpoint_of_a_list_that_grew(tmp_path):
         ("aba", "aa", False),
     ],
 )
-@pytest.mark.parametrize("restored", ["before", "after"])
+@pytest.mark.parametrize("restored", ["before", slow("after")])
 def test_checkpoint_of_variables_at_other_places(
     tmp_path, saved, given, right, restored
 ):
@@ -720,6 +720,14 @@ def test_checkpoint_of_layers_that_keras_numbers_anew(
     _check_places(tmp_path, made(saved), made(given), right, "before")
 
 
+def test_a_checkpoint_restored_after_build_at_other_places(tmp_path):
+    def made(names):
+        return [tf.Variable(float(i), name=n) for i, n in enumerate(names)]
+
+    _check_places(tmp_path, made("ab"), made("abc"), True, "after")
+    _check_places(tmp_path, made("ab"), made("acb"), False, "after")
+
+
 def _check_places(tmp_path, saved, given, right, restored):
     ema = EMA(0.5)
     ema.apply(saved)
@@ -738,8 +746,9 @@ def _check_places(tmp_path, saved, given, right, restored):
         assert float(average) == value
 
 
-@MODES
-@pytest.mark.parametrize("moment", ["before", "built", "averaged"])
+@pytest.mark.parametrize(
+    ("mode", "moment"), covering(1, MODES, ["before", "built", "averaged"])
+)
 def test_a_checkpoint_knows_what_has_not_begun(tmp_path, mode, moment):
     """Restored before, after `build` and into one that has averaged."""
 
@@ -776,7 +785,7 @@ def _refused_by_xla(ema, variables, update):
     ema.build(variables)
 
 
-@MODES
+@pytest.mark.parametrize("mode", MODES)
 def test_a_checkpoint_of_fewer_variables(tmp_path, mode):
     """Those that joined since it was written start anew."""
     a, b = (tf.Variable(1.0, name=name) for name in "ab")
@@ -796,10 +805,16 @@ def test_a_checkpoint_of_fewer_variables(tmp_path, mode):
         assert [float(ema.average(v)) for v in (a, b)] == expected
 
 
-@pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("n_models", [0, 1])
-@pytest.mark.parametrize("moment", ["before", "built", "traced"])
-@pytest.mark.parametrize("mode", ["function", "xla"])
+@pytest.mark.parametrize(
+    ("moment", "mode", "n_models", "begun"),
+    covering(
+        2,
+        ["before", "built", "traced"],
+        ["function", "xla"],
+        [0, 1],
+        [False, True],
+    ),
+)
 def test_a_checkpoint_that_says_one_thing_of_all(
     tmp_path, begun, n_models, moment, mode
 ):
@@ -850,7 +865,7 @@ def test_a_variable_joins_a_copy(n_before):
     assert float(ema.average(b)) == 1.0
 
 
-@MODES
+@pytest.mark.parametrize("mode", MODES)
 def test_a_copy_whose_variables_join_begins_anew(mode):
     """What was traced before a variable joined knows of it all the same."""
     a, b = (tf.Variable(1.0, name=name) for name in "ab")

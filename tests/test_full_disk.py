@@ -14,6 +14,9 @@ from benchmarks.run_directory import Records, RunDirectory
 from swa_tf import _files
 from tests import checkpoint_files, damage, fitting
 from tests.checkpoint_files import KERAS, OBJECT, contents
+from tests.fitting import quick_to_trace, slow  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("quick_to_trace")
 
 SUFFIXES = [".keras", ".weights.h5", ".h5", ""]
 
@@ -53,24 +56,25 @@ def test_a_model_where_nothing_can_be_written(folder, written, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [".keras", slow(".weights.h5"), ""])
 def test_a_training_whose_average_does_not_fit(suffix, tmp_path):
     """It keeps its weights, and goes on as soon as there is space again."""
     path = tmp_path / f"averaged{suffix}"
     model, trained = fitting.make_model(), fitting.make_model()
-    fitting.fit(trained)
+    arguments = {"epochs": 3, "validation_data": None}
+    fitting.fit(trained, **arguments)
     full = damage.disk_full_after(1000)
     fills_up = tf.keras.callbacks.LambdaCallback(
         on_train_end=lambda logs: full.__enter__()
     )
-    settings = {"filepath": path, "evaluate": "trained"}
+    swa = fitting.callback(filepath=path)
     with pytest.raises(OSError, match="large") as raised:
-        fitting.fit(model, fitting.callback(**settings), fills_up)
+        fitting.fit(model, swa, fills_up, **arguments)
     full.__exit__(None, None, None)
     assert f"'{path}'" in str(raised.value)
     fitting.assert_same(fitting.weights(model), fitting.weights(trained))
     assert not list(tmp_path.iterdir())
-    fitting.fit(model, fitting.callback(**settings), epochs=3)
+    fitting.fit(model, swa, **arguments)
     assert list(tmp_path.iterdir()) == [path]
 
 

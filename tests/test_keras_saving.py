@@ -9,7 +9,9 @@ import tensorflow as tf
 import swa_tf
 from swa_tf import _compat
 from tests import programs
+from tests.fitting import quick_to_trace, slow  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("quick_to_trace")
 layers = tf.keras.layers
 KERAS_3 = _compat.KERAS_3
 ADDONS = _compat.tensorflow_addons()
@@ -392,7 +394,11 @@ def trained(make, **kwargs):
 # average is left in the model after `fit`, and cannot be called in a graph.
 
 
-@pytest.mark.parametrize("make", KINDS, ids=name_of)
+@pytest.mark.parametrize(
+    "make",
+    [slow(sequential), functional, subclassed, slow(nested)],
+    ids=name_of,
+)
 def test_trained_model(make, tmp_path):
     model, _ = trained(make, final_weights="trained")
     for form in formats(make):
@@ -422,7 +428,11 @@ def test_averaged_model_in_the_block(make, tmp_path):
     np.testing.assert_array_equal(outputs(model), before)
 
 
-@pytest.mark.parametrize("make", KINDS, ids=name_of)
+@pytest.mark.parametrize(
+    "make",
+    [sequential, slow(functional), slow(subclassed), nested],
+    ids=name_of,
+)
 def test_averaged_model_after_fit(make, tmp_path):
     model, averages = trained(make)
     for form in formats(make):
@@ -437,11 +447,12 @@ def test_averaged_model_after_fit(make, tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "form"),
+    # The formats of the other kind are in test_callbacks.py.
     [
-        (make, form)
-        for make in (functional, subclassed)
-        for form in formats(make)
-        if form in ("keras", "h5", "weights", "export")
+        (functional, "h5"),
+        slow(subclassed, "keras"),
+        slow(subclassed, "weights"),
+        (subclassed, "export"),
     ],
     ids=name_of,
 )
@@ -523,9 +534,12 @@ IN_TRAINING = ["keras", "h5", "weights", "folder of weights"]
 
 @pytest.mark.parametrize(
     ("make", "forms"),
-    [(make, IN_TRAINING) for make in KINDS]
-    + [
-        (functional, [form]) for form in formats(functional) if form == "folder"
+    [
+        slow(sequential, IN_TRAINING),
+        slow(functional, IN_TRAINING),
+        (subclassed, IN_TRAINING),
+        (nested, IN_TRAINING),
+        *((functional, [f]) for f in formats(functional) if f == "folder"),
     ],
     ids=name_of,
 )

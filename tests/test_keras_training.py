@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
+from tests.fitting import slow
 
 layers = tf.keras.layers
 
@@ -124,6 +125,16 @@ def every_pair():
         )
 
 
+# Kinds and executions, of which each is twice among them.
+QUICK = [(0, 2), (0, 3), (1, 0), (1, 2), (2, 1), (2, 3), (3, 0), (3, 1)]
+
+
+def half_of_them():
+    """Quick, with each value twice or more, and the other half slow."""
+    for i, case in enumerate(every_pair()):
+        yield case if divmod(i, 4) in QUICK else slow(*case)
+
+
 ALL_AT_ONCE = (
     "mixed_float16",
     nested,
@@ -189,7 +200,7 @@ def swa_callback(unit):
 
 @pytest.mark.parametrize(
     ("policy", "make", "execution", "norm", "unit"),
-    [*every_pair(), ALL_AT_ONCE],
+    [*half_of_them(), ALL_AT_ONCE],
     ids=names,
 )
 def test_matrix(policy, make, execution, norm, unit):
@@ -272,7 +283,7 @@ def check_outputs(model, parts, x, y, history):
     )
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, slow(True)])
 def test_steps_in_the_middle_of_an_execution(jit_compile):
     recorders = []
     for steps_per_execution in (1, 2):
@@ -321,7 +332,7 @@ def test_steps_in_the_middle_of_an_execution(jit_compile):
         ("mixed_bfloat16", swa_tf.optimizers.AdamW),
     ],
 )
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", ["step", slow("epoch")])
 def test_optimizers_with_a_schedule(policy, cls, unit):
     tf.keras.mixed_precision.set_global_policy(policy)
     model, parts = functional(layers.BatchNormalization)
@@ -354,7 +365,7 @@ class TwoOptimizers(Subclassed):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", ["step", slow("epoch")])
 def test_two_optimizers(unit):
     model = TwoOptimizers(swa_tf.MovingFreeBatchNormalization)
     model(data()[0])
@@ -382,7 +393,12 @@ def bits(layer):
 
 @pytest.mark.parametrize(
     ("make", "norm", "unit"),
-    [(k, *case) for k, case in zip(KINDS, itertools.product(NORMS, UNITS))],
+    [
+        (functional, NORMS[0], "step"),
+        (nested, NORMS[1], "epoch"),
+        slow(sequential, NORMS[0], "epoch"),
+        slow(subclassed, NORMS[1], "step"),
+    ],
     ids=names,
 )
 def test_frozen_layers_and_later_unfrozen(make, norm, unit):

@@ -106,9 +106,9 @@ def kill(trainings, times, seed):
 FIT = "manager" if _compat.KERAS_3 else "backup"
 
 
-@pytest.mark.parametrize(("way", "times"), [("loop", 3), (FIT, 2)])
-def test_killed_a_few_times(way, times, tmp_path):
-    kill(Trainings(way, tmp_path), times, seed=1)
+@pytest.mark.parametrize("way", ["loop", FIT])
+def test_killed_once(way, tmp_path):
+    kill(Trainings(way, tmp_path), 1, seed=5)  # at 62 %
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import swa_tf
 from tests import programs
-from tests.fitting import slow
+from tests.fitting import covering, slow
 
 N = 1_000_000
 SIZE = 32
@@ -59,8 +59,10 @@ def run(average, decay, dtype, noise):
 
 
 @pytest.mark.parametrize("noise", [0.0, slow(0.03)])
-@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
-@pytest.mark.parametrize("decay", [None, 0.999, 0.9999])
+@pytest.mark.parametrize(
+    ("decay", "dtype"),
+    covering(1, [None, 0.999, 0.9999], [tf.float32, tf.bfloat16]),
+)
 def test_a_million_updates(decay, dtype, noise):
     """Within the bound of docs/precision.md."""
     if decay is None:

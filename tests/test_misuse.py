@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf import _compat, _variables
+from tests.fitting import covering
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -24,7 +25,17 @@ AVERAGES = [
     swa_tf.StochasticWeightAveraging,
     lambda: swa_tf.ExponentialMovingAverage(0.5),
 ]
+IDS = dict(zip(map(id, AVERAGES), ["swa", "ema"]))
 both = pytest.mark.parametrize("make", AVERAGES, ids=["swa", "ema"])
+
+
+def both_and(name, *values):
+    """Each average and each value; the other pairs are slow."""
+    return pytest.mark.parametrize(
+        ("make", name),
+        covering(1, AVERAGES, values),
+        ids=lambda value: IDS.get(id(value), str(value)),
+    )
 
 
 def _model():
@@ -267,8 +278,7 @@ def test_reset_twice(make):
     assert float(average.average(variable)) == 5.0
 
 
-@both
-@pytest.mark.parametrize("compiled_first", [False, True])
+@both_and("compiled_first", False, True)
 def test_apply_inside_and_outside_a_function(make, compiled_first):
     average, variable = make(), tf.Variable(0.0)
 
@@ -414,8 +424,7 @@ def test_threads_that_apply(make):
     assert (average.average(variable).numpy() == 5.0).all()
 
 
-@both
-@pytest.mark.parametrize("second", ["swap", "apply"])
+@both_and("second", "swap", "apply")
 def test_threads_that_swap(make, second, monkeypatch):
     average, variable = _averaged(make)
     before = _state(average, variable)
@@ -518,8 +527,7 @@ def test_swap_of_a_variable_that_is_not_averaged(make):
     )
 
 
-@both
-@pytest.mark.parametrize("how", ["built", "left out since the reset"])
+@both_and("how", "built", "left out since the reset")
 def test_swap_of_a_variable_that_has_no_average_yet(make, how):
     average, variable = _averaged(make)
     other = tf.Variable(7.0, name="other")
@@ -685,20 +693,16 @@ def test_a_variable_twice_in_a_list(make):
     )
 
 
-@both
-@pytest.mark.parametrize(
+@both_and(
     "wrong",
-    [
-        3,
-        "v",
-        ["v"],
-        [None],
-        [np.ones(2)],
-        np.ones(2),
-        {"v": 1.0},
-        tf.keras.layers.Dense,
-    ],
-    ids=str,
+    3,
+    "v",
+    ["v"],
+    [None],
+    [np.ones(2)],
+    np.ones(2),
+    {"v": 1.0},
+    tf.keras.layers.Dense,
 )
 def test_values_of_other_types(make, wrong):
     average, variable = _averaged(make)
@@ -758,8 +762,7 @@ def test_nothing_in_the_place_of_variables(make):
         )
 
 
-@both
-@pytest.mark.parametrize("compiled", [False, True])
+@both_and("compiled", False, True)
 def test_a_variable_of_another_shape(make, compiled):
     variable = tf.Variable([1.0, 2.0], shape=tf.TensorShape([None]))
     average = make()
@@ -1042,8 +1045,7 @@ def test_a_refit_that_fails(make, data, error):
     assert _state(average, *model.weights) == trained
 
 
-@both
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@both_and("bad", math.nan, math.inf)
 def test_refit_data_that_are_not_finite(make, bad):
     average, model = _averaged_model(make)
     data = [tf.ones([4, 3]), tf.fill([4, 3], bad)]
@@ -1148,8 +1150,7 @@ def test_weights_that_are_not_finite(make, bad):
     np.testing.assert_array_equal(average.average(variable), [1.0, 1.0])
 
 
-@both
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@both_and("bad", math.nan, math.inf)
 def test_fit_with_weights_that_are_not_finite(make, bad):
     average = make()
     model = _fitted(

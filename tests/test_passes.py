@@ -13,7 +13,9 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf import _passes
+from tests.fitting import quick_to_trace  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("quick_to_trace")
 layers = tf.keras.layers
 X = np.random.default_rng(0).normal(2.0, 3.0, [12, 4, 4, 3]).astype(np.float32)
 Y = np.zeros([12, 2], np.float32)

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from swa_tf import _moments, _quick_moments
+from tests.fitting import covering
 
 layers = tf.keras.layers
 
@@ -98,19 +99,20 @@ def test_no_samples():
     assert outputs.shape == [0, 8, 8, 2]
 
 
+SHAPES = [
+    (6, 5, 3),  # one dimension
+    (2, 3, 4, 5, 6),  # three
+    (5, 7, 11, 3),  # no divisor of note
+    (3, 257, 1, 2),  # a prime above the size of a block
+    (3, 2, 2, 1500),  # more channels than are repeated
+    (9, 4),  # no image: the other way
+]
+
+
 @pytest.mark.parametrize(
-    "shape",
-    [
-        (6, 5, 3),  # one dimension
-        (2, 3, 4, 5, 6),  # three
-        (5, 7, 11, 3),  # no divisor of note
-        (3, 257, 1, 2),  # a prime above the size of a block
-        (3, 2, 2, 1500),  # more channels than are repeated
-        (9, 4),  # no image: the other way
-    ],
+    ("shape", "dtype", "known"),
+    covering(2, SHAPES, ["float16", "float32", "float64"], [True, False]),
 )
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("known", [True, False])
 def test_shapes_and_dtypes(shape, dtype, known):
     x = np.random.default_rng(3).normal(0.5, 1.0, shape).astype(dtype)
     layer = built(x, epsilon=1e-3)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf import _rounding, _updates
+from tests.fitting import covering
 
 LARGE = (_updates._SMALL,)
 SMALL = (3, 5)
@@ -76,8 +77,10 @@ def test_compiled_or_not_gives_the_same_bits(dtype):
     np.testing.assert_allclose(expected, exact, rtol=0, atol=6 * 2.0**-22)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (1,), SMALL])
-@pytest.mark.parametrize("count", [1, 2, 128, 129])
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    covering(1, [(), (0,), (1,), SMALL], [1, 2, 128, 129]),
+)
 def test_small_variables_are_strung_together(shape, count):
     values = random_values(shape, tf.float32, count, seed=1)
     variables = [tf.Variable(tf.zeros(shape)) for _ in range(count)]
@@ -258,9 +261,15 @@ def test_another_list_is_checked():
     assert int(swa.n_models) == 4
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("shape", [SMALL, LARGE])
-@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float64])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "compiled"),
+    covering(
+        2,
+        [tf.float32, tf.bfloat16, tf.float64],
+        [SMALL, LARGE],
+        [False, True],
+    ),
+)
 def test_a_weight_on_another_device_than_its_average(dtype, shape, compiled):
     with tf.device("/cpu:1"):
         variables = [tf.Variable(tf.zeros(shape, dtype)) for _ in range(2)]
