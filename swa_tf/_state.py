@@ -31,6 +31,7 @@ class State(tf.train.experimental.PythonState):
             self.variable = tf.Variable(False, trainable=False)
         self._averaged: list[Any] = []
         self._restored: list[Any] = []
+        self.was_restored = False
         self._others_join = False
 
     @property
@@ -128,6 +129,7 @@ class State(tf.train.experimental.PythonState):
         if self._averaged:
             self._check_same(self._averaged, restored["averaged"])
         self._restored = restored["averaged"]
+        self.was_restored = True
 
 
 def same(averaged: list[Any], others: list[Any]) -> bool:

@@ -175,7 +175,11 @@ class ExponentialMovingAverage(WeightAverage):
         """
         if self._average_of.value:
             self._checked([key.deref() for key in self._average_of.value])
-        ops = [*self._assign_initial_values(), super().reset()]
+        ops = [
+            *self._assign_initial_values(self._average_of.value),
+            *(v.assign(tf.zeros_like(v)) for v in self._debias_variables),
+            super().reset(),
+        ]
         if self._begun is not None:
             ops.append(self._begun.assign(tf.zeros_like(self._begun)))
         return tf.group(*[op for op in ops if op is not None])
@@ -318,19 +322,24 @@ class ExponentialMovingAverage(WeightAverage):
         if self._begun is None:
             return
         with tf.init_scope():
-            begun = self._read_begun(
-                max(n_before, self._state.n_restored),
-                self._n_models.read_value(),
-            )
+            n_known = max(n_before, self._state.n_restored)
+            # More of them are of averages that waited when it was written.
+            begun = self._read_begun(n_known, self._n_models.read_value())
+            begun = begun[:n_known]
             joined = list(self._average_of.value)[len(begun) :]
             # A variable that the `tf.function` under construction makes has
             # no value yet to start from.
-            starts = begin and self._starts_as_tensorflow()
-            begun = [*begun.numpy()] + [
-                starts
-                and bool(tf.compat.v1.is_variable_initialized(key.deref()))
+            there = [
+                bool(tf.compat.v1.is_variable_initialized(key.deref()))
                 for key in joined
             ]
+            if self._state.was_restored:
+                # What a checkpoint restored earlier had waiting for them.
+                self._assign_initial_values(
+                    key for key, is_there in zip(joined, there) if is_there
+                )
+            starts = begin and self._starts_as_tensorflow()
+            begun = [*begun.numpy(), *(starts and each for each in there)]
             if self._begun.read_value().shape == [len(begun)]:
                 return
             self._begun.assign(begun)
@@ -450,19 +459,17 @@ class ExponentialMovingAverage(WeightAverage):
             ]
         return tf.group(*moved)
 
-    def _assign_initial_values(self) -> list[Any]:
+    def _assign_initial_values(self, keys: Iterable[Any]) -> list[Any]:
         """average <- weight; that of a tensor <- 0"""
         assigned = []
-        for key, average in self._average_of.value.items():
-            variable = key.deref()
+        for key in keys:
+            variable, average = key.deref(), self._average_of.value[key]
             if not isinstance(variable, tf.Variable):
                 assigned.append(average.assign(tf.zeros_like(average)))
                 continue
             for target, source in _variables.component_pairs(average, variable):
                 value = tf.cast(_variables.read(source), target.dtype)
                 assigned.append(target.assign(value))
-        for variable in self._debias_variables:
-            assigned.append(variable.assign(tf.zeros_like(variable)))
         return assigned
 
 

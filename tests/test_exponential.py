@@ -635,6 +635,30 @@ def test_checkpoint_goes_on_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(resumed, whole)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_variable_joins_after_a_checkpoint_that_has_it_was_replaced(
+    tmp_path, compiled
+):
+    variables = [tf.Variable(32.0) for _ in range(3)]
+    written = swa_tf.ExponentialMovingAverage(0.5)
+    written.apply(variables)
+    with_three = tf.train.Checkpoint(written).write(str(tmp_path / "three"))
+    for variable in variables:
+        variable.assign(0.0)
+    ema = swa_tf.ExponentialMovingAverage(0.5)
+    checkpoint = tf.train.Checkpoint(ema)
+    checkpoint.read(with_three)
+    ema.apply(variables[:2])
+    with_two = checkpoint.write(str(tmp_path / "two"))
+    checkpoint.read(with_two)
+
+    def apply():
+        ema.apply(variables[2:])
+
+    tf.function(apply)() if compiled else apply()
+    assert [float(ema.average(v)) for v in variables] == [16.0, 16.0, 0.0]
+
+
 def test_checkpoint_from_before_the_first_apply(tmp_path):
     v = tf.Variable(1.0)
     ema = EMA(0.5)
