@@ -52,6 +52,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         device: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(name, (str, type(None))):
+            raise TypeError(f"`name` must be a string. Received: {name=}")
         _variables.check_device(device)
         self._name = name
         self._device = device
@@ -393,8 +395,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         checks += _shape_checks(variables, averages)
         # In a function of our own nobody sees it, and a name that only eager
         # mode takes would be an error.
-        name = self.name if compiled is None else "average"
-        with tf.name_scope(name) as scope:
+        is_own = compiled is not None or self.name is None
+        with tf.name_scope("average" if is_own else self.name) as scope:
             with tf.control_dependencies(checks):
                 due = self._due()
                 live = self._state.live()

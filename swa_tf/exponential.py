@@ -7,7 +7,7 @@ import copy
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -121,7 +121,7 @@ class ExponentialMovingAverage(WeightAverage):
             )
         self._decay = _variables.Untracked(decay)
         self._num_updates = _variables.Untracked(num_updates)
-        self._zero_debias = bool(zero_debias)
+        self._zero_debias = _checks.boolean("zero_debias", zero_debias)
         self._half_life = half_life
         self._warm_up = warm_up
         self._debiased = _variables.Untracked({})
@@ -488,14 +488,23 @@ def _number_or_scalar(name: str, value: Any) -> Any:
     value = _compat.tf_variable(value)
     if isinstance(value, tf.Variable) or tf.is_tensor(value):
         if value.shape.rank not in (0, None):
+            _raise_no_scalar(name, value.shape)
+        dtype = value.dtype.base_dtype
+        if not (dtype.is_floating or dtype.is_integer):
             raise ValueError(
-                f"`{name}` must be a scalar. "
-                f"Received: {name} of shape {value.shape}"
+                f"`{name}` must be {_WANTED[name]}. "
+                f"Received: {name} of dtype {dtype.name}"
             )
         return value
-    if isinstance(value, np.ndarray) and value.ndim == 0:
+    if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
         value = value.item()
     return _checks.real(name, value, f"a scalar tensor or {_WANTED[name]}")
+
+
+def _raise_no_scalar(name: str, shape: tf.TensorShape) -> NoReturn:
+    raise ValueError(
+        f"`{name}` must be a scalar. Received: {name} of shape {shape}"
+    )
 
 
 def _is_known(value: Any) -> bool:
@@ -547,7 +556,11 @@ def _float32(value: Any) -> Any:
 def _require(name: str, value: Any, right: Any) -> list[tf.Operation]:
     message = f"`{name}` must be {_WANTED[name]}. Received: {name}="
     if tf.is_tensor(right) and not hasattr(right, "numpy"):
+        if right.shape.rank is None:
+            right = tf.ensure_shape(right, [], name=f"{name}_must_be_a_scalar")
         return [tf.debugging.Assert(right, [message, value])]
+    if right.shape != ():
+        _raise_no_scalar(name, right.shape)
     if not right:
         raise ValueError(f"{message}{value!r}")
     return []

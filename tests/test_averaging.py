@@ -165,6 +165,26 @@ def test_shadow_variables():
     assert swa.trainable_variables == ()
 
 
+@pytest.mark.parametrize("name", [3, b"swa", ["swa"]])
+def test_a_name_that_is_no_string(name):
+    with pytest.raises(TypeError, match="`name` must be a string. Received: n"):
+        swa_tf.StochasticWeightAveraging(name)
+
+
+@pytest.mark.parametrize(("name", "shadow"), [(None, "v/None"), ("", "v")])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_empty_name(name, shadow, compiled):
+    variable = tf.Variable(1.0, name="v")
+    swa = swa_tf.StochasticWeightAveraging(name)
+
+    def apply():
+        swa.apply([variable])
+
+    (tf.function(apply) if compiled else apply)()
+    assert swa.average_name(variable) == shadow
+    assert (float(swa.average(variable)), int(swa.n_models)) == (1.0, 1)
+
+
 def test_default_names_are_those_of_the_class():
     assert swa_tf.StochasticWeightAveraging().name == (
         "StochasticWeightAveraging"
