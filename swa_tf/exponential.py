@@ -75,8 +75,9 @@ class ExponentialMovingAverage(WeightAverage):
 
     Raises:
         TypeError, ValueError: If an argument is none of these. `apply` raises
-            `ValueError` if a tensor or variable gives a decay outside [0, 1);
-            in a graph the op raises `tf.errors.InvalidArgumentError`.
+            `ValueError` if a tensor or variable gives a decay outside [0, 1),
+            or a count below 0 or not finite; in a graph the op raises
+            `tf.errors.InvalidArgumentError`.
 
     References:
         `tf.train.ExponentialMovingAverage`. Warm-up is polynomial-decay
@@ -243,15 +244,22 @@ class ExponentialMovingAverage(WeightAverage):
             )
         else:
             # In float32, as TensorFlow does, down to the last bit.
-            decay = tf.cast(self._decay.value, tf.float32)
+            decay = _float32(self._decay.value)
             c = tf.cast(1.0 - decay, tf.float64)
         if self._num_updates.value is not None:
-            n = tf.cast(self._num_updates.value, tf.float32)
+            n = _float32(self._num_updates.value)
             c_n = tf.cast(1.0 - (1.0 + n) / (10.0 + n), tf.float64)
             c = tf.maximum(c, c_n)
         if self._warm_up is not None:
             n = tf.cast(n_models, tf.float64)
             c = tf.maximum(c, self._warm_up / (n + self._warm_up))
+        # XLA leaves assertions out: what they forbid moves nothing there.
+        for value, is_right in (
+            (self._decay.value, _is_decay),
+            (self._num_updates.value, _is_count),
+        ):
+            if not _is_known(value):
+                c = tf.where(is_right(value), c, tf.zeros_like(c))
         return c
 
     def _starts_as_tensorflow(self) -> bool:
@@ -529,7 +537,7 @@ _NOT_BEGUN = (
 
 _WANTED = {
     "decay": "a number in [0, 1), also in float32",
-    "num_updates": "a number >= 0",
+    "num_updates": "a finite number >= 0, also in float32",
 }
 
 
@@ -537,19 +545,29 @@ def _check_decay(decay: Any) -> list[tf.Operation]:
     """Raises unless the decay is in [0, 1); in a graph, gives assertions."""
     if decay is None:
         return []
-    rounded = _float32(decay)
-    return _require("decay", decay, (rounded >= 0.0) & (rounded < 1.0))
+    return _require("decay", decay, _is_decay(decay))
 
 
 def _check_num_updates(num_updates: Any) -> list[tf.Operation]:
     if num_updates is None:
         return []
-    return _require("num_updates", num_updates, _float32(num_updates) >= 0.0)
+    return _require("num_updates", num_updates, _is_count(num_updates))
+
+
+def _is_decay(decay: Any) -> Any:
+    rounded = _float32(decay)
+    return (rounded >= 0.0) & (rounded < 1.0)
+
+
+def _is_count(num_updates: Any) -> Any:
+    rounded = _float32(num_updates)
+    return (rounded >= 0.0) & (rounded < math.inf)
 
 
 def _float32(value: Any) -> Any:
     if isinstance(value, (int, float)):
-        return np.float32(value)
+        with np.errstate(over="ignore"):  # infinity is for the caller to see
+            return np.float32(value)
     return tf.cast(value, tf.float32)
 
 

@@ -1009,10 +1009,12 @@ NO_SCALAR = tf.Variable([0.5, 0.5], shape=tf.TensorShape(None))
         ({"decay": 0.5, "num_updates": -1}, ValueError, "`num_updates` must"),
         ({"decay": 0.5, "num_updates": [1]}, ValueError, "`num_updates` must"),
         ({"decay": 0.5, "num_updates": "1"}, ValueError, "`num_updates` must"),
+        ({"decay": 0.5, "num_updates": 1e39}, ValueError, "`num_updates` must"),
+        ({"decay": 0.5, "num_updates": 10**400}, ValueError, "`num_updates`"),
         (
             {"decay": 0.5, "num_updates": tf.constant("1")},
             ValueError,
-            "`num_updates` must be a number >= 0.* of dtype string",
+            "`num_updates` must be a finite number >= 0.* of dtype string",
         ),
         (
             {"decay": 0.5, "num_updates": NO_SCALAR},

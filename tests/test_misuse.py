@@ -1173,38 +1173,55 @@ def test_fit_with_weights_that_are_not_finite(make, bad):
     assert float(model.trainable_variables[0][0, 0]) == 2.0
 
 
-@pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, math.nan])
-def test_decay_outside_0_to_1(decay):
-    with pytest.raises(ValueError, match="`decay` must be"):
-        swa_tf.ExponentialMovingAverage(decay)
-    variable, given = tf.Variable(1.0), tf.Variable(0.5)
-    average = swa_tf.ExponentialMovingAverage(given)
-    average.apply([variable])
+def _raises_or_stays(name, given, bad, average):
+    """`apply` while `given` is bad: errors or, where XLA compiles, nothing."""
+    variable, right = tf.Variable(1.0), given.numpy()
+    for value in (1.0, 2.0):
+        variable.assign(value)
+        average.apply([variable])
 
     @tf.function
     def apply_in_a_function():
         average.apply([variable])
 
-    given.assign(decay)
-    variable.assign(2.0)
-    _raises_and_changes_nothing(
-        ValueError,
-        "`decay` must be",
-        average,
-        [variable],
-        lambda: average.apply([variable]),
-    )
-    _raises_and_changes_nothing(
-        tf.errors.InvalidArgumentError,
-        "`decay` must be",
-        average,
-        [variable],
-        apply_in_a_function,
-    )
+    given.assign(bad)
+    variable.assign(3.0)
+    for error, apply in (
+        (ValueError, lambda: average.apply([variable])),
+        (tf.errors.InvalidArgumentError, apply_in_a_function),
+    ):
+        _raises_and_changes_nothing(
+            error, f"`{name}` must be", average, [variable], apply
+        )
     before = average.average(variable).numpy()
     apply_by_xla = tf.function(apply_in_a_function, jit_compile=True)
     apply_by_xla()
-    np.testing.assert_array_equal(average.average(variable), before)
+    assert average.average(variable).numpy() == before
+    assert int(average.n_models) == 3
+    given.assign(right)
+    apply_by_xla()
+    assert average.average(variable).numpy() > before
+
+
+@pytest.mark.parametrize("warm_up", [None, 1])
+@pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, math.nan])
+def test_decay_outside_0_to_1(decay, warm_up):
+    with pytest.raises(ValueError, match="`decay` must be"):
+        swa_tf.ExponentialMovingAverage(decay)
+    given = tf.Variable(0.5)
+    average = swa_tf.ExponentialMovingAverage(given, warm_up=warm_up)
+    _raises_or_stays("decay", given, decay, average)
+
+
+@pytest.mark.parametrize("warm_up", [None, 1])
+# (1 - 1) / (10 - 1) and (1 - 11) / (10 - 11) are decays of 0 and 10.
+@pytest.mark.parametrize("count", [-1.0, -11.0, -math.inf, math.inf, math.nan])
+def test_num_updates_below_0_or_not_finite(count, warm_up):
+    with pytest.raises(ValueError, match="`num_updates` must be"):
+        swa_tf.ExponentialMovingAverage(0.5, count)
+    given = tf.Variable(5.0)
+    average = swa_tf.ExponentialMovingAverage(0.5, given, warm_up=warm_up)
+    _raises_or_stays("num_updates", given, count, average)
 
 
 # --- The table --------------------------------------------------------------
@@ -1228,4 +1245,7 @@ def test_table_is_of_both_averages():
         for name, test in _tests().items()
         if "make" not in inspect.signature(test).parameters
     ]
-    assert one_class == ["test_decay_outside_0_to_1"]
+    assert one_class == [
+        "test_decay_outside_0_to_1",
+        "test_num_updates_below_0_or_not_finite",
+    ]
