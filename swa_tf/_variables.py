@@ -121,6 +121,27 @@ def check_device(device: Any) -> None:
             "`device` must be None inside `strategy.scope()`, where the "
             f"strategy places variables. Received: device={device!r}"
         )
+    if outermost_graph() is None:
+        _check_device_is_there(device)
+
+
+def _check_device_is_there(device: str) -> None:
+    """Raises unless this process has it, or a cluster it is connected to.
+
+    TensorFlow's soft placement would take another without a word. (What runs
+    a v1 graph may have other devices than what makes it.)
+    """
+    asked = tf.DeviceSpec.from_string(device)
+    local = tf.DeviceSpec(job="localhost", replica=0, task=0)
+    devices = [each.name for each in tf.config.list_logical_devices()]
+    for each in devices:
+        known = local.make_merged_spec(tf.DeviceSpec.from_string(each))
+        if known.make_merged_spec(asked) == known:
+            return
+    raise ValueError(
+        f"`device` must be one of {', '.join(devices)}. "
+        f"Received: device={device!r}"
+    )
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:

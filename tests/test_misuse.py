@@ -983,6 +983,41 @@ def test_device_for_variables_of_a_strategy(make):
     assert average.average(plain).device.endswith("CPU:1")
 
 
+ON_DEVICE = [
+    lambda device: swa_tf.StochasticWeightAveraging(device=device),
+    lambda device: swa_tf.ExponentialMovingAverage(0.5, device=device),
+]
+
+
+@pytest.mark.parametrize("make", ON_DEVICE, ids=["swa", "ema"])
+def test_a_device_that_does_not_exist(make):
+    variable = tf.Variable(1.0)
+
+    def backup(device):
+        return swa_tf.BackupVariables([variable], device)
+
+    devices = "/device:CPU:0, /device:CPU:1, /device:CPU:2, /device:CPU:3"
+    for device in ("/gpu:7", "/cpu:4", "/job:x/cpu:0", "/task:1/cpu:0"):
+        for function in (make, backup, tf.function(make, autograph=False)):
+            with pytest.raises(
+                ValueError,
+                match=f"`device` must be one of {devices}. "
+                f"Received: device='{device}'",
+            ):
+                function(device)
+    for device in ("CPU:2", "/device:cpu:2", "/job:localhost/task:0/cpu:2"):
+        average = make(device)
+        average.apply([variable])
+        assert average.average(variable).device.endswith("CPU:2")
+        assert backup(device).variables[0].device.endswith("CPU:2")
+    with tf.Graph().as_default():  # may run where there is one
+        variable = tf.Variable(1.0)
+        average = make("/gpu:7")
+        average.apply([variable])
+        assert average.average(variable).device.endswith("GPU:7")
+        assert backup("/gpu:7").variables[0].device.endswith("GPU:7")
+
+
 @both
 def test_swap_in_a_function(make):
     average, variable = _averaged(make)
