@@ -60,6 +60,12 @@ def describe(variables: Iterable[Any]) -> str:
     )
 
 
+def dtype_of_average(variable: Any) -> tf.DType:
+    """That of the shadow variable of a variable or tensor."""
+    is_double = variable.dtype.base_dtype == tf.float64
+    return tf.float64 if is_double else tf.float32
+
+
 def outermost_graph() -> tf.Graph | None:
     """The v1 graph under construction; None in TensorFlow 2 code."""
     with tf.init_scope():

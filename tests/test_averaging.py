@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
+from swa_tf import _state
 from tests import modes, programs
 
 v1 = tf.compat.v1
@@ -560,6 +561,24 @@ def test_checkpoint_of_other_variables(tmp_path, case, built):
         assert int(swa.n_models) == 2
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_checkpoint_that_says_nothing_of_dtypes(tmp_path, early, monkeypatch):
+    variable = tf.Variable(1.0, name="v")
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply([variable])
+    with monkeypatch.context() as older:
+        state = '{"swapped": false, "averaged": [["v", "()"]]}'
+        older.setattr(_state.State, "serialize", lambda self: state)
+        path = tf.train.Checkpoint(swa=swa).save(str(tmp_path / "c"))
+    variable.assign(3.0)
+    swa = swa_tf.StochasticWeightAveraging()
+    if not early:
+        swa.build([variable])
+    tf.train.Checkpoint(swa=swa).restore(path)
+    swa.apply([variable])
+    assert float(swa.average(variable)) == 2.0
+
+
 def test_rollback_to_a_checkpoint_from_before_the_first_apply(tmp_path):
     variable = tf.Variable(1.0)
     swa = swa_tf.StochasticWeightAveraging()
@@ -593,6 +612,7 @@ RESUME = """
 import sys
 import tensorflow as tf
 import swa_tf
+from swa_tf import _state
 
 def trajectory(path, first, last, compiled):
     variable = tf.Variable(tf.fill([7], 1.0))

@@ -396,6 +396,45 @@ def test_checkpoint_written_before_the_averages_are_there(make, tmp_path):
 
 
 @both
+@pytest.mark.parametrize("restored", ["before", "after"])
+@pytest.mark.parametrize(
+    ("saved", "given"), [("float32", "float64"), ("float64", "bfloat16")]
+)
+def test_checkpoint_of_averages_of_another_dtype(
+    make, saved, given, restored, tmp_path
+):
+    def averaged(dtype):
+        average, variable = make(), tf.Variable(1.0, dtype=dtype, name="v")
+        average.apply([variable])
+        return average, variable
+
+    average, variable = averaged(saved)
+    checkpoint = tf.train.Checkpoint(average=average, other=tf.Variable(1.0))
+    path = checkpoint.write(str(tmp_path / "c"))
+
+    average, variable = averaged(given)
+    if restored == "before":
+        average = make()
+    other = tf.Variable(7.0)
+    checkpoint = tf.train.Checkpoint(average=average, other=other)
+    steps = [lambda: checkpoint.read(path), lambda: average.apply([variable])]
+    if restored == "before":
+        steps.pop(0)()
+    _raises_and_changes_nothing(
+        ValueError,
+        f"here {saved}. Received: 'v', whose average is "
+        + ("float64" if given == "float64" else "float32"),
+        average,
+        [variable, other],
+        steps[0],
+    )
+    of_the_same = tf.Variable(1.0, dtype=saved, name="v")
+    if restored == "before":
+        average.apply([of_the_same])
+        assert int(average.n_models) == 2
+
+
+@both
 def test_threads_that_apply(make):
     # So large that one call may read the count before another has written it.
     average, variable = make(), tf.Variable(tf.fill([100_000], 5.0))
