@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable
@@ -47,6 +48,14 @@ class State(tf.train.experimental.PythonState):
         self.swapped = swapped
         for component in _variables.components(self.variable):
             _variables.write(component, tf.constant(swapped))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        copied = State.__new__(State)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        if copied.swapped:  # by no block that could ever end
+            copied.set(False)
+        return copied
 
     def check(self, name: str) -> None:
         """Raises if the averages of `name` are swapped in."""

@@ -40,6 +40,11 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     holds the average itself, in at least float32: a float16 or bfloat16
     average stops moving once an update is less than half a unit in its last
     place. See `StochasticWeightAveraging` for how an average is used.
+
+    A `copy.deepcopy` has averages and counts of its own, not swapped in, of
+    the same variables; or of their copies, where these were copied in the same
+    call. (Keras copies models by making them anew, and nothing knows then
+    which variable is the copy of which.)
     """
 
     # Whether later calls of `apply` may name other variables than the first.

@@ -168,7 +168,7 @@ def test_shadow_variables():
 
 @pytest.mark.parametrize("name", [3, b"swa", ["swa"]])
 def test_a_name_that_is_no_string(name):
-    with pytest.raises(TypeError, match="`name` must be a string. Received: n"):
+    with pytest.raises(TypeError, match="`name` must be a string"):
         swa_tf.StochasticWeightAveraging(name)
 
 

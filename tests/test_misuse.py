@@ -4,6 +4,7 @@ Each test holds the error, or the result, and the state after it.
 """
 
 import contextlib
+import copy
 import gc
 import inspect
 import math
@@ -240,6 +241,27 @@ def test_apply_of_another_average_while_swapped(make):
     assert float(other.average(variable)) == 2.0  # an average of averages
     assert (float(variable), int(average.n_models)) == (3.0, 2)
     assert float(average.average(variable)) == 2.0
+
+
+@both
+def test_a_copy_made_while_swapped(make):
+    average, variable = _averaged(make)
+    with swa_tf.averaged_weights(average, [variable]):
+        copied = copy.deepcopy(average)
+        assert (average.swapped, copied.swapped) == (True, False)
+    variable.assign(5.0)
+
+    @tf.function
+    def apply():
+        copied.apply([variable])
+
+    apply()
+    # SWA: (1 + 3 + 5) / 3. EMA: (2 + 5) / 2.
+    assert float(copied.average(variable)) == _of(average, swa=3.0, ema=3.5)
+    assert float(average.average(variable)) == 2.0
+    with swa_tf.averaged_weights(copied, [variable]):
+        pass
+    assert float(variable) == 5.0
 
 
 @both
@@ -1097,15 +1119,19 @@ def _failing():
 
 @both
 @pytest.mark.parametrize(
-    ("data", "error"), [(_failing, OSError), (_short, ValueError)]
+    ("data", "error", "match"),
+    [
+        (_failing, OSError, "the disk is gone"),
+        (_short, ValueError, "`refit_data` must hold `refit_steps`=3 batches"),
+    ],
 )
-def test_a_refit_that_fails(make, data, error):
+def test_a_refit_that_fails(make, data, error, match):
     model, average = _model(), make()
     for _ in range(2):
         average.apply(model.trainable_variables)
         model.trainable_variables[0].assign_add(tf.ones([3, 2]))
     before = _state(average, *model.weights)
-    with pytest.raises(error):
+    with pytest.raises(error, match=match):
         _enter(average, model, refit_data=data(), refit_steps=3)()
     assert _state(average, *model.weights) == before
     average.apply(model.trainable_variables)
@@ -1121,17 +1147,55 @@ def test_a_refit_that_fails(make, data, error):
 def test_refit_data_that_are_not_finite(make, bad):
     average, model = _averaged_model(make)
     data = [tf.ones([4, 3]), tf.fill([4, 3], bad)]
-    for function in (
-        _enter(average, model, refit_data=data),
-        lambda: swa_tf.refit_batch_norm(model, data),
+    for argument, function in (
+        ("refit_data", _enter(average, model, refit_data=data)),
+        ("dataset", lambda: swa_tf.refit_batch_norm(model, data)),
     ):
         _raises_and_changes_nothing(
             ValueError,
-            "`dataset` must give finite",
+            f"`{argument}` must give finite",
             average,
             model.weights,
             function,
         )
+
+
+@both
+def test_arguments_of_a_refit(make):
+    average, model = _averaged_model(make)
+    batch = tf.ones([4, 3])
+    endless = tf.data.Dataset.from_tensors(batch).repeat()
+    for error, match, kwargs in (
+        (ValueError, "`refit_data` must be given", {"refit_steps": 3}),
+        (ValueError, "`refit_data` must hold at least", {"refit_data": []}),
+        (TypeError, "`refit_data` must be a `tf.data", {"refit_data": batch}),
+        (
+            ValueError,
+            "`refit_data` must hold samples that reach",
+            {"refit_data": [batch[:0]]},
+        ),
+        (
+            ValueError,
+            "`refit_steps` must be an integer",
+            {"refit_data": [batch], "refit_steps": 0},
+        ),
+        (
+            ValueError,
+            "`refit_steps` must be given for an infinite `refit_data`",
+            {"refit_data": endless},
+        ),
+    ):
+        _raises_and_changes_nothing(
+            error,
+            match,
+            average,
+            model.weights,
+            _enter(average, model, **kwargs),
+        )
+    model.layers[1].trainable = False
+    with pytest.warns(UserWarning, match="`target` holds no batch-norm layer"):
+        with swa_tf.averaged_weights(average, model, refit_data=[batch]):
+            pass
 
 
 def _batches(n):
@@ -1188,7 +1252,7 @@ def test_refit_data_of_fit_that_end_early(make):
             [v.numpy().tobytes() for v in model.weights]
         )
     )
-    with pytest.raises(ValueError, match="`steps`=2 batches"):
+    with pytest.raises(ValueError, match="`refit_steps`=2 batches"):
         model.fit(
             *next(_batches(1)),
             epochs=3,
