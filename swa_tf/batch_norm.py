@@ -244,10 +244,10 @@ def refit_batch_norm(
         https://arxiv.org/abs/2105.07576, section 3; Chan et al. 1979 for the
         merge.
     """
-    refit(model, dataset, steps, variance, Arguments())
+    _refit(model, dataset, steps, variance, _Arguments())
 
 
-class Arguments(NamedTuple):
+class _Arguments(NamedTuple):
     """What the caller of a refit calls its arguments, for the errors."""
 
     model: str = "model"
@@ -255,12 +255,12 @@ class Arguments(NamedTuple):
     steps: str = "steps"
 
 
-def refit(
+def _refit(
     model: Any,
     dataset: Iterable[Any],
     steps: int | None,
     variance: str,
-    called: Arguments,
+    called: _Arguments,
 ) -> None:
     """`refit_batch_norm`, with the names of another function's arguments."""
     _check_arguments(model, dataset, steps, variance, called)
@@ -303,7 +303,7 @@ may share layers."""
 
 
 def _collecting_pass(
-    model: Any, called: Arguments
+    model: Any, called: _Arguments
 ) -> _passes.CollectingPass | None:
     """The pass of the last refit, or a new one if the model has changed."""
     known = _passes.kept(model)
@@ -322,7 +322,7 @@ def _forward_passes(
     collecting: _passes.CollectingPass,
     dataset: Iterable[Any],
     steps: int | None,
-    called: Arguments,
+    called: _Arguments,
 ) -> None:
     taken = collecting.run(dataset, steps, called.dataset)
     if taken == 0:
@@ -338,7 +338,7 @@ def _forward_passes(
 
 
 def _new_values(
-    layer: Any, found: Statistics, variance: str, called: Arguments
+    layer: Any, found: Statistics, variance: str, called: _Arguments
 ) -> list[tuple[tf.Variable, np.ndarray]]:
     """The statistics of a layer, and what they are to be."""
     new_variance = (
@@ -358,7 +358,7 @@ def _new_values(
 
 
 def _fitting(
-    layer: Any, name: str, value: Any, called: Arguments
+    layer: Any, name: str, value: Any, called: _Arguments
 ) -> tuple[tf.Variable, np.ndarray]:
     """A statistic and its value in its dtype and shape, if that is finite."""
     variable = _compat.tf_variable(getattr(layer, name))
@@ -384,7 +384,7 @@ def _write(values: list[tuple[tf.Variable, np.ndarray]]) -> None:
         raise
 
 
-def _warn_of_none(model: Any, called: Arguments) -> None:
+def _warn_of_none(model: Any, called: _Arguments) -> None:
     frozen = _parts.batch_norm_layers(model)
     kind = "with `trainable=True`" if frozen else "of `tf.keras`"
     warnings.warn(
@@ -394,7 +394,7 @@ def _warn_of_none(model: Any, called: Arguments) -> None:
     )
 
 
-def _built(layers: list[Any], called: Arguments) -> list[Any]:
+def _built(layers: list[Any], called: _Arguments) -> list[Any]:
     unbuilt = [layer.name for layer in layers if not layer.built]
     if unbuilt:
         raise ValueError(
@@ -414,7 +414,7 @@ def _assign(variable: tf.Variable, value: np.ndarray) -> None:
 
 
 def _check_arguments(
-    model: Any, dataset: Any, steps: Any, variance: Any, called: Arguments
+    model: Any, dataset: Any, steps: Any, variance: Any, called: _Arguments
 ) -> None:
     if not tf.executing_eagerly():
         raise RuntimeError(

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from swa_tf import _compat, _parts, _swaps, _variables
 from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
-from swa_tf.batch_norm import Arguments, refit
+from swa_tf.batch_norm import _Arguments, _refit
 
 
 class BackupVariables(tf.Module):
@@ -210,7 +210,7 @@ def averaged_weights(
     try:
         _swap_in(swa, target, swap)
         if refit_data is not None:
-            refit(target, refit_data, refit_steps, "pooled", _OF_THE_REFIT)
+            _refit(target, refit_data, refit_steps, "pooled", _OF_THE_REFIT)
         yield
         if keep:
             swap.keep()
@@ -225,7 +225,7 @@ def averaged_weights(
                 swa.swapped = False
 
 
-_OF_THE_REFIT = Arguments("target", "refit_data", "refit_steps")
+_OF_THE_REFIT = _Arguments("target", "refit_data", "refit_steps")
 
 
 def _swap_in(swa: WeightAverage, target: Any, swap: _swaps.Swap) -> None:

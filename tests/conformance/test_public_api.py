@@ -18,10 +18,8 @@ import swa_tf
 # docstring must leave this list.
 EXEMPT = {
     "averaging.WeightAverage": "abstract; its subclasses have examples",
-    "batch_norm.Arguments": "`averaged_weights` calls `refit` with it",
     "batch_norm.MovingFreeBatchNormalization.build": "Keras calls it",
     "batch_norm.MovingFreeBatchNormalization.call": "Keras calls it",
-    "batch_norm.refit": "`averaged_weights` calls it",
     "callbacks.SWACallback.on_epoch_end": "Keras calls it",
     "callbacks.SWACallback.on_predict_begin": "Keras calls it",
     "callbacks.SWACallback.on_test_begin": "Keras calls it",
