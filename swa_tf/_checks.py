@@ -25,11 +25,28 @@ def integer(name: str, value: Any, at_least: int) -> int:
 def real(name: str, value: Any, wanted: str = "a finite number >= 0") -> Any:
     """`value`, finite and >= 0, as an int or a float, or an error."""
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_real and 0 <= float(value) < math.inf):
+    if not (is_real and 0 <= _float(value) < math.inf):
         raise ValueError(
             f"`{name}` must be {wanted}. Received: {name}={value!r}"
         )
     return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _float(value: numbers.Real) -> float:
+    """`value` as a float; infinity for an integer that no float holds."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def boolean(name: str, value: Any) -> bool:
+    """`value` as a bool, or an error that calls it `name`."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(
+            f"`{name}` must be True or False. Received: {name}={value!r}"
+        )
+    return bool(value)
 
 
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

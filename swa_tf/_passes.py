@@ -84,8 +84,12 @@ class CollectingPass:
         """Whether the model is still what was traced."""
         return self._fingerprint.fits(model)
 
-    def run(self, dataset: Iterable[Any], steps: int | None) -> int:
+    def run(
+        self, dataset: Iterable[Any], steps: int | None, argument: str
+    ) -> int:
         """Forgets all samples, and takes the batches of `dataset`.
+
+        `argument` is what the caller calls it, for the errors.
 
         Returns:
             How many there were, or `steps` if there were as many.
@@ -98,7 +102,7 @@ class CollectingPass:
                 self._strategy, dataset, lambda batch: (_inputs_of(batch),)
             )
         elif _replicas.is_distributed(dataset):
-            _replicas.check_one_replica(dataset)
+            _replicas.check_one_replica(dataset, argument)
         specs = _inputs_of(getattr(dataset, "element_spec", None))
         if specs is not None and _have_ranks(specs):
             self._use(specs)

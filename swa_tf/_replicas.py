@@ -39,12 +39,12 @@ def is_distributed(data: Any) -> bool:
     )
 
 
-def check_one_replica(dataset: Any) -> None:
+def check_one_replica(dataset: Any, argument: str) -> None:
     """Raises if the batches of a distributed data set are of several parts."""
     specs = tf.nest.flatten(dataset.element_spec)
     if not all(isinstance(spec, tf.TensorSpec) for spec in specs):
         raise ValueError(
-            "`dataset` must be distributed by the strategy of the model. "
+            f"`{argument}` must be distributed by the strategy of the model. "
             "Received: a distributed one, and a model of one replica"
         )
 

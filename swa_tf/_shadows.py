@@ -23,9 +23,7 @@ def make(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
     that the variable has now or, in a v1 graph, will be given first; zeros for
     a tensor.
     """
-    dtype = (
-        tf.float64 if variable.dtype.base_dtype == tf.float64 else tf.float32
-    )
+    dtype = _variables.dtype_of_average(variable)
     name = f"{_compat.variable_name(variable)}/{suffix}"
     if not isinstance(variable, tf.Variable):
         # Not `tf.device(None)`, which would leave the caller's device.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable
@@ -37,7 +38,7 @@ class State(tf.train.experimental.PythonState):
     @property
     def names(self) -> list[str]:
         """The names of the variables averaged, in their order."""
-        return [name for name, _ in self._averaged]
+        return [name for name, *_ in self._averaged]
 
     @property
     def n_restored(self) -> int:
@@ -48,6 +49,14 @@ class State(tf.train.experimental.PythonState):
         self.swapped = swapped
         for component in _variables.components(self.variable):
             _variables.write(component, tf.constant(swapped))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        copied = State.__new__(State)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        if copied.swapped:  # by no block that could ever end
+            copied.set(False)
+        return copied
 
     def check(self, name: str) -> None:
         """Raises if the averages of `name` are swapped in."""
@@ -79,7 +88,14 @@ class State(tf.train.experimental.PythonState):
         With `others_join` these, or those of the checkpoint, are the first of
         a list that grows.
         """
-        averaged = [[_compat.variable_name(v), str(v.shape)] for v in variables]
+        averaged = [
+            [
+                _compat.variable_name(v),
+                str(v.shape),
+                _variables.dtype_of_average(v).name,
+            ]
+            for v in variables
+        ]
         self._others_join = others_join
         self._check_same(averaged, self._restored)
         self._averaged = averaged
@@ -93,6 +109,13 @@ class State(tf.train.experimental.PythonState):
                 f"averages of, in their order: {_listed(restored)}. "
                 f"Received: {_listed(averaged)}"
             )
+        for (name, _, dtype), (_, _, other) in zip(averaged, restored):
+            if other not in (None, dtype):  # older checkpoints say nothing
+                raise ValueError(
+                    "`var_list` must hold variables whose averages have the "
+                    f"dtype that the checkpoint has, here {other}. "
+                    f"Received: '{name}', whose average is {dtype}"
+                )
 
     def serialize(self) -> str:
         waiting = self._restored and not self._averaged
@@ -104,10 +127,12 @@ class State(tf.train.experimental.PythonState):
                 "Call `build` first, with the variables of "
                 f"{_listed(self._restored)}."
             )
+        averaged = self._averaged or self._restored
         return json.dumps(
             {
                 "swapped": self.swapped,
-                "averaged": self._averaged or self._restored,
+                "averaged": [each[:2] for each in averaged],
+                "dtypes": [dtype for _, _, dtype in averaged],
             }
         )
 
@@ -126,9 +151,12 @@ class State(tf.train.experimental.PythonState):
                 "model, restore it alone, with "
                 "`tf.train.Checkpoint(model=model)`."
             )
+        averaged = restored["averaged"]
+        dtypes = restored.get("dtypes", [None] * len(averaged))
+        averaged = [[*each, dtype] for each, dtype in zip(averaged, dtypes)]
         if self._averaged:
-            self._check_same(self._averaged, restored["averaged"])
-        self._restored = restored["averaged"]
+            self._check_same(self._averaged, averaged)
+        self._restored = averaged
         self.was_restored = True
 
 
@@ -138,9 +166,9 @@ def same(averaged: list[Any], others: list[Any]) -> bool:
     By shape, and by name where the names are the same in another order: those
     that Keras makes up may differ from process to process.
     """
-    names, other_names = ([name for name, _ in v] for v in (averaged, others))
+    names, other_names = ([name for name, *_ in v] for v in (averaged, others))
     reordered = names != other_names and sorted(names) == sorted(other_names)
-    shapes, other_shapes = ([s for _, s in v] for v in (averaged, others))
+    shapes, other_shapes = ([s for _, s, *_ in v] for v in (averaged, others))
     return not reordered and shapes == other_shapes
 
 
@@ -153,7 +181,7 @@ def _same_as_they_join(averaged: list[Any], others: list[Any]) -> bool:
     n = min(len(averaged), len(others))
     if not same(averaged[:n], others[:n]):
         return False
-    names, other_names = ([name for name, _ in v] for v in (averaged, others))
+    names, other_names = ([name for name, *_ in v] for v in (averaged, others))
     return not (
         _out_of_place(names, other_names) & _out_of_place(other_names, names)
     ) or (n == len(others) and _numbered_anew(names, other_names))
@@ -189,7 +217,7 @@ def _parts(name: str) -> list[tuple[str, int]]:
 
 
 def _listed(variables: list[Any]) -> str:
-    return ", ".join(f"'{name}' {shape}" for name, shape in variables)
+    return ", ".join(f"'{name}' {shape}" for name, shape, *_ in variables)
 
 
 _SWAPPED = (

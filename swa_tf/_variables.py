@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -58,6 +59,12 @@ def describe(variables: Iterable[Any]) -> str:
         f"'{_compat.variable_name(v)}' ({v.dtype.base_dtype.name})"
         for v in variables
     )
+
+
+def dtype_of_average(variable: Any) -> tf.DType:
+    """That of the shadow variable of a variable or tensor."""
+    is_double = variable.dtype.base_dtype == tf.float64
+    return tf.float64 if is_double else tf.float32
 
 
 def outermost_graph() -> tf.Graph | None:
@@ -121,6 +128,27 @@ def check_device(device: Any) -> None:
             "`device` must be None inside `strategy.scope()`, where the "
             f"strategy places variables. Received: device={device!r}"
         )
+    if outermost_graph() is None:
+        _check_device_is_there(device)
+
+
+def _check_device_is_there(device: str) -> None:
+    """Raises unless this process has it, or a cluster it is connected to.
+
+    TensorFlow's soft placement would take another without a word. (What runs
+    a v1 graph may have other devices than what makes it.)
+    """
+    asked = tf.DeviceSpec.from_string(device)
+    local = tf.DeviceSpec(job="localhost", replica=0, task=0)
+    devices = [each.name for each in tf.config.list_logical_devices()]
+    for each in devices:
+        known = local.make_merged_spec(tf.DeviceSpec.from_string(each))
+        if known.make_merged_spec(asked) == known:
+            return
+    raise ValueError(
+        f"`device` must be one of {', '.join(devices)}. "
+        f"Received: device={device!r}"
+    )
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
@@ -129,14 +157,48 @@ def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
 
 
 class Untracked:
-    """Hides a container of variables from a `tf.Module`.
+    """Hides variables of somebody else, and what is known of them.
 
-    A module writes the variables of its lists and dictionaries into its
-    checkpoints, also those that belong to somebody else.
+    From a `tf.Module`, which writes the variables of its lists and
+    dictionaries into its checkpoints. And from `copy.deepcopy`: a copy has the
+    same variables, or those that were copied in the same call.
+
+    Args:
+        value: Anything, a list of variables, or a dictionary that has their
+            references as keys, and as values what is copied.
     """
 
     def __init__(self, value: Any) -> None:
-        self.value = value
+        self._value = value
+        self._memo: dict[int, Any] = {}
+
+    @property
+    def value(self) -> Any:
+        if self._memo:
+            self._value = _replaced(self._value, self._memo)
+            self._memo = {}
+        return self._value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Untracked:
+        value = self.value
+        if isinstance(value, dict):
+            value = {k: copy.deepcopy(own, memo) for k, own in value.items()}
+        copied = Untracked(value)
+        # Looked up when first needed: these may be copied after this.
+        copied._memo = memo
+        return copied
+
+
+def _replaced(value: Any, memo: dict[int, Any]) -> Any:
+    """`value` with the copies of its variables that `memo` has by their ids."""
+    if isinstance(value, dict):
+        return {
+            memo.get(id(key.deref()), key.deref()).ref(): own
+            for key, own in value.items()
+        }
+    if isinstance(value, list):
+        return [memo.get(id(each), each) for each in value]
+    return memo.get(id(value), value)
 
 
 def read(variable: tf.Variable) -> tf.Tensor:

@@ -40,6 +40,11 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     holds the average itself, in at least float32: a float16 or bfloat16
     average stops moving once an update is less than half a unit in its last
     place. See `StochasticWeightAveraging` for how an average is used.
+
+    A `copy.deepcopy` has averages and counts of its own, not swapped in, of
+    the same variables; or of their copies, where these were copied in the same
+    call. (Keras copies models by making them anew, and nothing knows then
+    which variable is the copy of which.)
     """
 
     # Whether later calls of `apply` may name other variables than the first.
@@ -52,6 +57,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         device: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(name, (str, type(None))):
+            raise TypeError(f"`name` must be a string. Received: {name=}")
         _variables.check_device(device)
         self._name = name
         self._device = device
@@ -394,8 +401,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         checks += _shape_checks(variables, averages)
         # In a function of our own nobody sees it, and a name that only eager
         # mode takes would be an error.
-        name = self.name if compiled is None else "average"
-        with tf.name_scope(name) as scope:
+        is_own = compiled is not None or self.name is None
+        with tf.name_scope("average" if is_own else self.name) as scope:
             with tf.control_dependencies(checks):
                 due = self._due()
                 live = self._state.live()

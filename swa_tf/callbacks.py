@@ -127,7 +127,10 @@ class SWACallback(tf.keras.callbacks.Callback):
             _checks.batches(*batches)
             _checks.enough_batches(*batches, again=evaluate != "trained")
         elif refit_steps is not None:
-            _checks.integer("refit_steps", refit_steps, at_least=1)
+            raise ValueError(
+                "`refit_data` must be given where `refit_steps` is. "
+                f"Received: refit_data=None, {refit_steps=}"
+            )
         self._given = averages
         self._unit = unit
         self._start_epoch = start_epoch
@@ -206,6 +209,13 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._end_epoch()
+        if not (self._warned_of_averages or self._are_averages_finite()):
+            self._warned_of_averages = True
+            warnings.warn(
+                f"The averages are not all finite after epoch {epoch + 1}: "
+                "weights that were averaged were not.",
+                stacklevel=2,
+            )
 
     def on_test_begin(self, logs: Any = None) -> None:
         if not self._training:  # the user's `evaluate` of another time
@@ -315,14 +325,6 @@ class SWACallback(tf.keras.callbacks.Callback):
         """Comes before the validation, or else with `on_epoch_end`."""
         if self._counts_epochs and int(self._averages.n_calls) == self._epoch:
             self._apply(self._epoch)
-        if self._counts_steps and not self._warned_of_averages:
-            self._warned_of_averages = not self._are_averages_finite()
-            if self._warned_of_averages:
-                warnings.warn(
-                    f"The averages are not all finite after epoch "
-                    f"{self._epoch + 1}: weights of one of its steps were not.",
-                    stacklevel=2,
-                )
 
     def _apply(self, epoch: int) -> None:
         weights = self._trainable_variables()

@@ -7,7 +7,7 @@ import copy
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -75,8 +75,9 @@ class ExponentialMovingAverage(WeightAverage):
 
     Raises:
         TypeError, ValueError: If an argument is none of these. `apply` raises
-            `ValueError` if a tensor or variable gives a decay outside [0, 1);
-            in a graph the op raises `tf.errors.InvalidArgumentError`.
+            `ValueError` if a tensor or variable gives a decay outside [0, 1),
+            or a count below 0 or not finite; in a graph the op raises
+            `tf.errors.InvalidArgumentError`.
 
     References:
         `tf.train.ExponentialMovingAverage`. Warm-up is polynomial-decay
@@ -121,7 +122,7 @@ class ExponentialMovingAverage(WeightAverage):
             )
         self._decay = _variables.Untracked(decay)
         self._num_updates = _variables.Untracked(num_updates)
-        self._zero_debias = bool(zero_debias)
+        self._zero_debias = _checks.boolean("zero_debias", zero_debias)
         self._half_life = half_life
         self._warm_up = warm_up
         self._debiased = _variables.Untracked({})
@@ -247,15 +248,22 @@ class ExponentialMovingAverage(WeightAverage):
             )
         else:
             # In float32, as TensorFlow does, down to the last bit.
-            decay = tf.cast(self._decay.value, tf.float32)
+            decay = _float32(self._decay.value)
             c = tf.cast(1.0 - decay, tf.float64)
         if self._num_updates.value is not None:
-            n = tf.cast(self._num_updates.value, tf.float32)
+            n = _float32(self._num_updates.value)
             c_n = tf.cast(1.0 - (1.0 + n) / (10.0 + n), tf.float64)
             c = tf.maximum(c, c_n)
         if self._warm_up is not None:
             n = tf.cast(n_models, tf.float64)
             c = tf.maximum(c, self._warm_up / (n + self._warm_up))
+        # XLA leaves assertions out: what they forbid moves nothing there.
+        for value, is_right in (
+            (self._decay.value, _is_decay),
+            (self._num_updates.value, _is_count),
+        ):
+            if not _is_known(value):
+                c = tf.where(is_right(value), c, tf.zeros_like(c))
         return c
 
     def _starts_as_tensorflow(self) -> bool:
@@ -495,14 +503,23 @@ def _number_or_scalar(name: str, value: Any) -> Any:
     value = _compat.tf_variable(value)
     if isinstance(value, tf.Variable) or tf.is_tensor(value):
         if value.shape.rank not in (0, None):
+            _raise_no_scalar(name, value.shape)
+        dtype = value.dtype.base_dtype
+        if not (dtype.is_floating or dtype.is_integer):
             raise ValueError(
-                f"`{name}` must be a scalar. "
-                f"Received: {name} of shape {value.shape}"
+                f"`{name}` must be {_WANTED[name]}. "
+                f"Received: {name} of dtype {dtype.name}"
             )
         return value
-    if isinstance(value, np.ndarray) and value.ndim == 0:
+    if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
         value = value.item()
     return _checks.real(name, value, f"a scalar tensor or {_WANTED[name]}")
+
+
+def _raise_no_scalar(name: str, shape: tf.TensorShape) -> NoReturn:
+    raise ValueError(
+        f"`{name}` must be a scalar. Received: {name} of shape {shape}"
+    )
 
 
 def _is_known(value: Any) -> bool:
@@ -527,7 +544,7 @@ _NOT_BEGUN = (
 
 _WANTED = {
     "decay": "a number in [0, 1), also in float32",
-    "num_updates": "a number >= 0",
+    "num_updates": "a finite number >= 0, also in float32",
 }
 
 
@@ -535,26 +552,40 @@ def _check_decay(decay: Any) -> list[tf.Operation]:
     """Raises unless the decay is in [0, 1); in a graph, gives assertions."""
     if decay is None:
         return []
-    rounded = _float32(decay)
-    return _require("decay", decay, (rounded >= 0.0) & (rounded < 1.0))
+    return _require("decay", decay, _is_decay(decay))
 
 
 def _check_num_updates(num_updates: Any) -> list[tf.Operation]:
     if num_updates is None:
         return []
-    return _require("num_updates", num_updates, _float32(num_updates) >= 0.0)
+    return _require("num_updates", num_updates, _is_count(num_updates))
+
+
+def _is_decay(decay: Any) -> Any:
+    rounded = _float32(decay)
+    return (rounded >= 0.0) & (rounded < 1.0)
+
+
+def _is_count(num_updates: Any) -> Any:
+    rounded = _float32(num_updates)
+    return (rounded >= 0.0) & (rounded < math.inf)
 
 
 def _float32(value: Any) -> Any:
     if isinstance(value, (int, float)):
-        return np.float32(value)
+        with np.errstate(over="ignore"):  # infinity is for the caller to see
+            return np.float32(value)
     return tf.cast(value, tf.float32)
 
 
 def _require(name: str, value: Any, right: Any) -> list[tf.Operation]:
     message = f"`{name}` must be {_WANTED[name]}. Received: {name}="
     if tf.is_tensor(right) and not hasattr(right, "numpy"):
+        if right.shape.rank is None:
+            right = tf.ensure_shape(right, [], name=f"{name}_must_be_a_scalar")
         return [tf.debugging.Assert(right, [message, value])]
+    if right.shape != ():
+        _raise_no_scalar(name, right.shape)
     if not right:
         raise ValueError(f"{message}{value!r}")
     return []

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from swa_tf import _compat, _parts, _swaps, _variables
 from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
-from swa_tf.batch_norm import refit_batch_norm
+from swa_tf.batch_norm import _Arguments, _refit
 
 
 class BackupVariables(tf.Module):
@@ -186,7 +186,8 @@ def averaged_weights(
             `assign_averages` there.
         TypeError: If `swa` is no `WeightAverage`, or `target` neither a model
             nor a list of variables.
-        ValueError: If `swa` averages no variable of `target`.
+        ValueError: If `swa` averages no variable of `target`, if `refit_steps`
+            is given without `refit_data`, or as `refit_batch_norm` does.
     """
     if not tf.executing_eagerly():
         raise RuntimeError(
@@ -195,6 +196,11 @@ def averaged_weights(
             "`assign_averages`."
         )
     _check_average(swa)
+    if refit_data is None and refit_steps is not None:
+        raise ValueError(
+            "`refit_data` must be given for `refit_steps` to be of use. "
+            f"Received: {refit_steps=} alone"
+        )
     if refit_data is not None and not _is_model(target):
         raise TypeError(
             "`target` must be a model for `refit_data` to be of use. "
@@ -205,7 +211,7 @@ def averaged_weights(
         try:
             _swap_in(swa, target, swap)
             if refit_data is not None:
-                refit_batch_norm(target, refit_data, steps=refit_steps)
+                _refit(target, refit_data, refit_steps, "pooled", _OF_THE_REFIT)
             yield
             if keep:
                 swap.keep()
@@ -213,6 +219,9 @@ def averaged_weights(
             _swap_out(swa, swap)
     finally:  # again, for an interrupt may come before that has begun
         _swap_out(swa, swap)
+
+
+_OF_THE_REFIT = _Arguments("target", "refit_data", "refit_steps")
 
 
 def _swap_in(swa: WeightAverage, target: Any, swap: _swaps.Swap) -> None:

@@ -237,10 +237,26 @@ def servers(folder):
         devices=[_device(weight) for weight in weights],
         devices_of_averages=[_device(a) for _, a in training.steps.averaged],
         error=training.error_in_a_worker(),
+        **kept_by_a_worker("/job:worker/task:1/cpu:0"),
     )
     np.savez(folder / "results-servers.npz", **training.results())
     # Servers cannot be stopped, and keep the process from its end.
     os._exit(0 if started else 1)
+
+
+def kept_by_a_worker(device):
+    """An average of 1 and 3 and a backup of 3, on the device of another."""
+    variable = tf.Variable(1.0)
+    swa = swa_tf.StochasticWeightAveraging(device=device)
+    swa.apply([variable])
+    variable.assign(3.0)
+    swa.apply([variable])
+    backup = swa_tf.BackupVariables([variable], device)
+    kept = [swa.average(variable), *backup.variables]
+    return {
+        "kept": [each.numpy() for each in kept],
+        "kept_on": [_device(each) for each in kept],
+    }
 
 
 def _device(variable):

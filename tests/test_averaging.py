@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
+from swa_tf import _state
 from tests import modes, programs
 from tests.fitting import covering
 
@@ -171,6 +172,26 @@ def test_shadow_variables():
     assert average.device == variable.device
     assert swa.n_models.dtype == tf.int64
     assert swa.trainable_variables == ()
+
+
+@pytest.mark.parametrize("name", [3, b"swa", ["swa"]])
+def test_a_name_that_is_no_string(name):
+    with pytest.raises(TypeError, match="`name` must be a string"):
+        swa_tf.StochasticWeightAveraging(name)
+
+
+@pytest.mark.parametrize(("name", "shadow"), [(None, "v/None"), ("", "v")])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_empty_name(name, shadow, compiled):
+    variable = tf.Variable(1.0, name="v")
+    swa = swa_tf.StochasticWeightAveraging(name)
+
+    def apply():
+        swa.apply([variable])
+
+    (tf.function(apply) if compiled else apply)()
+    assert swa.average_name(variable) == shadow
+    assert (float(swa.average(variable)), int(swa.n_models)) == (1.0, 1)
 
 
 def test_default_names_are_those_of_the_class():
@@ -548,6 +569,24 @@ def test_checkpoint_of_other_variables(tmp_path, case, built):
         assert int(swa.n_models) == 2
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_checkpoint_that_says_nothing_of_dtypes(tmp_path, early, monkeypatch):
+    variable = tf.Variable(1.0, name="v")
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply([variable])
+    with monkeypatch.context() as older:
+        state = '{"swapped": false, "averaged": [["v", "()"]]}'
+        older.setattr(_state.State, "serialize", lambda self: state)
+        path = tf.train.Checkpoint(swa=swa).save(str(tmp_path / "c"))
+    variable.assign(3.0)
+    swa = swa_tf.StochasticWeightAveraging()
+    if not early:
+        swa.build([variable])
+    tf.train.Checkpoint(swa=swa).restore(path)
+    swa.apply([variable])
+    assert float(swa.average(variable)) == 2.0
+
+
 def test_rollback_to_a_checkpoint_from_before_the_first_apply(tmp_path):
     variable = tf.Variable(1.0)
     swa = swa_tf.StochasticWeightAveraging()
@@ -581,6 +620,7 @@ RESUME = """
 import sys
 import tensorflow as tf
 import swa_tf
+from swa_tf import _state
 
 def trajectory(path, first, last, compiled):
     variable = tf.Variable(tf.fill([7], 1.0))

@@ -631,7 +631,11 @@ def test_averages_of_another_model_raise_before_training():
         ({"start_epoch": 1, "evaluate": "swa"}, "`evaluate` must be"),
         ({"start_epoch": 1, "final_weights": "x"}, "`final_weights` must be"),
         ({"start_epoch": 1, "filepath": "a.txt"}, "`filepath` must be a local"),
-        ({"start_epoch": 1, "refit_steps": 0}, "`refit_steps` must be an"),
+        ({"start_epoch": 1, "refit_steps": 2}, "`refit_data` must be given"),
+        (
+            {"start_epoch": 1, "refit_data": fitting.data(), "refit_steps": 0},
+            "`refit_steps` must be an",
+        ),
         ({"start_epoch": 1, "filepath": "gs://a/b.keras"}, "a local path"),
         ({"start_epoch": 1, "filepath": ""}, "`filepath` must be a local"),
         (

@@ -1020,6 +1020,9 @@ def test_averages_of_a_checkpoint_are_swapped_in_a_graph(tmp_path):
 # --- Arguments --------------------------------------------------------------
 
 
+NO_SCALAR = tf.Variable([0.5, 0.5], shape=tf.TensorShape(None))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
@@ -1036,14 +1039,36 @@ def test_averages_of_a_checkpoint_are_swapped_in_a_graph(tmp_path):
         ({"decay": np.array(1.5)}, ValueError, "`decay` must be"),
         ({"decay": tf.constant(1.5)}, ValueError, "`decay` must be"),
         ({"decay": tf.constant([0.5])}, ValueError, "`decay` must be a scalar"),
+        ({"decay": tf.constant("a")}, ValueError, "`decay` .* of dtype string"),
+        ({"decay": tf.Variable("a")}, ValueError, "`decay` .* of dtype string"),
+        ({"decay": tf.constant(False)}, ValueError, "`decay` .*dtype bool"),
+        ({"decay": tf.constant(0.5j)}, ValueError, "`decay` .*dtype complex"),
+        ({"decay": NO_SCALAR}, ValueError, r"`decay` must be a scalar.*\(2,\)"),
+        ({"decay": 10**400}, ValueError, "`decay` must be"),
         ({"decay": 0.5, "num_updates": -1}, ValueError, "`num_updates` must"),
         ({"decay": 0.5, "num_updates": [1]}, ValueError, "`num_updates` must"),
+        ({"decay": 0.5, "num_updates": "1"}, ValueError, "`num_updates` must"),
+        ({"decay": 0.5, "num_updates": 1e39}, ValueError, "`num_updates` must"),
+        ({"decay": 0.5, "num_updates": 10**400}, ValueError, "`num_updates`"),
+        (
+            {"decay": 0.5, "num_updates": tf.constant("1")},
+            ValueError,
+            "`num_updates` must be a finite number >= 0.* of dtype string",
+        ),
+        (
+            {"decay": 0.5, "num_updates": NO_SCALAR},
+            ValueError,
+            "`num_updates` must be a scalar",
+        ),
         ({"half_life": 0}, ValueError, "`half_life` must be .* > 0"),
         ({"half_life": -1.0}, ValueError, "`half_life` must be"),
         ({"half_life": math.inf}, ValueError, "`half_life` must be"),
         ({"decay": 0.5, "warm_up": 0.5}, ValueError, "`warm_up` must be .*1"),
         ({"decay": 0.5, "warm_up": "9"}, ValueError, "`warm_up` must be"),
         ({"decay": 0.5, "when": 3}, TypeError, "`when` must be"),
+        ({"decay": 0.5, "name": 3}, TypeError, "`name` must be .*name=3"),
+        ({"decay": 0.5, "zero_debias": 1}, TypeError, "`zero_debias` must be"),
+        ({"decay": 0.5, "zero_debias": "no"}, TypeError, "`zero_debias` must"),
     ],
 )
 def test_bad_arguments(arguments, error, match):
@@ -1051,9 +1076,60 @@ def test_bad_arguments(arguments, error, match):
         EMA(**arguments)
 
 
-@pytest.mark.parametrize("decay", [0, 0.0, np.float32(0.5), np.array(0.5)])
+@pytest.mark.parametrize(
+    "decay",
+    [
+        0,
+        0.0,
+        np.float32(0.5),
+        np.float16(0.5),
+        tf.bfloat16.as_numpy_dtype(0.5),
+        np.array(0.5),
+        tf.constant(0.5),
+        tf.constant(0),
+        tf.Variable(0.5, dtype=tf.float64),
+        tf.Variable(0.5, shape=tf.TensorShape(None)),
+    ],
+    ids=repr,
+)
 def test_numbers_that_are_a_decay(decay):
-    assert _run(EMA(decay), tf.Variable(0.0), [1.0, 2.0]) == 2.0 - decay
+    assert _run(EMA(decay), tf.Variable(0.0), [1.0, 2.0]) == 2.0 - float(decay)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        2,
+        2.0,
+        np.int64(2),
+        np.float32(2.0),
+        np.array(2),
+        tf.constant(2),
+        tf.constant(2.0),
+        tf.Variable(2, dtype=tf.int64),
+        tf.Variable(2.0),
+    ],
+    ids=repr,
+)
+def test_numbers_that_are_num_updates(count):
+    # The decay is (1 + 2) / (10 + 2).
+    ema = EMA(0.5, num_updates=count)
+    assert _run(ema, tf.Variable(0.0), [1.0, 5.0]) == 4.0
+
+
+def test_a_decay_that_is_no_scalar_when_the_graph_runs():
+    with tf.Graph().as_default(), v1.Session() as session:
+        decay, v = v1.placeholder(tf.float32), tf.Variable(1.0)
+        ema = EMA(decay)
+        update = ema.apply([v])
+        session.run(v1.global_variables_initializer())
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match="decay_must_be_a_scalar"
+        ):
+            session.run(update, {decay: [0.5, 0.5]})
+        session.run(v.assign(2.0))
+        session.run(update, {decay: 0.5})
+        assert session.run(ema.average(v)) == 1.5
 
 
 @pytest.mark.parametrize("bad", [1.0, -0.5, math.nan])

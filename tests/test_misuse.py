@@ -4,6 +4,7 @@ Each test holds the error, or the result, and the state after it.
 """
 
 import contextlib
+import copy
 import gc
 import inspect
 import math
@@ -254,6 +255,27 @@ def test_apply_of_another_average_while_swapped(make):
 
 
 @both
+def test_a_copy_made_while_swapped(make):
+    average, variable = _averaged(make)
+    with swa_tf.averaged_weights(average, [variable]):
+        copied = copy.deepcopy(average)
+        assert (average.swapped, copied.swapped) == (True, False)
+    variable.assign(5.0)
+
+    @tf.function
+    def apply():
+        copied.apply([variable])
+
+    apply()
+    # SWA: (1 + 3 + 5) / 3. EMA: (2 + 5) / 2.
+    assert float(copied.average(variable)) == _of(average, swa=3.0, ema=3.5)
+    assert float(average.average(variable)) == 2.0
+    with swa_tf.averaged_weights(copied, [variable]):
+        pass
+    assert float(variable) == 5.0
+
+
+@both
 def test_reset_while_swapped(make):
     average, variable = _averaged(make)
     with swa_tf.averaged_weights(average, [variable]):
@@ -403,6 +425,45 @@ def test_checkpoint_written_before_the_averages_are_there(make, tmp_path):
     again.build([variable])
     expected = average.average(variable).numpy()
     assert again.average(variable).numpy() == expected
+
+
+@both
+@pytest.mark.parametrize("restored", ["before", "after"])
+@pytest.mark.parametrize(
+    ("saved", "given"), [("float32", "float64"), ("float64", "bfloat16")]
+)
+def test_checkpoint_of_averages_of_another_dtype(
+    make, saved, given, restored, tmp_path
+):
+    def averaged(dtype):
+        average, variable = make(), tf.Variable(1.0, dtype=dtype, name="v")
+        average.apply([variable])
+        return average, variable
+
+    average, variable = averaged(saved)
+    checkpoint = tf.train.Checkpoint(average=average, other=tf.Variable(1.0))
+    path = checkpoint.write(str(tmp_path / "c"))
+
+    average, variable = averaged(given)
+    if restored == "before":
+        average = make()
+    other = tf.Variable(7.0)
+    checkpoint = tf.train.Checkpoint(average=average, other=other)
+    steps = [lambda: checkpoint.read(path), lambda: average.apply([variable])]
+    if restored == "before":
+        steps.pop(0)()
+    _raises_and_changes_nothing(
+        ValueError,
+        f"here {saved}. Received: 'v', whose average is "
+        + ("float64" if given == "float64" else "float32"),
+        average,
+        [variable, other],
+        steps[0],
+    )
+    of_the_same = tf.Variable(1.0, dtype=saved, name="v")
+    if restored == "before":
+        average.apply([of_the_same])
+        assert int(average.n_models) == 2
 
 
 @both
@@ -986,6 +1047,41 @@ def test_device_for_variables_of_a_strategy(make):
     assert average.average(plain).device.endswith("CPU:1")
 
 
+ON_DEVICE = [
+    lambda device: swa_tf.StochasticWeightAveraging(device=device),
+    lambda device: swa_tf.ExponentialMovingAverage(0.5, device=device),
+]
+
+
+@pytest.mark.parametrize("make", ON_DEVICE, ids=["swa", "ema"])
+def test_a_device_that_does_not_exist(make):
+    variable = tf.Variable(1.0)
+
+    def backup(device):
+        return swa_tf.BackupVariables([variable], device)
+
+    devices = "/device:CPU:0, /device:CPU:1, /device:CPU:2, /device:CPU:3"
+    for device in ("/gpu:7", "/cpu:4", "/job:x/cpu:0", "/task:1/cpu:0"):
+        for function in (make, backup, tf.function(make, autograph=False)):
+            with pytest.raises(
+                ValueError,
+                match=f"`device` must be one of {devices}. "
+                f"Received: device='{device}'",
+            ):
+                function(device)
+    for device in ("CPU:2", "/device:cpu:2", "/job:localhost/task:0/cpu:2"):
+        average = make(device)
+        average.apply([variable])
+        assert average.average(variable).device.endswith("CPU:2")
+        assert backup(device).variables[0].device.endswith("CPU:2")
+    with tf.Graph().as_default():  # may run where there is one
+        variable = tf.Variable(1.0)
+        average = make("/gpu:7")
+        average.apply([variable])
+        assert average.average(variable).device.endswith("GPU:7")
+        assert backup("/gpu:7").variables[0].device.endswith("GPU:7")
+
+
 @both
 def test_swap_in_a_function(make):
     average, variable = _averaged(make)
@@ -1026,15 +1122,19 @@ def _failing():
 
 @both
 @pytest.mark.parametrize(
-    ("data", "error"), [(_failing, OSError), (_short, ValueError)]
+    ("data", "error", "match"),
+    [
+        (_failing, OSError, "the disk is gone"),
+        (_short, ValueError, "`refit_data` must hold `refit_steps`=3 batches"),
+    ],
 )
-def test_a_refit_that_fails(make, data, error):
+def test_a_refit_that_fails(make, data, error, match):
     model, average = _model(), make()
     for _ in range(2):
         average.apply(model.trainable_variables)
         model.trainable_variables[0].assign_add(tf.ones([3, 2]))
     before = _state(average, *model.weights)
-    with pytest.raises(error):
+    with pytest.raises(error, match=match):
         _enter(average, model, refit_data=data(), refit_steps=3)()
     assert _state(average, *model.weights) == before
     average.apply(model.trainable_variables)
@@ -1049,17 +1149,55 @@ def test_a_refit_that_fails(make, data, error):
 def test_refit_data_that_are_not_finite(make, bad):
     average, model = _averaged_model(make)
     data = [tf.ones([4, 3]), tf.fill([4, 3], bad)]
-    for function in (
-        _enter(average, model, refit_data=data),
-        lambda: swa_tf.refit_batch_norm(model, data),
+    for argument, function in (
+        ("refit_data", _enter(average, model, refit_data=data)),
+        ("dataset", lambda: swa_tf.refit_batch_norm(model, data)),
     ):
         _raises_and_changes_nothing(
             ValueError,
-            "`dataset` must give finite",
+            f"`{argument}` must give finite",
             average,
             model.weights,
             function,
         )
+
+
+@both
+def test_arguments_of_a_refit(make):
+    average, model = _averaged_model(make)
+    batch = tf.ones([4, 3])
+    endless = tf.data.Dataset.from_tensors(batch).repeat()
+    for error, match, kwargs in (
+        (ValueError, "`refit_data` must be given", {"refit_steps": 3}),
+        (ValueError, "`refit_data` must hold at least", {"refit_data": []}),
+        (TypeError, "`refit_data` must be a `tf.data", {"refit_data": batch}),
+        (
+            ValueError,
+            "`refit_data` must hold samples that reach",
+            {"refit_data": [batch[:0]]},
+        ),
+        (
+            ValueError,
+            "`refit_steps` must be an integer",
+            {"refit_data": [batch], "refit_steps": 0},
+        ),
+        (
+            ValueError,
+            "`refit_steps` must be given for an infinite `refit_data`",
+            {"refit_data": endless},
+        ),
+    ):
+        _raises_and_changes_nothing(
+            error,
+            match,
+            average,
+            model.weights,
+            _enter(average, model, **kwargs),
+        )
+    model.layers[1].trainable = False
+    with pytest.warns(UserWarning, match="`target` holds no batch-norm layer"):
+        with swa_tf.averaged_weights(average, model, refit_data=[batch]):
+            pass
 
 
 def _batches(n):
@@ -1116,7 +1254,7 @@ def test_refit_data_of_fit_that_end_early(make):
             [v.numpy().tobytes() for v in model.weights]
         )
     )
-    with pytest.raises(ValueError, match="`steps`=2 batches"):
+    with pytest.raises(ValueError, match="`refit_steps`=2 batches"):
         model.fit(
             *next(_batches(1)),
             epochs=3,
@@ -1198,38 +1336,55 @@ def _fitted(callback, values, match):
     return model
 
 
-@pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, math.nan])
-def test_decay_outside_0_to_1(decay):
-    with pytest.raises(ValueError, match="`decay` must be"):
-        swa_tf.ExponentialMovingAverage(decay)
-    variable, given = tf.Variable(1.0), tf.Variable(0.5)
-    average = swa_tf.ExponentialMovingAverage(given)
-    average.apply([variable])
+def _raises_or_stays(name, given, bad, average):
+    """`apply` while `given` is bad: errors or, where XLA compiles, nothing."""
+    variable, right = tf.Variable(1.0), given.numpy()
+    for value in (1.0, 2.0):
+        variable.assign(value)
+        average.apply([variable])
 
     @tf.function
     def apply_in_a_function():
         average.apply([variable])
 
-    given.assign(decay)
-    variable.assign(2.0)
-    _raises_and_changes_nothing(
-        ValueError,
-        "`decay` must be",
-        average,
-        [variable],
-        lambda: average.apply([variable]),
-    )
-    _raises_and_changes_nothing(
-        tf.errors.InvalidArgumentError,
-        "`decay` must be",
-        average,
-        [variable],
-        apply_in_a_function,
-    )
+    given.assign(bad)
+    variable.assign(3.0)
+    for error, apply in (
+        (ValueError, lambda: average.apply([variable])),
+        (tf.errors.InvalidArgumentError, apply_in_a_function),
+    ):
+        _raises_and_changes_nothing(
+            error, f"`{name}` must be", average, [variable], apply
+        )
     before = average.average(variable).numpy()
     apply_by_xla = tf.function(apply_in_a_function, jit_compile=True)
     apply_by_xla()
-    np.testing.assert_array_equal(average.average(variable), before)
+    assert average.average(variable).numpy() == before
+    assert int(average.n_models) == 3
+    given.assign(right)
+    apply_by_xla()
+    assert average.average(variable).numpy() > before
+
+
+@pytest.mark.parametrize("warm_up", [None, 1])
+@pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, math.nan])
+def test_decay_outside_0_to_1(decay, warm_up):
+    with pytest.raises(ValueError, match="`decay` must be"):
+        swa_tf.ExponentialMovingAverage(decay)
+    given = tf.Variable(0.5)
+    average = swa_tf.ExponentialMovingAverage(given, warm_up=warm_up)
+    _raises_or_stays("decay", given, decay, average)
+
+
+@pytest.mark.parametrize("warm_up", [None, 1])
+# (1 - 1) / (10 - 1) and (1 - 11) / (10 - 11) are decays of 0 and 10.
+@pytest.mark.parametrize("count", [-1.0, -11.0, -math.inf, math.inf, math.nan])
+def test_num_updates_below_0_or_not_finite(count, warm_up):
+    with pytest.raises(ValueError, match="`num_updates` must be"):
+        swa_tf.ExponentialMovingAverage(0.5, count)
+    given = tf.Variable(5.0)
+    average = swa_tf.ExponentialMovingAverage(0.5, given, warm_up=warm_up)
+    _raises_or_stays("num_updates", given, count, average)
 
 
 # --- The table --------------------------------------------------------------
@@ -1253,4 +1408,7 @@ def test_table_is_of_both_averages():
         for name, test in _tests().items()
         if "make" not in inspect.signature(test).parameters
     ]
-    assert one_class == ["test_decay_outside_0_to_1"]
+    assert one_class == [
+        "test_decay_outside_0_to_1",
+        "test_num_updates_below_0_or_not_finite",
+    ]

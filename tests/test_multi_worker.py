@@ -151,6 +151,13 @@ def test_an_average_is_on_the_server_of_its_variable(servers):
     assert {device.split("/")[3] for device in devices} == {"task:0", "task:1"}
 
 
+def test_averages_on_the_device_of_a_worker(servers):
+    found = load(servers / "servers.npz")
+    assert found["kept"].tolist() == [2.0, 3.0]
+    device = "/job:worker/replica:0/task:1/device:CPU:0"
+    assert found["kept_on"].tolist() == [device] * 2
+
+
 def test_apply_in_a_scheduled_function_is_refused(servers):
     error = str(load(servers / "servers.npz")["error"])
     assert "`apply` must be called by the coordinator" in error

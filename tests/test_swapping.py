@@ -1,6 +1,7 @@
 """The swap restores bit for bit, whatever happens inside."""
 
 import contextlib
+import copy
 
 import numpy as np
 import pytest
@@ -448,6 +449,19 @@ def test_recipe(compiled, device):
     expected = device.upper() if device else "CPU:0"
     assert all(v.device.endswith(expected[-5:]) for v in backup.variables)
     assert len(backup.variables) == 2
+
+
+def test_a_copy_of_a_backup_is_of_the_same_variables():
+    variable = tf.Variable(1.0)
+    backup = swa_tf.BackupVariables([variable])
+    alone = copy.deepcopy(backup)
+    copied, of_variable = copy.deepcopy((backup, variable))
+    for each in (variable, of_variable):
+        each.assign(2.0)
+    copied.restore()
+    assert (float(variable), float(of_variable)) == (2.0, 1.0)
+    alone.restore()
+    assert float(variable) == 1.0
 
 
 def test_recipe_in_a_session():

@@ -450,6 +450,58 @@ def test_a_copy_goes_on_by_itself():
     assert (float(swa.average(variable)), int(swa.n_models)) == (1.0, 1)
 
 
+AVERAGES = [
+    swa_tf.StochasticWeightAveraging,
+    lambda: swa_tf.ExponentialMovingAverage(0.5),
+]
+
+
+@pytest.mark.parametrize("make", AVERAGES, ids=["swa", "ema"])
+def test_a_copy_alone_averages_the_same_variables(make):
+    variable, average = tf.Variable(1.0), make()
+    average.apply([variable])
+    copied = copy.deepcopy(average)
+    variable.assign(3.0)
+    copied.apply([variable])
+    assert (float(copied.average(variable)), int(copied.n_models)) == (2.0, 2)
+    assert (float(average.average(variable)), int(average.n_models)) == (1.0, 1)
+    with swa_tf.averaged_weights(copied, [variable]):
+        assert float(variable) == 2.0
+    again = copy.deepcopy(copy.deepcopy(copied))
+    assert float(again.average(variable)) == 2.0
+
+
+@pytest.mark.parametrize("make", AVERAGES, ids=["swa", "ema"])
+@pytest.mark.parametrize("first", ["average", "variable"])
+def test_a_copy_has_the_variables_that_are_copied_with_it(make, first):
+    variable, other, average = tf.Variable(1.0), tf.Variable(5.0), make()
+    average.apply([variable, other])
+    if first == "average":
+        copied, of_variable = copy.deepcopy((average, variable))
+    else:
+        of_variable, copied = copy.deepcopy((variable, average))
+    assert copied.average(variable) is None
+    of_variable.assign(3.0)
+    copied.apply([of_variable, other])
+    averages = [copied.average(v) for v in (of_variable, other)]
+    assert [float(each) for each in averages] == [2.0, 5.0]
+    assert float(average.average(variable)) == 1.0
+
+
+def test_a_copy_reads_the_same_decay():
+    decay, variable = tf.Variable(0.5), tf.Variable(1.0)
+    ema = swa_tf.ExponentialMovingAverage(decay)
+    ema.apply([variable])
+    alone = copy.deepcopy(ema)
+    copied, of_decay = copy.deepcopy((ema, decay))
+    decay.assign(0.75)
+    of_decay.assign(0.25)
+    variable.assign(5.0)
+    for average, expected in ((alone, 2.0), (copied, 4.0)):
+        average.apply([variable])
+        assert float(average.average(variable)) == expected
+
+
 def test_many_averages_give_no_warning_of_retracing(caplog):
     for _ in range(8):
         swa_tf.StochasticWeightAveraging().apply([tf.Variable(1.0)])

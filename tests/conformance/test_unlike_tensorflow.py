@@ -347,6 +347,10 @@ def test_the_number_of_models_in_a_graph(make):
     with tf.Graph().as_default(), v1.Session() as session:
         average = make(0.5)
         update = average.apply([tf.Variable(1.0)])
+        session.run(v1.global_variables_initializer())
+        missing = session.run(v1.report_uninitialized_variables()).tolist()
+        of_ema = [f"{average.name}/n_models".encode()]
+        assert missing == (of_ema if make is exponential else [])
         _initialize(session)
         session.run(update)
         assert session.run(average.n_models) == 1
