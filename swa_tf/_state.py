@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,6 +52,7 @@ class State(tf.train.experimental.PythonState):
             _variables.write(component, tf.constant(swapped))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        self._mind_what_waits("An average cannot be copied", "The copy")
         copied = State.__new__(State)
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
@@ -118,15 +120,7 @@ class State(tf.train.experimental.PythonState):
                 )
 
     def serialize(self) -> str:
-        waiting = self._restored and not self._averaged
-        if waiting and self.n_models is not None and self.n_models.numpy() > 0:
-            raise RuntimeError(
-                "A checkpoint cannot be written between the restore of an "
-                "average and its first `apply` or `build`: the averages "
-                "restored, which wait for their variables, would be missing. "
-                "Call `build` first, with the variables of "
-                f"{_listed(self._restored)}."
-            )
+        self._mind_what_waits("A checkpoint cannot be written", "A checkpoint")
         averaged = self._averaged or self._restored
         return json.dumps(
             {
@@ -134,6 +128,28 @@ class State(tf.train.experimental.PythonState):
                 "averaged": [each[:2] for each in averaged],
                 "dtypes": [dtype for _, _, dtype in averaged],
             }
+        )
+
+    def _mind_what_waits(self, impossible: str, thing: str) -> None:
+        """Raises where all averages restored would be missing; warns of some.
+
+        Of those that have no variable yet nobody but TensorFlow has the values.
+        """
+        waiting = self._restored[len(self._averaged) :]
+        if not waiting or self.n_models is None or self.n_models.numpy() == 0:
+            return
+        if not self._averaged:
+            raise RuntimeError(
+                f"{impossible} between the restore of an average and its "
+                "first `apply` or `build`: the averages restored, which wait "
+                "for their variables, would be missing. Call `build` first, "
+                f"with the variables of {_listed(waiting)}."
+            )
+        warnings.warn(
+            f"{thing} lacks the averages restored that still wait for their "
+            f"variables: {_listed(waiting)}. Call `build` with these first, "
+            "or they are lost.",
+            stacklevel=2,
         )
 
     def deserialize(self, string_value: bytes) -> None:

@@ -128,8 +128,8 @@ class SWACallback(tf.keras.callbacks.Callback):
             _checks.enough_batches(*batches, again=evaluate != "trained")
         elif refit_steps is not None:
             raise ValueError(
-                "`refit_data` must be given where `refit_steps` is. "
-                f"Received: refit_data=None, {refit_steps=}"
+                "`refit_data` must be given for `refit_steps` to be of use. "
+                f"Received: {refit_steps=} alone"
             )
         self._given = averages
         self._unit = unit
@@ -212,8 +212,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         if not (self._warned_of_averages or self._are_averages_finite()):
             self._warned_of_averages = True
             warnings.warn(
-                f"The averages are not all finite after epoch {epoch + 1}: "
-                "weights that were averaged were not.",
+                f"The averages are not all finite after epoch {epoch + 1}.",
                 stacklevel=2,
             )
 
@@ -383,8 +382,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _has_averages(self) -> bool:
         """Whether there is one of each weight that would be swapped."""
         averages: Any = self._averages
-        weights = _parts.weights(self.model)
-        swapped = [w for w in weights if averages.average(w) is not None]
+        swapped = [w for w, average in self._pairs() if average is not None]
         try:
             averages.assert_averaged(swapped or None)
         except RuntimeError:
@@ -392,7 +390,12 @@ class SWACallback(tf.keras.callbacks.Callback):
         return True
 
     def _are_averages_finite(self) -> bool:
-        return _are_finite([average for _, average in self._averages.averaged])
+        return _are_finite([a for _, a in self._pairs() if a is not None])
+
+    def _pairs(self) -> list[tuple[Any, Any]]:
+        """The weights of the model, each with its average or None."""
+        averages: Any = self._averages
+        return [(w, averages.average(w)) for w in _parts.weights(self.model)]
 
     def _has_batch_norm(self) -> bool:
         return bool(_parts.batch_norm_layers(self.model, trainable=True))

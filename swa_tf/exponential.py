@@ -310,7 +310,7 @@ class ExponentialMovingAverage(WeightAverage):
         return tf.Variable(
             value,
             trainable=False,
-            name=f"{self.name}/begun",
+            name=self._own_name("begun"),
             shape=tf.TensorShape(None),
         )
 

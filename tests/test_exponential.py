@@ -6,6 +6,7 @@ That it does what TensorFlow's class does is in conformance/test_as_tensorflow.
 import copy
 import functools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -633,6 +634,50 @@ def test_checkpoint_goes_on_bit_for_bit(tmp_path):
     _, checkpoint = run(values[:8])
     resumed, _ = run(values[8:], checkpoint.save(str(tmp_path / "c")))
     np.testing.assert_array_equal(resumed, whole)
+
+
+def test_averages_that_wait_for_their_variables_are_not_lost_in_silence(
+    tmp_path,
+):
+    variables = [tf.Variable(float(i)) for i in range(2)]
+    written = swa_tf.ExponentialMovingAverage(0.5)
+    written.apply(variables)
+    path = tf.train.Checkpoint(written).write(str(tmp_path / "both"))
+    ema = swa_tf.ExponentialMovingAverage(0.5)
+    checkpoint = tf.train.Checkpoint(ema)
+    checkpoint.read(path)
+    with pytest.raises(RuntimeError, match="average cannot be copied between"):
+        copy.deepcopy(ema)
+    ema.apply(variables[:1])
+    with pytest.warns(UserWarning, match="copy lacks the averages restored"):
+        copy.deepcopy(ema)
+    with pytest.warns(UserWarning, match="checkpoint lacks the averages"):
+        checkpoint.write(str(tmp_path / "one"))
+    ema.build(variables)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint.write(str(tmp_path / "both"))
+        copied = copy.deepcopy(ema)
+    assert float(copied.average(variables[1])) == 1.0
+
+
+@pytest.mark.parametrize("name", ["", None, "ema"])
+def test_module_with_an_average_of_any_name_is_exported(tmp_path, name):
+    module = tf.Module()
+    module.variable = tf.Variable(1.0)
+    module.average = swa_tf.ExponentialMovingAverage(0.5, name=name)
+    module.average.apply([module.variable])
+
+    @tf.function(input_signature=[])
+    def apply():
+        module.average.apply([module.variable])
+
+    module.apply = apply
+    tf.saved_model.save(module, str(tmp_path / "saved"))
+    again = tf.saved_model.load(str(tmp_path / "saved"))
+    again.variable.assign(3.0)
+    again.apply()
+    assert float(again.average._averages[0]) == 2.0
 
 
 @pytest.mark.parametrize("compiled", [False, True])
