@@ -1312,7 +1312,8 @@ def test_fit_by_steps_with_weights_that_are_not_finite(make, bad):
             callback, [1.0, bad, 3.0], match="not all finite after epoch 2"
         )
     assert int(average.n_models) == 3
-    assert float(model.trainable_variables[0][0, 0]) == 3.0
+    # 3.0, but for tf_keras: its optimizer remembers a gradient that was NaN.
+    np.testing.assert_array_equal(model.trainable_variables[0], model.trained)
 
 
 def test_an_average_of_another_model_that_is_not_finite_is_not_minded():
@@ -1332,7 +1333,10 @@ def _fitted(callback, values, match=None):
     set_weight = tf.keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: model.set_weights(
             [np.full([1, 1], values[epoch]), np.zeros(1)]
-        )
+        ),
+        on_epoch_end=lambda epoch, logs: setattr(
+            model, "trained", model.trainable_variables[0].numpy()
+        ),
     )
     expected = (
         pytest.warns(UserWarning, match=match)
