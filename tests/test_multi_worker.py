@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from swa_tf import _compat
 from tests import distributed
-from tests.test_distribution import check, on_one
+from tests.test_distribution import check
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WORKERS = 2
@@ -97,6 +97,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def on_one():
+    """The results without a strategy."""
+    training = distributed.Training(tf.distribute.get_strategy())
+    training.run()
+    return training.results()
+
+
 def load(file):
     with np.load(file) as arrays:
         return dict(arrays)
@@ -107,9 +115,9 @@ def results(folder, name):
     return [load(folder / f"{name}-{index}.npz") for index in range(WORKERS)]
 
 
-def test_is_what_one_process_finds(folder):
+def test_is_what_one_process_finds(folder, on_one):
     for found in results(folder, "results"):
-        check(found, on_one())
+        check(found, on_one)
 
 
 def test_workers_agree_to_the_bit(folder):
@@ -140,8 +148,8 @@ def servers(tmp_path_factory):
     return folder
 
 
-def test_coordinator_of_parameter_servers(servers):
-    check(load(servers / "results-servers.npz"), on_one())
+def test_coordinator_of_parameter_servers(servers, on_one):
+    check(load(servers / "results-servers.npz"), on_one)
 
 
 def test_an_average_is_on_the_server_of_its_variable(servers):
