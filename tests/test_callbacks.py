@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -743,3 +744,14 @@ def test_a_weight_that_joins_and_is_not_averaged_yet(evaluate):
     assert history["swa_val_loss"] == history["val_loss"]
     fit(model, callback(1, averages=ema, evaluate=evaluate), epochs=2)
     np.testing.assert_array_equal(frozen.kernel, ema.average(frozen.kernel))
+
+
+def test_an_average_of_another_model_that_is_not_finite_is_not_minded():
+    model = fitting.make_model()
+    average = swa_tf.ExponentialMovingAverage(0.5)
+    average.apply([tf.Variable(float("nan"))])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*finite")
+        fitting.fit(model, fitting.callback(0, averages=average), epochs=1)
+    expected = average.average(model.trainable_variables[0])
+    np.testing.assert_array_equal(model.trainable_variables[0], expected)
