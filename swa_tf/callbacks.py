@@ -382,7 +382,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _has_averages(self) -> bool:
         """Whether there is one of each weight that would be swapped."""
         averages: Any = self._averages
-        swapped = [w for w, average in self._pairs() if average is not None]
+        swapped = [weight for weight, _ in self._pairs()]
         try:
             averages.assert_averaged(swapped or None)
         except RuntimeError:
@@ -390,12 +390,13 @@ class SWACallback(tf.keras.callbacks.Callback):
         return True
 
     def _are_averages_finite(self) -> bool:
-        return _are_finite([a for _, a in self._pairs() if a is not None])
+        return _are_finite([average for _, average in self._pairs()])
 
     def _pairs(self) -> list[tuple[Any, Any]]:
-        """The weights of the model, each with its average or None."""
+        """The weights of the model that have an average, each with its own."""
         averages: Any = self._averages
-        return [(w, averages.average(w)) for w in _parts.weights(self.model)]
+        pairs = [(w, averages.average(w)) for w in _parts.weights(self.model)]
+        return [pair for pair in pairs if pair[1] is not None]
 
     def _has_batch_norm(self) -> bool:
         return bool(_parts.batch_norm_layers(self.model, trainable=True))

@@ -29,6 +29,7 @@ def test_build(make, every, tmp_path):
     made = []
 
     def build():
+        made.clear()
         made[:] = [make(), [tf.Variable(1.0), tf.Variable(2.0)]]
         made[0].build(made[1])
 

@@ -108,7 +108,7 @@ FIT = "manager" if _compat.KERAS_3 else "backup"
 
 @pytest.mark.parametrize("way", ["loop", FIT])
 def test_killed_once(way, tmp_path):
-    kill(Trainings(way, tmp_path), 1, seed=5)  # at 62 %
+    kill(Trainings(way, tmp_path), 1, seed=5)  # past the middle
 
 
 @pytest.mark.slow
