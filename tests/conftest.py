@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import tensorflow as tf
 
-from swa_tf import _compat
+from swa_tf import _compat, averaging
 from tests import checkpoint_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -77,6 +77,8 @@ def _fresh_state():
     tf.keras.backend.clear_session(**CLEAR)
     tf.keras.mixed_precision.set_global_policy("float32")
     tf.config.run_functions_eagerly(False)
+    with pytest.raises(RuntimeError):  # or threads of other tests would wait
+        averaging.ONE_AT_A_TIME.release()
 
 
 @pytest.fixture

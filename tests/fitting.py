@@ -14,6 +14,7 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 4]).astype(np.float32)
 Y = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 1]).astype(np.float32)
 BATCHES = list(zip(np.split(X, N_BATCHES), np.split(Y, N_BATCHES)))
+EXHAUSTIVE = [pytest.mark.slow, pytest.mark.exhaustive]
 MODES = {
     "compiled": {},
     "jit_compile": {"jit_compile": True},
@@ -36,9 +37,9 @@ def quick_to_trace():
     )
 
 
-def slow(*values):
-    """A parameter beside a quick one of its kind, which `.ci/run` tests."""
-    return pytest.param(*values, marks=pytest.mark.slow)
+def exhaustive(*values):
+    """A parameter beside a quick one of its kind, for `.ci/run exhaustive`."""
+    return pytest.param(*values, marks=EXHAUSTIVE)
 
 
 def covering(together, *axes):
@@ -58,7 +59,7 @@ def covering(together, *axes):
         missing -= parts(best)
     for case in cases:
         values = [axis[i] for axis, i in zip(axes, case)]
-        yield pytest.param(*values) if case in quick else slow(*values)
+        yield pytest.param(*values) if case in quick else exhaustive(*values)
 
 
 def descend(model, optimizer, inputs, targets):

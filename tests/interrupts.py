@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 import swa_tf
+from swa_tf.averaging import ONE_AT_A_TIME
 
 _HERE = str(pathlib.Path(swa_tf.__file__).parent)
 
@@ -25,6 +26,11 @@ def each_moment(action, every="line"):
         with _interrupt(moment, every) as struck:
             with contextlib.suppress(KeyboardInterrupt):
                 action()
+        # A trace can raise between the end of a `with` block and its exit,
+        # where no signal comes, and leave the lock taken.
+        with contextlib.suppress(RuntimeError):
+            while True:
+                ONE_AT_A_TIME.release()
         if not struck:
             return
         yield struck[0]

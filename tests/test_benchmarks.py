@@ -17,7 +17,7 @@ from benchmarks import (
 )
 from benchmarks.errors import BenchmarkError
 from benchmarks.resnet import Norm, ResNet
-from tests.fitting import covering, slow
+from tests.fitting import covering, exhaustive
 
 # `tf.data` stays compiled where functions run eagerly, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the")
@@ -208,8 +208,8 @@ class TestTraining:
         ("batch_norm", "optimizer"),
         [
             ("stock", "adamw"),
-            slow("stock", "momentumw"),
-            slow("moving_free", "momentum"),
+            exhaustive("stock", "momentumw"),
+            exhaustive("moving_free", "momentum"),
         ],
     )
     def test_checkpoint_holds_everything(self, tmp_path, batch_norm, optimizer):

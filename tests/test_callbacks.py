@@ -17,10 +17,10 @@ from tests.fitting import (
     Y,
     assert_same,
     callback,
+    exhaustive,
     fit,
     make_model,
     quick_to_trace,  # noqa: F401
-    slow,
     weights,
 )
 
@@ -56,11 +56,11 @@ def epochs_loop(mode):
     [
         ("both", "compiled"),
         ("both", "eager"),
-        slow("both", "jit_compile"),
-        slow("averaged", "compiled"),
-        slow("averaged", "eager"),
-        slow("trained", "compiled"),
-        slow("trained", "jit_compile"),
+        exhaustive("both", "jit_compile"),
+        exhaustive("averaged", "compiled"),
+        exhaustive("averaged", "eager"),
+        exhaustive("trained", "compiled"),
+        exhaustive("trained", "jit_compile"),
     ],
 )
 def test_epochs_equal_a_loop(evaluate, mode):
@@ -90,8 +90,10 @@ def steps_loop(mode):
         return weights(model)
 
 
-@pytest.mark.parametrize("mode", ["compiled", slow("jit_compile"), "eager"])
-@pytest.mark.parametrize("steps_per_execution", [slow(1), 2])
+@pytest.mark.parametrize(
+    "mode", ["compiled", exhaustive("jit_compile"), "eager"]
+)
+@pytest.mark.parametrize("steps_per_execution", [exhaustive(1), 2])
 def test_steps_equal_a_loop(mode, steps_per_execution):
     """Averaging step 3, 5, 7, ... inside the compiled train step."""
     model = make_model(
@@ -147,10 +149,10 @@ def test_three_steps_of_sgd():
     ("start", "period", "expected"),
     [
         (2, 2, 5.0),  # 3, 5 and 7
-        slow(0, 1, 4.0),  # all
-        slow(0, 3, 4.0),  # 1, 4 and 7
-        slow(1, 4, 4.0),  # 2 and 6
-        slow(6, 5, 7.0),  # 7
+        exhaustive(0, 1, 4.0),  # all
+        exhaustive(0, 3, 4.0),  # 1, 4 and 7
+        exhaustive(1, 4, 4.0),  # 2 and 6
+        exhaustive(6, 5, 7.0),  # 7
     ],
 )
 def test_weights_one_to_seven(start, period, expected):
@@ -199,8 +201,8 @@ def predicts_at_the_beginning():
     [
         (True, "float32"),
         (False, "mixed_float16"),
-        slow(True, "mixed_float16"),
-        slow(False, "float32"),
+        exhaustive(True, "mixed_float16"),
+        exhaustive(False, "float32"),
     ],
 )
 def test_swa_learning_rate_after_a_scheduler(swa_first, policy):
@@ -293,7 +295,7 @@ def test_logs_are_seen_by_callbacks_before_and_after(tmp_path):
     assert "epoch_swa_val_loss" in tags
 
 
-@pytest.mark.parametrize("swa_first", [slow(True), False])
+@pytest.mark.parametrize("swa_first", [exhaustive(True), False])
 def test_early_stopping_on_the_averaged_model(swa_first):
     """It stops at once, and what it restores is not what is left."""
     stopping = keras_callbacks.EarlyStopping(
@@ -358,7 +360,7 @@ def test_validation_in_some_epochs():
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5", ""])
-@pytest.mark.parametrize("final_weights", ["averaged", slow("trained")])
+@pytest.mark.parametrize("final_weights", ["averaged", exhaustive("trained")])
 def test_file_of_the_averaged_model(suffix, final_weights, tmp_path):
     path = tmp_path / f"averaged{suffix}"
     model = make_model()
@@ -701,7 +703,7 @@ def test_some_but_not_all_given_warns(arguments):
 
 @pytest.mark.parametrize(
     ("start", "n_models"),
-    [slow({"start_epoch": 1}, 3), slow({"start_step": 2}, 14)],
+    [exhaustive({"start_epoch": 1}, 3), exhaustive({"start_step": 2}, 14)],
 )
 def test_distributed(start, n_models):
     """Two replicas see half a batch each, and average the same weights."""
@@ -723,7 +725,7 @@ def test_distributed(start, n_models):
     np.testing.assert_allclose(kernel.numpy(), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("evaluate", ["averaged", slow("both")])
+@pytest.mark.parametrize("evaluate", ["averaged", exhaustive("both")])
 def test_a_weight_that_joins_and_is_not_averaged_yet(evaluate):
     """Trained on from there: until each has an average, none is swapped in."""
     model = make_model()

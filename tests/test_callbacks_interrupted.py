@@ -15,10 +15,10 @@ from tests.fitting import (
     Y,
     assert_same,
     callback,
+    exhaustive,
     fit,
     make_model,
     quick_to_trace,  # noqa: F401
-    slow,
     weights,
 )
 
@@ -106,8 +106,8 @@ def uninterrupted_weights():
     ("evaluate", "swa_first"),
     [
         ("both", True),
-        slow("both", False),
-        slow("averaged", True),
+        exhaustive("both", False),
+        exhaustive("averaged", True),
     ],
 )
 @pytest.mark.parametrize("hook", HOOKS)
@@ -345,7 +345,9 @@ QUICK_RESUMED = [
 @pytest.mark.parametrize(
     ("unit", "crash", "swa_first", "validation_data"),
     [
-        (unit, *crash) if (unit, crash) in QUICK_RESUMED else slow(unit, *crash)
+        (unit, *crash)
+        if (unit, crash) in QUICK_RESUMED
+        else exhaustive(unit, *crash)
         for crash in CRASHES
         for unit in RESUMED
     ],
@@ -376,7 +378,7 @@ def test_resumed_after_the_last_epoch(tmp_path):
 
 
 @pytest.mark.skipif(not _compat.KERAS_3, reason="one file of weights and epoch")
-@pytest.mark.parametrize("cut_short", [slow(False), True])
+@pytest.mark.parametrize("cut_short", [exhaustive(False), True])
 def test_a_backup_cut_short_between_its_files_is_said(
     cut_short, tmp_path, recwarn
 ):

@@ -24,7 +24,7 @@ from swa_tf import _compat
 from swa_tf._checkpoint_files import checksums, pieces, sstable
 from tests import checkpoint_files
 from tests.checkpoint_files import FORMS, H5, KERAS, NAME, OBJECT, WEIGHTS
-from tests.fitting import slow
+from tests.fitting import exhaustive
 
 v1 = tf.compat.v1
 
@@ -130,9 +130,9 @@ def run(tmp_path_factory):
         (WEIGHTS, "keep"),
         (KERAS, "keep"),
         (KERAS, "drop"),
-        slow(WEIGHTS, "drop"),
+        exhaustive(WEIGHTS, "drop"),
         (H5, "keep"),
-        slow(H5, "drop"),
+        exhaustive(H5, "drop"),
     ],
 )
 def test_equals_apply_at_the_same_moments(form, slots, run, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tests import distributed
-from tests.fitting import slow
+from tests.fitting import exhaustive
 
 
 def mirrored(replicas):
@@ -40,7 +40,7 @@ def check(found, expected):
         )
 
 
-@pytest.mark.parametrize("replicas", [2, slow(4)])
+@pytest.mark.parametrize("replicas", [2, exhaustive(4)])
 def test_a_loop_of_ones_own(replicas, on_one):
     strategy = mirrored(replicas)
     training = distributed.Training(strategy)
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_four_goes_on_on_one(on_one, tmp_path):
     check(after.results(), on_one)
 
 
-@pytest.mark.parametrize("replicas", [2, slow(4)])
+@pytest.mark.parametrize("replicas", [2, exhaustive(4)])
 def test_fit(replicas):
     found = distributed.fit(mirrored(replicas))
     assert found["fit n_models"] == distributed.FIT_EPOCHS - 1

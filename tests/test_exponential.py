@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import swa_tf
 from tests import modes
-from tests.fitting import covering, slow
+from tests.fitting import covering, exhaustive
 
 v1 = tf.compat.v1
 EMA = swa_tf.ExponentialMovingAverage
@@ -757,7 +757,7 @@ def test_checkpoint_of_a_list_that_grew(tmp_path):
         ("aba", "aa", False),
     ],
 )
-@pytest.mark.parametrize("restored", ["before", slow("after")])
+@pytest.mark.parametrize("restored", ["before", exhaustive("after")])
 def test_checkpoint_of_variables_at_other_places(
     tmp_path, saved, given, right, restored
 ):

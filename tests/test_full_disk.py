@@ -14,7 +14,7 @@ from benchmarks.run_directory import Records, RunDirectory
 from swa_tf import _files
 from tests import checkpoint_files, damage, fitting
 from tests.checkpoint_files import KERAS, OBJECT, contents
-from tests.fitting import quick_to_trace, slow  # noqa: F401
+from tests.fitting import exhaustive, quick_to_trace  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("quick_to_trace")
 
@@ -56,7 +56,7 @@ def test_a_model_where_nothing_can_be_written(folder, written, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("suffix", [".keras", slow(".weights.h5"), ""])
+@pytest.mark.parametrize("suffix", [".keras", exhaustive(".weights.h5"), ""])
 def test_a_training_whose_average_does_not_fit(suffix, tmp_path):
     """It keeps its weights, and goes on as soon as there is space again."""
     path = tmp_path / f"averaged{suffix}"

@@ -4,10 +4,10 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from tests.fitting import slow
+from tests.fitting import exhaustive
 from tests.interrupts import each_moment
 
-EVERY = pytest.mark.parametrize("every", ["line", slow("opcode")])
+EVERY = pytest.mark.parametrize("every", ["line", exhaustive("opcode")])
 MAKE = pytest.mark.parametrize(
     "make",
     [

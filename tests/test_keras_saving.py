@@ -9,7 +9,7 @@ import tensorflow as tf
 import swa_tf
 from swa_tf import _compat
 from tests import programs
-from tests.fitting import quick_to_trace, slow  # noqa: F401
+from tests.fitting import exhaustive, quick_to_trace  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("quick_to_trace")
 layers = tf.keras.layers
@@ -396,7 +396,7 @@ def trained(make, **kwargs):
 
 @pytest.mark.parametrize(
     "make",
-    [slow(sequential), functional, subclassed, slow(nested)],
+    [exhaustive(sequential), functional, subclassed, exhaustive(nested)],
     ids=name_of,
 )
 def test_trained_model(make, tmp_path):
@@ -430,7 +430,7 @@ def test_averaged_model_in_the_block(make, tmp_path):
 
 @pytest.mark.parametrize(
     "make",
-    [sequential, slow(functional), slow(subclassed), nested],
+    [sequential, exhaustive(functional), exhaustive(subclassed), nested],
     ids=name_of,
 )
 def test_averaged_model_after_fit(make, tmp_path):
@@ -450,8 +450,8 @@ def test_averaged_model_after_fit(make, tmp_path):
     # The formats of the other kind are in test_callbacks.py.
     [
         (functional, "h5"),
-        slow(subclassed, "keras"),
-        slow(subclassed, "weights"),
+        exhaustive(subclassed, "keras"),
+        exhaustive(subclassed, "weights"),
         (subclassed, "export"),
     ],
     ids=name_of,
@@ -535,8 +535,8 @@ IN_TRAINING = ["keras", "h5", "weights", "folder of weights"]
 @pytest.mark.parametrize(
     ("make", "forms"),
     [
-        slow(sequential, IN_TRAINING),
-        slow(functional, IN_TRAINING),
+        exhaustive(sequential, IN_TRAINING),
+        exhaustive(functional, IN_TRAINING),
         (subclassed, IN_TRAINING),
         (nested, IN_TRAINING),
         *((functional, [f]) for f in formats(functional) if f == "folder"),

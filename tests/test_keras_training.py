@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from tests.fitting import slow
+from tests.fitting import exhaustive
 
 layers = tf.keras.layers
 
@@ -132,7 +132,7 @@ QUICK = [(0, 2), (0, 3), (1, 0), (1, 2), (2, 1), (2, 3), (3, 0), (3, 1)]
 def half_of_them():
     """Quick, with each value twice or more, and the other half slow."""
     for i, case in enumerate(every_pair()):
-        yield case if divmod(i, 4) in QUICK else slow(*case)
+        yield case if divmod(i, 4) in QUICK else exhaustive(*case)
 
 
 ALL_AT_ONCE = (
@@ -283,7 +283,7 @@ def check_outputs(model, parts, x, y, history):
     )
 
 
-@pytest.mark.parametrize("jit_compile", [False, slow(True)])
+@pytest.mark.parametrize("jit_compile", [False, exhaustive(True)])
 def test_steps_in_the_middle_of_an_execution(jit_compile):
     recorders = []
     for steps_per_execution in (1, 2):
@@ -332,7 +332,7 @@ def test_steps_in_the_middle_of_an_execution(jit_compile):
         ("mixed_bfloat16", swa_tf.optimizers.AdamW),
     ],
 )
-@pytest.mark.parametrize("unit", ["step", slow("epoch")])
+@pytest.mark.parametrize("unit", ["step", exhaustive("epoch")])
 def test_optimizers_with_a_schedule(policy, cls, unit):
     tf.keras.mixed_precision.set_global_policy(policy)
     model, parts = functional(layers.BatchNormalization)
@@ -365,7 +365,7 @@ class TwoOptimizers(Subclassed):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize("unit", ["step", slow("epoch")])
+@pytest.mark.parametrize("unit", ["step", exhaustive("epoch")])
 def test_two_optimizers(unit):
     model = TwoOptimizers(swa_tf.MovingFreeBatchNormalization)
     model(data()[0])
@@ -396,8 +396,8 @@ def bits(layer):
     [
         (functional, NORMS[0], "step"),
         (nested, NORMS[1], "epoch"),
-        slow(sequential, NORMS[0], "epoch"),
-        slow(subclassed, NORMS[1], "step"),
+        exhaustive(sequential, NORMS[0], "epoch"),
+        exhaustive(subclassed, NORMS[1], "step"),
     ],
     ids=names,
 )

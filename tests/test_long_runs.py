@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import swa_tf
 from tests import programs
-from tests.fitting import covering, slow
+from tests.fitting import covering, exhaustive
 
 N = 1_000_000
 SIZE = 32
@@ -58,7 +58,7 @@ def run(average, decay, dtype, noise):
     return [v.numpy() for v in (found, exact, nearest, largest, farthest)]
 
 
-@pytest.mark.parametrize("noise", [0.0, slow(0.03)])
+@pytest.mark.parametrize("noise", [0.0, exhaustive(0.03)])
 @pytest.mark.parametrize(
     ("decay", "dtype"),
     covering(1, [None, 0.999, 0.9999], [tf.float32, tf.bfloat16]),

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf import swapping
-from tests.fitting import slow
+from tests.fitting import exhaustive
 from tests.interrupts import each_moment
 
 v1 = tf.compat.v1
@@ -146,7 +146,7 @@ def test_a_second_interrupt_does_not_stop_the_restore(monkeypatch):
     assert not swa.swapped
 
 
-@pytest.mark.parametrize("every", ["line", slow("opcode")])
+@pytest.mark.parametrize("every", ["line", exhaustive("opcode")])
 @pytest.mark.parametrize("keep", [False, True])
 def test_interrupted_at_any_moment(keep, every):
     vector, scalar = variables = [tf.Variable([1.0, 2.0]), tf.Variable(3.0)]
