@@ -124,7 +124,9 @@ class _Average(NamedTuple):
     def variables(self) -> list[_state.Averaged]:
         """The variables averaged."""
         return [
-            _state.Averaged(name, str(tensor.shape), str(tensor.dtype))
+            _state.Averaged(
+                name, str(tf.TensorShape(tensor.shape)), str(tensor.dtype)
+            )
             for name, tensor in zip(self.names, self.tensors)
         ]
 
