@@ -66,7 +66,7 @@ class Begun:
         self, joined: list[bool], n_before: int, n_models: tf.Tensor
     ) -> None:
         """Adds whether `joined` go on to the `n_before` that are known."""
-        # More of them are of averages that waited when it was written.
+        # A checkpoint has more of averages that waited when it was written.
         known = self._read(n_before, n_models)[:n_before]
         begun = [*known.numpy(), *joined]
         if self.variable.read_value().shape != [len(begun)]:
