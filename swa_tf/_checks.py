@@ -32,6 +32,17 @@ def real(name: str, value: Any, wanted: str = "a finite number >= 0") -> Any:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def positive(name: str, value: Any) -> float:
+    """`value`, finite and > 0, as a float, or an error."""
+    wanted = "a finite number > 0"
+    number = float(real(name, value, wanted))
+    if number == 0.0:
+        raise ValueError(
+            f"`{name}` must be {wanted}. Received: {name}={value!r}"
+        )
+    return number
+
+
 def _float(value: numbers.Real) -> float:
     """`value` as a float; infinity for an integer that no float holds."""
     try:

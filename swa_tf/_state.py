@@ -7,11 +7,25 @@ import json
 import re
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from swa_tf import _compat, _variables
+
+
+class Averaged(NamedTuple):
+    """A variable that is averaged.
+
+    Attributes:
+        name: Its own.
+        shape: Its shape, as text.
+        dtype: That of its average; None in older checkpoints.
+    """
+
+    name: str
+    shape: str
+    dtype: str | None
 
 
 class State(tf.train.experimental.PythonState):
@@ -31,15 +45,15 @@ class State(tf.train.experimental.PythonState):
         self.n_models: Any = None  # where it can be read: in eager mode
         if _variables.outermost_graph() is None:
             self.variable = tf.Variable(False, trainable=False)
-        self._averaged: list[Any] = []
-        self._restored: list[Any] = []
+        self._averaged: list[Averaged] = []
+        self._restored: list[Averaged] = []
         self.was_restored = False
         self._others_join = False
 
     @property
     def names(self) -> list[str]:
         """The names of the variables averaged, in their order."""
-        return [name for name, *_ in self._averaged]
+        return _names(self._averaged)
 
     @property
     def n_restored(self) -> int:
@@ -91,18 +105,20 @@ class State(tf.train.experimental.PythonState):
         a list that grows.
         """
         averaged = [
-            [
+            Averaged(
                 _compat.variable_name(v),
                 str(v.shape),
                 _variables.dtype_of_average(v).name,
-            ]
+            )
             for v in variables
         ]
         self._others_join = others_join
         self._check_same(averaged, self._restored)
         self._averaged = averaged
 
-    def _check_same(self, averaged: list[Any], restored: list[Any]) -> None:
+    def _check_same(
+        self, averaged: list[Averaged], restored: list[Averaged]
+    ) -> None:
         """Raises unless the variables are those that were averaged."""
         are_those = _same_as_they_join if self._others_join else same
         if restored and not are_those(averaged, restored):
@@ -111,12 +127,12 @@ class State(tf.train.experimental.PythonState):
                 f"averages of, in their order: {_listed(restored)}. "
                 f"Received: {_listed(averaged)}"
             )
-        for (name, _, dtype), (_, _, other) in zip(averaged, restored):
-            if other not in (None, dtype):  # older checkpoints say nothing
+        for each, other in zip(averaged, restored):
+            if other.dtype not in (None, each.dtype):
                 raise ValueError(
                     "`var_list` must hold variables whose averages have the "
-                    f"dtype that the checkpoint has, here {other}. "
-                    f"Received: '{name}', whose average is {dtype}"
+                    f"dtype that the checkpoint has, here {other.dtype}. "
+                    f"Received: '{each.name}', whose average is {each.dtype}"
                 )
 
     def serialize(self) -> str:
@@ -125,8 +141,8 @@ class State(tf.train.experimental.PythonState):
         return json.dumps(
             {
                 "swapped": self.swapped,
-                "averaged": [each[:2] for each in averaged],
-                "dtypes": [dtype for _, _, dtype in averaged],
+                "averaged": [[each.name, each.shape] for each in averaged],
+                "dtypes": [each.dtype for each in averaged],
             }
         )
 
@@ -167,28 +183,33 @@ class State(tf.train.experimental.PythonState):
                 "model, restore it alone, with "
                 "`tf.train.Checkpoint(model=model)`."
             )
-        averaged = restored["averaged"]
-        dtypes = restored.get("dtypes", [None] * len(averaged))
-        averaged = [[*each, dtype] for each, dtype in zip(averaged, dtypes)]
+        listed = restored["averaged"]
+        dtypes = restored.get("dtypes", [None] * len(listed))
+        averaged = [
+            Averaged(name, shape, dtype)
+            for (name, shape), dtype in zip(listed, dtypes)
+        ]
         if self._averaged:
             self._check_same(self._averaged, averaged)
         self._restored = averaged
         self.was_restored = True
 
 
-def same(averaged: list[Any], others: list[Any]) -> bool:
-    """Whether variables, each by name and shape, are the same in one order.
+def same(averaged: list[Averaged], others: list[Averaged]) -> bool:
+    """Whether variables are the same in one order.
 
     By shape, and by name where the names are the same in another order: those
     that Keras makes up may differ from process to process.
     """
-    names, other_names = ([name for name, *_ in v] for v in (averaged, others))
+    names, other_names = _names(averaged), _names(others)
     reordered = names != other_names and sorted(names) == sorted(other_names)
-    shapes, other_shapes = ([s for _, s, *_ in v] for v in (averaged, others))
+    shapes, other_shapes = ([v.shape for v in vs] for vs in (averaged, others))
     return not reordered and shapes == other_shapes
 
 
-def _same_as_they_join(averaged: list[Any], others: list[Any]) -> bool:
+def _same_as_they_join(
+    averaged: list[Averaged], others: list[Averaged]
+) -> bool:
     """Whether one list is how the other begins.
 
     Neither is complete: a name that stands in both, but not at one index, is
@@ -197,7 +218,7 @@ def _same_as_they_join(averaged: list[Any], others: list[Any]) -> bool:
     n = min(len(averaged), len(others))
     if not same(averaged[:n], others[:n]):
         return False
-    names, other_names = ([name for name, *_ in v] for v in (averaged, others))
+    names, other_names = _names(averaged), _names(others)
     return not (
         _out_of_place(names, other_names) & _out_of_place(other_names, names)
     ) or (n == len(others) and _numbered_anew(names, other_names))
@@ -232,8 +253,12 @@ def _parts(name: str) -> list[tuple[str, int]]:
     ]
 
 
-def _listed(variables: list[Any]) -> str:
-    return ", ".join(f"'{name}' {shape}" for name, shape, *_ in variables)
+def _names(variables: list[Averaged]) -> list[str]:
+    return [v.name for v in variables]
+
+
+def _listed(variables: list[Averaged]) -> str:
+    return ", ".join(f"'{v.name}' {v.shape}" for v in variables)
 
 
 _SWAPPED = (

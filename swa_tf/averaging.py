@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _compat, _functions, _shadows, _state, _updates, _variables
+from swa_tf import (
+    _compat,
+    _functions,
+    _shadows,
+    _state,
+    _updates,
+    _var_lists,
+    _variables,
+)
 from swa_tf.timing import AveragingSchedule
 
 ONE_AT_A_TIME = threading.RLock()
@@ -23,8 +31,6 @@ ONE_AT_A_TIME = threading.RLock()
 Two threads that read a count, and write what they have read plus one, count
 once; and one that swaps while another averages gives it averages for weights.
 """
-
-_FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
 class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
@@ -209,7 +215,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 coordinator of parameter servers schedules on its workers.
         """
         if tf.distribute.has_strategy():
-            _require_coordinator()
+            _var_lists.require_coordinator()
             replica_context = tf.distribute.get_replica_context()
             if replica_context is not None:
                 return replica_context.merge_call(
@@ -301,7 +307,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         """
         v1 = tf.compat.v1
         if moving_avg_variables is None:
-            _require_v1_graph("moving_avg_variables")
+            _var_lists.require_v1_graph("moving_avg_variables")
             moving_avg_variables = [
                 *v1.trainable_variables(),
                 *v1.moving_average_variables(),
@@ -342,7 +348,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         with ONE_AT_A_TIME:
             self._state.check(self.name)
             if var_list is None:
-                _require_v1_graph("var_list")
+                _var_lists.require_v1_graph("var_list")
                 var_list = tf.compat.v1.trainable_variables()
             if tf.executing_eagerly():
                 return self._apply_eagerly(var_list)
@@ -398,7 +404,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         """
         averages = [self.average(variable) for variable in variables]
         checks = self._state.assertions(self.name)
-        checks += _shape_checks(variables, averages)
+        checks += _var_lists.shape_checks(variables, averages)
         # In a function of our own nobody sees it, and a name that only eager
         # mode takes would be an error.
         is_own = compiled is not None or self.name is None
@@ -513,86 +519,18 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     def _checked(self, var_list: Iterable[Any]) -> list[Any]:
         """The `tf.Variable`s of `var_list`, or an error that says why not."""
         variables = _variables.checked_list("var_list", var_list, tensors=True)
-        self._check_strategies(variables)
-        seen = set()
-        for variable in variables:
-            if variable.dtype.base_dtype not in _FLOATS:
-                raise TypeError(
-                    "`var_list` must hold variables of dtype float16, "
-                    "bfloat16, float32 or float64. "
-                    f"Received: {_variables.describe([variable])}"
-                )
-            if _differs_by_replica(variable):
-                raise ValueError(
-                    "`var_list` must hold variables that are one number for "
-                    "all replicas, not their sum or a number for each. "
-                    f"Received: {_variables.describe([variable])}"
-                )
-            if self._device and _variables.strategy_of(variable):
-                raise ValueError(
-                    "`device` must be None for variables of a strategy, which "
-                    f"places them. Received: device={self._device!r} and "
-                    f"{_variables.describe([variable])}"
-                )
-            if variable.ref() in seen:
-                raise ValueError(
-                    "`var_list` must name each variable once. "
-                    f"Received twice: {_variables.describe([variable])}"
-                )
-            seen.add(variable.ref())
+        averages = [self.average(v) for v in variables]
+        _var_lists.check_strategies(
+            variables, averages, self._n_models, self.name
+        )
+        _var_lists.check_each(variables, self._device)
         if self._average_of.value:
-            if _variables.outermost_graph() is not self._graph:
-                raise ValueError(
-                    "`var_list` must belong to the graph of the first `apply` "
-                    "(or, as there, to eager mode). "
-                    f"Received: {_variables.describe(variables)}"
-                )
-            self._check_same_variables(variables)
-            _check_shapes(variables, [self.average(v) for v in variables])
+            _var_lists.check_graph(variables, self._graph)
+            if not self._takes_others:
+                averaged = [key.deref() for key in self._average_of.value]
+                _var_lists.check_same(variables, averaged)
+            _var_lists.check_shapes(variables, averages)
         return variables
-
-    def _check_strategies(self, variables: list[Any]) -> None:
-        """Raises in the scope of a strategy, for variables of another.
-
-        TensorFlow makes none there, and traces no function that has them.
-        What is there can be updated in eager mode.
-        """
-        if not tf.distribute.has_strategy():
-            return
-        here = (None, tf.distribute.get_strategy())
-        others = [v for v in variables if _variables.strategy_of(v) not in here]
-        known = all(self.average(v) is not None for v in variables)
-        if others and not (known and tf.executing_eagerly()):
-            raise ValueError(
-                "`var_list` must hold no variables of another strategy than "
-                "that in whose scope `apply` is called: call it outside. "
-                f"Received: {_variables.describe(others)}"
-            )
-        if _variables.strategy_of(self._n_models) not in here:
-            raise ValueError(
-                "`apply` must not be called in the scope of another strategy "
-                f"than that in which {self.name} was made: make it outside of "
-                f"either. Received: {_variables.describe(variables)}"
-            )
-
-    def _check_same_variables(self, variables: list[Any]) -> None:
-        if self._takes_others:
-            return
-        late = [v for v in variables if self.average(v) is None]
-        if late:
-            raise ValueError(
-                "`var_list` must hold the variables of the first `apply`: one "
-                "that joins later would have missed the models before. "
-                f"Received in addition: {_variables.describe(late)}"
-            )
-        given = {v.ref() for v in variables}
-        missing = [k.deref() for k in self._average_of.value if k not in given]
-        if missing:
-            raise ValueError(
-                "`var_list` must hold all variables of the first `apply`: one "
-                "that is left out would miss this model. "
-                f"Received a list without: {_variables.describe(missing)}"
-            )
 
     def _make_averages(self, variables: list[Any]) -> None:
         """Makes the shadow variables, unless they are there."""
@@ -734,71 +672,3 @@ def _apply_merged(
     for other in others:
         vars(other).update(vars(first))
     return applied
-
-
-def _require_coordinator() -> None:
-    """Raises in a function that workers of parameter servers run."""
-    if not tf.executing_eagerly() and isinstance(
-        tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy
-    ):
-        raise RuntimeError(
-            "`apply` must be called by the coordinator, and not in a function "
-            "that it schedules: workers would average at the same time, and "
-            "some of them twice. Call it after `coordinator.join()`, in eager "
-            "mode or outside `strategy.scope()`."
-        )
-
-
-def _require_v1_graph(argument: str) -> None:
-    if _variables.outermost_graph() is None:
-        raise ValueError(
-            f"`{argument}` must be given outside v1 graphs, where no "
-            "collection of trainable variables exists. "
-            f"Received: {argument}=None"
-        )
-
-
-def _differs_by_replica(variable: Any) -> bool:
-    """Whether replicas have numbers of their own, with no mean to read."""
-    if (
-        getattr(variable, "synchronization", None)
-        != tf.VariableSynchronization.ON_READ
-    ):
-        return False
-    if variable.aggregation == tf.VariableAggregation.NONE:
-        return _variables.strategy_of(variable) is not None
-    return bool(variable.aggregation == tf.VariableAggregation.SUM)
-
-
-def _check_shapes(variables: list[Any], averages: list[Any]) -> None:
-    """The part of the shape check that needs no graph."""
-    for variable, average in zip(variables, averages):
-        if average is None:
-            continue  # of a variable that joins
-        shape = variable.shape
-        if tf.executing_eagerly() and not shape.is_fully_defined():
-            shape = variable.read_value().shape
-        if not average.shape.is_compatible_with(shape):
-            raise ValueError(
-                "`var_list` must hold variables whose shapes stay as they "
-                f"were at the first `apply`, here {average.shape}. "
-                f"Received: {_variables.describe([variable])} of shape {shape}"
-            )
-
-
-def _shape_checks(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
-    """The part that a graph must check when it runs."""
-    if tf.executing_eagerly():
-        return []
-    # Not `assert_equal(tf.shape(variable), ...)`: TensorFlow folds that shape
-    # into a constant here, from the branches of the `tf.cond` that follows.
-    return [
-        tf.ensure_shape(
-            variable.read_value(),
-            average.shape,
-            name="shape_in_var_list_must_not_change",
-        )
-        for variable, average in zip(variables, averages)
-        if isinstance(variable, tf.Variable)
-        and not variable.shape.is_fully_defined()
-    ]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
 import math
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from swa_tf import _checks, _compat, _rounding, _variables
+from swa_tf import _begun, _checks, _decays, _rounding, _variables
 from swa_tf.averaging import WeightAverage
 from swa_tf.timing import AveragingSchedule
 
@@ -106,22 +103,16 @@ class ExponentialMovingAverage(WeightAverage):
                 f"Received: decay={decay!r}, half_life={half_life!r}"
             )
         # Untracked: a checkpoint of the average is not one of what it is given.
-        if decay is not None:
-            decay = _number_or_scalar("decay", decay)
-            if _is_known(decay) or tf.executing_eagerly():
-                _check_decay(decay)
-        if num_updates is not None:
-            num_updates = _number_or_scalar("num_updates", num_updates)
-            if _is_known(num_updates) or tf.executing_eagerly():
-                _check_num_updates(num_updates)
+        self._decay = _variables.Untracked(_decays.DECAY.given(decay))
+        self._num_updates = _variables.Untracked(
+            _decays.NUM_UPDATES.given(num_updates)
+        )
         if half_life is not None:
-            half_life = _positive("half_life", half_life)
-        if warm_up is not None and _positive("warm_up", warm_up) < 1.0:
+            half_life = _checks.positive("half_life", half_life)
+        if warm_up is not None and _checks.positive("warm_up", warm_up) < 1.0:
             raise ValueError(
                 f"`warm_up` must be a number >= 1. Received: {warm_up=}"
             )
-        self._decay = _variables.Untracked(decay)
-        self._num_updates = _variables.Untracked(num_updates)
         self._zero_debias = _checks.boolean("zero_debias", zero_debias)
         self._half_life = half_life
         self._warm_up = warm_up
@@ -181,8 +172,8 @@ class ExponentialMovingAverage(WeightAverage):
             *(v.assign(tf.zeros_like(v)) for v in self._debias_variables),
             super().reset(),
         ]
-        if self._begun is not None:
-            ops.append(self._begun.assign(tf.zeros_like(self._begun)))
+        if self._has_begun is not None:
+            ops.append(self._has_begun.reset())
         return tf.group(*[op for op in ops if op is not None])
 
     def assert_averaged(
@@ -212,12 +203,13 @@ class ExponentialMovingAverage(WeightAverage):
             RuntimeError: In eager mode.
         """
         checks = super().assert_averaged()
-        if self._begun is None or var_list is None:
+        if self._has_begun is None or var_list is None:
             return checks
         variables = _variables.checked_list("var_list", var_list)
-        begun = tf.gather(
-            self._read_begun(len(self._averages), self.n_models.read_value()),
+        begun = self._has_begun.of(
             self._indices(variables),
+            len(self._averages),
+            self.n_models.read_value(),
         )
         if not tf.executing_eagerly():
             message = _NOT_BEGUN.format(
@@ -248,32 +240,37 @@ class ExponentialMovingAverage(WeightAverage):
             )
         else:
             # In float32, as TensorFlow does, down to the last bit.
-            decay = _float32(self._decay.value)
+            decay = _decays.float32(self._decay.value)
             c = tf.cast(1.0 - decay, tf.float64)
         if self._num_updates.value is not None:
-            n = _float32(self._num_updates.value)
+            n = _decays.float32(self._num_updates.value)
             c_n = tf.cast(1.0 - (1.0 + n) / (10.0 + n), tf.float64)
             c = tf.maximum(c, c_n)
         if self._warm_up is not None:
             n = tf.cast(n_models, tf.float64)
             c = tf.maximum(c, self._warm_up / (n + self._warm_up))
         # XLA leaves assertions out: what they forbid moves nothing there.
-        for value, is_right in (
-            (self._decay.value, _is_decay),
-            (self._num_updates.value, _is_count),
-        ):
-            if not _is_known(value):
-                c = tf.where(is_right(value), c, tf.zeros_like(c))
+        for argument, value in self._scalars():
+            if not _decays.is_known(value):
+                c = tf.where(argument.allows(value), c, tf.zeros_like(c))
         return c
+
+    def _scalars(self) -> list[tuple[_decays.Argument, Any]]:
+        """What is read in each update, and may be wrong in one."""
+        return [
+            (_decays.DECAY, self._decay.value),
+            (_decays.NUM_UPDATES, self._num_updates.value),
+        ]
 
     def _starts_as_tensorflow(self) -> bool:
         """Whether the first update moves an average that is there before it."""
         return self._when is None and self._warm_up is None
 
     def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
-        if self._begun is not None:
-            begun = self._read_begun(len(self._averages), n_models)
-            return ~tf.gather(begun, self._indices(variables))
+        if self._has_begun is not None:
+            return ~self._has_begun.of(
+                self._indices(variables), len(self._averages), n_models
+            )
         if self._starts_as_tensorflow():
             return False
         return super()._is_first(variables, n_models)
@@ -284,57 +281,28 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _make_count(self) -> None:
         super()._make_count()
-        self._begun: Any = None
+        self._has_begun: _begun.Begun | None = None
         if self._graph is None:
             with tf.init_scope():
-                self._begun = self._begun_variable(False)
+                self._has_begun = _begun.Begun(self._own_name("begun"))
+        # For checkpoints, which have it by this name.
+        self._begun = self._has_begun and self._has_begun.variable
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExponentialMovingAverage:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        if self._begun is not None:
-            # TensorFlow's copy of a variable can no longer grow.
-            strategy = _variables.strategy_of(self._begun)
-            with strategy.scope() if strategy else contextlib.nullcontext():
-                memo[id(self._begun)] = self._begun_variable(
-                    _variables.components(self._begun)[0].read_value()
-                )
+        copy.deepcopy(self._has_begun, memo)  # first: it copies `_begun` too
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
         return copied
-
-    def _begun_variable(self, value: Any) -> tf.Variable:
-        """For each average whether it goes on; a scalar is for all of them.
-
-        It grows as variables join, and takes any number from a checkpoint.
-        """
-        return tf.Variable(
-            value,
-            trainable=False,
-            name=self._own_name("begun"),
-            shape=tf.TensorShape(None),
-        )
-
-    def _read_begun(self, n: int, n_models: tf.Tensor) -> tf.Tensor:
-        """A vector, of `n` elements at least.
-
-        What a checkpoint says nothing of has not begun. One with a scalar is
-        from before the first `apply`, or of a version that had no other: there
-        all had begun when there were models.
-        """
-        handle = _variables.components(self._begun)[0].handle
-        return _flags(handle, tf.constant(n), n_models)
 
     def _make_averages(self, variables: list[Any], begin: bool = True) -> None:
         n_before = len(self._averages)
         super()._make_averages(variables)
-        if self._begun is None:
+        if self._has_begun is None:
             return
         with tf.init_scope():
             n_known = max(n_before, self._state.n_restored)
-            # More of them are of averages that waited when it was written.
-            begun = self._read_begun(n_known, self._n_models.read_value())
-            begun = begun[:n_known]
-            joined = list(self._average_of.value)[len(begun) :]
+            joined = list(self._average_of.value)[n_known:]
             # A variable that the `tf.function` under construction makes has
             # no value yet to start from.
             there = [
@@ -347,10 +315,11 @@ class ExponentialMovingAverage(WeightAverage):
                     key for key, is_there in zip(joined, there) if is_there
                 )
             starts = begin and self._starts_as_tensorflow()
-            begun = [*begun.numpy(), *(starts and each for each in there)]
-            if self._begun.read_value().shape == [len(begun)]:
-                return
-            self._begun.assign(begun)
+            self._has_begun.join(
+                [starts and each for each in there],
+                n_known,
+                self._n_models.read_value(),
+            )
 
     def _counter(self, name: str) -> tf.Variable:
         if (
@@ -383,13 +352,12 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
         checks = []
-        if not (
-            _is_known(self._decay.value) and _is_known(self._num_updates.value)
-        ):
+        scalars = self._scalars()
+        if not all(_decays.is_known(value) for _, value in scalars):
             # Or ops of the caller's, such as `Cast`, would get other names.
             with tf.name_scope(self._own_name("checks")):
-                checks += _check_decay(self._decay.value)
-                checks += _check_num_updates(self._num_updates.value)
+                for argument, value in scalars:
+                    checks += argument.check(value)
         with tf.control_dependencies(checks):
             return super()._apply(var_list)
 
@@ -435,13 +403,14 @@ class ExponentialMovingAverage(WeightAverage):
         debiased = self._debiased.value
         plain = [v for v in variables if v.ref() not in debiased]
         moved = [super()._move(plain, c, n_models, compiled)]
-        if self._begun is not None:
-            begun = self._read_begun(len(self._averages), n_models)
-            indices = [[i] for i in self._indices(variables)]
+        if self._has_begun is not None:
             # Averages that are swapped in have c = 0, and begin later.
-            now = tf.gather_nd(begun, indices) | (c > 0.0)
-            begun = tf.tensor_scatter_nd_update(begun, indices, now)
-            moved.append(self._begun.assign(begun))
+            indices, now = self._indices(variables), c > 0.0
+            moved.append(
+                self._has_begun.begin(
+                    indices, now, len(self._averages), n_models
+                )
+            )
         threshold = _rounding.threshold(n_models)
         for tensor in variables:
             if tensor.ref() not in debiased:
@@ -481,114 +450,11 @@ class ExponentialMovingAverage(WeightAverage):
         return assigned
 
 
-# A function of its own, not inlined: where TensorFlow sees that a vector is
-# written, it takes for granted that one is read, whatever was restored.
-@functools.partial(
-    tf.function,
-    autograph=False,
-    experimental_attributes={"_noinline": True},
-)
-def _flags(handle: Any, n: tf.Tensor, n_models: tf.Tensor) -> tf.Tensor:
-    begun = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.bool)
-    given = tf.reshape(begun, [-1])
-    is_scalar = tf.equal(tf.rank(begun), 0)
-    of_all = is_scalar & (tf.reduce_any(given) | (n_models > 0))
-    size = tf.where(is_scalar, 0, tf.size(given))
-    rest = tf.fill([tf.maximum(n - size, 0)], of_all)
-    return tf.concat([given[:size], rest], axis=0)
-
-
-def _number_or_scalar(name: str, value: Any) -> Any:
-    """A number, or a scalar tensor or `tf.Variable`, or an error."""
-    value = _compat.tf_variable(value)
-    if isinstance(value, tf.Variable) or tf.is_tensor(value):
-        if value.shape.rank not in (0, None):
-            _raise_no_scalar(name, value.shape)
-        dtype = value.dtype.base_dtype
-        if not (dtype.is_floating or dtype.is_integer):
-            raise ValueError(
-                f"`{name}` must be {_WANTED[name]}. "
-                f"Received: {name} of dtype {dtype.name}"
-            )
-        return value
-    if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
-        value = value.item()
-    return _checks.real(name, value, f"a scalar tensor or {_WANTED[name]}")
-
-
-def _raise_no_scalar(name: str, shape: tf.TensorShape) -> NoReturn:
-    raise ValueError(
-        f"`{name}` must be a scalar. Received: {name} of shape {shape}"
-    )
-
-
-def _is_known(value: Any) -> bool:
-    """Whether it is a number that never changes, or none is given."""
-    return value is None or isinstance(value, (int, float))
-
-
-def _positive(name: str, value: Any) -> float:
-    number = float(_checks.real(name, value, "a finite number > 0"))
-    if number == 0.0:
-        raise ValueError(
-            f"`{name}` must be a finite number > 0. Received: {name}={value!r}"
-        )
-    return number
-
-
 _NOT_BEGUN = (
     "{name} has not averaged each of these variables yet, or not since "
     "`reset`: {variables}. Call `apply` with them first, or swap a list "
     "without them."
 )
-
-_WANTED = {
-    "decay": "a number in [0, 1), also in float32",
-    "num_updates": "a finite number >= 0, also in float32",
-}
-
-
-def _check_decay(decay: Any) -> list[tf.Operation]:
-    """Raises unless the decay is in [0, 1); in a graph, gives assertions."""
-    if decay is None:
-        return []
-    return _require("decay", decay, _is_decay(decay))
-
-
-def _check_num_updates(num_updates: Any) -> list[tf.Operation]:
-    if num_updates is None:
-        return []
-    return _require("num_updates", num_updates, _is_count(num_updates))
-
-
-def _is_decay(decay: Any) -> Any:
-    rounded = _float32(decay)
-    return (rounded >= 0.0) & (rounded < 1.0)
-
-
-def _is_count(num_updates: Any) -> Any:
-    rounded = _float32(num_updates)
-    return (rounded >= 0.0) & (rounded < math.inf)
-
-
-def _float32(value: Any) -> Any:
-    if isinstance(value, (int, float)):
-        with np.errstate(over="ignore"):  # infinity is for the caller to see
-            return np.float32(value)
-    return tf.cast(value, tf.float32)
-
-
-def _require(name: str, value: Any, right: Any) -> list[tf.Operation]:
-    message = f"`{name}` must be {_WANTED[name]}. Received: {name}="
-    if tf.is_tensor(right) and not hasattr(right, "numpy"):
-        if right.shape.rank is None:
-            right = tf.ensure_shape(right, [], name=f"{name}_must_be_a_scalar")
-        return [tf.debugging.Assert(right, [message, value])]
-    if right.shape != ():
-        _raise_no_scalar(name, right.shape)
-    if not right:
-        raise ValueError(f"{message}{value!r}")
-    return []
 
 
 def scaled_decay(decay: float, batch_size_ratio: float) -> float:
@@ -619,4 +485,6 @@ def scaled_decay(decay: float, batch_size_ratio: float) -> float:
         raise ValueError(
             f"`decay` must be a number in [0, 1). Received: {decay=}"
         )
-    return float(decay ** _positive("batch_size_ratio", batch_size_ratio))
+    return float(
+        decay ** _checks.positive("batch_size_ratio", batch_size_ratio)
+    )

@@ -12,9 +12,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _parts, _swaps, _variables
+from swa_tf import _compat, _parts, _refitting, _swaps, _variables
 from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
-from swa_tf.batch_norm import _Arguments, _refit
+from swa_tf.batch_norm import MovingFreeBatchNormalization
 
 
 class BackupVariables(tf.Module):
@@ -211,7 +211,14 @@ def averaged_weights(
         try:
             _swap_in(swa, target, swap)
             if refit_data is not None:
-                _refit(target, refit_data, refit_steps, "pooled", _OF_THE_REFIT)
+                _refitting.refit(
+                    target,
+                    refit_data,
+                    refit_steps,
+                    "pooled",
+                    MovingFreeBatchNormalization,
+                    _OF_THE_REFIT,
+                )
             yield
             if keep:
                 swap.keep()
@@ -221,7 +228,7 @@ def averaged_weights(
         _swap_out(swa, swap)
 
 
-_OF_THE_REFIT = _Arguments("target", "refit_data", "refit_steps")
+_OF_THE_REFIT = _refitting.Arguments("target", "refit_data", "refit_steps")
 
 
 def _swap_in(swa: WeightAverage, target: Any, swap: _swaps.Swap) -> None:

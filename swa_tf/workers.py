@@ -121,10 +121,14 @@ class _Average(NamedTuple):
     names: list[str]
     tensors: list[Tensor]
 
-    def variables(self) -> list[Any]:
-        """The variables averaged, by name and shape."""
-        shapes = [tensor.shape for tensor in self.tensors]
-        return list(zip(self.names, shapes))
+    def variables(self) -> list[_state.Averaged]:
+        """The variables averaged."""
+        return [
+            _state.Averaged(
+                name, str(tf.TensorShape(tensor.shape)), str(tensor.dtype)
+            )
+            for name, tensor in zip(self.names, self.tensors)
+        ]
 
 
 def _check_average(argument: str, average: Any) -> None:

@@ -1,0 +1,99 @@
+"""The `decay` and the `num_updates` of an exponential average, checked."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import tensorflow as tf
+
+from swa_tf import _checks, _compat
+
+
+class Argument(NamedTuple):
+    """A scalar >= 0: a number, or a tensor or variable read in each update.
+
+    Attributes:
+        name: What the caller calls it, for the errors.
+        wanted: What it must be, for the errors.
+        below: What it must be less than, in float32.
+    """
+
+    name: str
+    wanted: str
+    below: float
+
+    def given(self, value: Any) -> Any:
+        """`value`, or an error if it is known already that it is wrong."""
+        if value is None:
+            return None
+        value = self._number_or_scalar(value)
+        if is_known(value) or tf.executing_eagerly():
+            self.check(value)
+        return value
+
+    def check(self, value: Any) -> list[tf.Operation]:
+        """Raises unless `value` is right; in a graph, gives assertions."""
+        if value is None:
+            return []
+        right = self.allows(value)
+        message = f"`{self.name}` must be {self.wanted}. Received: {self.name}="
+        if tf.is_tensor(right) and not hasattr(right, "numpy"):
+            if right.shape.rank is None:
+                name = f"{self.name}_must_be_a_scalar"
+                right = tf.ensure_shape(right, [], name=name)
+            return [tf.debugging.Assert(right, [message, value])]
+        if right.shape != ():
+            self._raise_no_scalar(right.shape)
+        if not right:
+            raise ValueError(f"{message}{value!r}")
+        return []
+
+    def allows(self, value: Any) -> Any:
+        """Whether `value` is right, as a boolean tensor or a NumPy one."""
+        rounded = float32(value)
+        return (rounded >= 0.0) & (rounded < self.below)
+
+    def _number_or_scalar(self, value: Any) -> Any:
+        """A number, or a scalar tensor or `tf.Variable`, or an error."""
+        value = _compat.tf_variable(value)
+        if isinstance(value, tf.Variable) or tf.is_tensor(value):
+            if value.shape.rank not in (0, None):
+                self._raise_no_scalar(value.shape)
+            dtype = value.dtype.base_dtype
+            if not (dtype.is_floating or dtype.is_integer):
+                raise ValueError(
+                    f"`{self.name}` must be {self.wanted}. "
+                    f"Received: {self.name} of dtype {dtype.name}"
+                )
+            return value
+        if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
+            value = value.item()
+        wanted = f"a scalar tensor or {self.wanted}"
+        return _checks.real(self.name, value, wanted)
+
+    def _raise_no_scalar(self, shape: tf.TensorShape) -> NoReturn:
+        raise ValueError(
+            f"`{self.name}` must be a scalar. "
+            f"Received: {self.name} of shape {shape}"
+        )
+
+
+DECAY = Argument("decay", "a number in [0, 1), also in float32", 1.0)
+NUM_UPDATES = Argument(
+    "num_updates", "a finite number >= 0, also in float32", math.inf
+)
+
+
+def is_known(value: Any) -> bool:
+    """Whether it is a number that never changes, or none is given."""
+    return value is None or isinstance(value, (int, float))
+
+
+def float32(value: Any) -> Any:
+    """A number or scalar, rounded as TensorFlow's own class does."""
+    if isinstance(value, (int, float)):
+        with np.errstate(over="ignore"):  # infinity is for the caller to see
+            return np.float32(value)
+    return tf.cast(value, tf.float32)

@@ -1,0 +1,168 @@
+"""What a `var_list` must be for `apply` and `build` of an average."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf import _variables
+
+_FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+
+
+def require_coordinator() -> None:
+    """Raises in a function that workers of parameter servers run."""
+    if not tf.executing_eagerly() and isinstance(
+        tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy
+    ):
+        raise RuntimeError(
+            "`apply` must be called by the coordinator, and not in a function "
+            "that it schedules: workers would average at the same time, and "
+            "some of them twice. Call it after `coordinator.join()`, in eager "
+            "mode or outside `strategy.scope()`."
+        )
+
+
+def require_v1_graph(argument: str) -> None:
+    """Raises where there is no collection to take for `argument`=None."""
+    if _variables.outermost_graph() is None:
+        raise ValueError(
+            f"`{argument}` must be given outside v1 graphs, where no "
+            "collection of trainable variables exists. "
+            f"Received: {argument}=None"
+        )
+
+
+def check_strategies(
+    variables: list[Any], averages: list[Any], n_models: Any, name: str
+) -> None:
+    """Raises in the scope of a strategy, for variables of another.
+
+    TensorFlow makes none there, and traces no function that has them. What is
+    there can be updated in eager mode: an average that is None is not. `name`
+    is that of the object, and `n_models` its count.
+    """
+    if not tf.distribute.has_strategy():
+        return
+    here = (None, tf.distribute.get_strategy())
+    others = [v for v in variables if _variables.strategy_of(v) not in here]
+    known = all(average is not None for average in averages)
+    if others and not (known and tf.executing_eagerly()):
+        raise ValueError(
+            "`var_list` must hold no variables of another strategy than "
+            "that in whose scope `apply` is called: call it outside. "
+            f"Received: {_variables.describe(others)}"
+        )
+    if _variables.strategy_of(n_models) not in here:
+        raise ValueError(
+            "`apply` must not be called in the scope of another strategy "
+            f"than that in which {name} was made: make it outside of "
+            f"either. Received: {_variables.describe(variables)}"
+        )
+
+
+def check_each(variables: list[Any], device: str | None) -> None:
+    """Raises unless each can be averaged, on `device`, and comes once."""
+    seen = set()
+    for variable in variables:
+        if variable.dtype.base_dtype not in _FLOATS:
+            raise TypeError(
+                "`var_list` must hold variables of dtype float16, "
+                "bfloat16, float32 or float64. "
+                f"Received: {_variables.describe([variable])}"
+            )
+        if _differs_by_replica(variable):
+            raise ValueError(
+                "`var_list` must hold variables that are one number for "
+                "all replicas, not their sum or a number for each. "
+                f"Received: {_variables.describe([variable])}"
+            )
+        if device and _variables.strategy_of(variable):
+            raise ValueError(
+                "`device` must be None for variables of a strategy, which "
+                f"places them. Received: device={device!r} and "
+                f"{_variables.describe([variable])}"
+            )
+        if variable.ref() in seen:
+            raise ValueError(
+                "`var_list` must name each variable once. "
+                f"Received twice: {_variables.describe([variable])}"
+            )
+        seen.add(variable.ref())
+
+
+def _differs_by_replica(variable: Any) -> bool:
+    """Whether replicas have numbers of their own, with no mean to read."""
+    if (
+        getattr(variable, "synchronization", None)
+        != tf.VariableSynchronization.ON_READ
+    ):
+        return False
+    if variable.aggregation == tf.VariableAggregation.NONE:
+        return _variables.strategy_of(variable) is not None
+    return bool(variable.aggregation == tf.VariableAggregation.SUM)
+
+
+def check_graph(variables: list[Any], first: tf.Graph | None) -> None:
+    """Raises unless this is the graph of the first `apply`."""
+    if _variables.outermost_graph() is not first:
+        raise ValueError(
+            "`var_list` must belong to the graph of the first `apply` "
+            "(or, as there, to eager mode). "
+            f"Received: {_variables.describe(variables)}"
+        )
+
+
+def check_same(variables: list[Any], averaged: list[Any]) -> None:
+    """Raises unless they are, in any order, those of the first `apply`."""
+    known = {v.ref() for v in averaged}
+    late = [v for v in variables if v.ref() not in known]
+    if late:
+        raise ValueError(
+            "`var_list` must hold the variables of the first `apply`: one "
+            "that joins later would have missed the models before. "
+            f"Received in addition: {_variables.describe(late)}"
+        )
+    given = {v.ref() for v in variables}
+    missing = [v for v in averaged if v.ref() not in given]
+    if missing:
+        raise ValueError(
+            "`var_list` must hold all variables of the first `apply`: one "
+            "that is left out would miss this model. "
+            f"Received a list without: {_variables.describe(missing)}"
+        )
+
+
+def check_shapes(variables: list[Any], averages: list[Any]) -> None:
+    """The part of the shape check that needs no graph."""
+    for variable, average in zip(variables, averages):
+        if average is None:
+            continue  # of a variable that joins
+        shape = variable.shape
+        if tf.executing_eagerly() and not shape.is_fully_defined():
+            shape = variable.read_value().shape
+        if not average.shape.is_compatible_with(shape):
+            raise ValueError(
+                "`var_list` must hold variables whose shapes stay as they "
+                f"were at the first `apply`, here {average.shape}. "
+                f"Received: {_variables.describe([variable])} of shape {shape}"
+            )
+
+
+def shape_checks(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
+    """The part that a graph must check when it runs."""
+    if tf.executing_eagerly():
+        return []
+    # Not `assert_equal(tf.shape(variable), ...)`: TensorFlow folds that shape
+    # into a constant here, from the branches of the `tf.cond` that follows.
+    return [
+        tf.ensure_shape(
+            variable.read_value(),
+            average.shape,
+            name="shape_in_var_list_must_not_change",
+        )
+        for variable, average in zip(variables, averages)
+        if isinstance(variable, tf.Variable)
+        and not variable.shape.is_fully_defined()
+    ]
