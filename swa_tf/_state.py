@@ -84,8 +84,9 @@ class State(tf.train.experimental.PythonState):
         if self.variable is None or tf.executing_eagerly():
             return []
         return [
-            tf.debugging.assert_equal(
-                self.variable, False, message=_SWAPPED.format(name=name)
+            # Not `assert_equal`, whose many ops would be most of a small graph.
+            tf.debugging.Assert(
+                tf.logical_not(self.variable), [_SWAPPED.format(name=name)]
             )
         ]
 

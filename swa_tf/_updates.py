@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from swa_tf import _rounding, _variables
+from swa_tf import _compat, _rounding, _variables
 
 # Below this number of elements a variable takes less time than starting its
 # computation does: such are strung together, and not compiled.
@@ -176,6 +176,13 @@ class _Kind(NamedTuple):
         return math.prod(self.shape) < _SMALL
 
     @property
+    def splits_flat(self) -> bool:
+        """Whether it is quicker flat, in a branch, than as it is."""
+        on = tf.DeviceSpec.from_string(self.device).device_type
+        is_free = on == "CPU" and _compat.BRANCHES_TAKE_VIEWS
+        return is_free and len(self.shape) > 1
+
+    @property
     def bundle_size(self) -> int:
         return _BUNDLE_OF_SMALL if self.is_small else _BUNDLE
 
@@ -254,6 +261,11 @@ def _compiles(device: str) -> bool:
 @functools.lru_cache(_MOST)
 def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
     """The update of a bundle, given the handles of its variables."""
+    # XLA deals out the first dimension to the processors: of two, one has twice
+    # the work of the other where that is 3, as in a convolution. Flat, each
+    # has as much as the others. But XLA would fuse the reshaping with the sum,
+    # and then copy; not so where the sum is in a branch that may not be taken.
+    flat = compile and kind.splits_flat
 
     def read(handle: Any, dtype: tf.DType) -> tf.Tensor:
         value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
@@ -279,16 +291,27 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
             values = [tuple(tf.stack(each) for each in zip(*values))]
             if c.shape.rank:
                 each_c = [tf.reshape(c, [size, *(1 for _ in kind.shape)])]
-        moved = [
-            _rounding.moved(
-                average,
-                tf.cast(weight, kind.dtype),
-                own,
-                threshold,
-                zero if compile else None,
-            )
-            for (average, weight), own in zip(values, each_c)
-        ]
+        if flat:
+            values = [tuple(map(_flat, each)) for each in values]
+
+        def all_moved() -> list[tf.Tensor]:
+            return [
+                _rounding.moved(
+                    average,
+                    tf.cast(weight, kind.dtype),
+                    own,
+                    threshold,
+                    zero if compile else None,
+                )
+                for (average, weight), own in zip(values, each_c)
+            ]
+
+        if flat:
+            unmoved = [average for average, _ in values]
+            moved = tf.cond(zero < 1, all_moved, lambda: unmoved)
+            moved = [tf.reshape(value, kind.shape) for value in moved]
+        else:
+            moved = all_moved()
         if kind.is_small:
             moved = tf.unstack(moved[0], size)
         for average, value in zip(averages, moved):
@@ -301,6 +324,10 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
     return tf.function(
         update, autograph=False, experimental_attributes={"_noinline": True}
     )
+
+
+def _flat(x: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(x, [-1])
 
 
 def _value(weight: Any, average: tf.Tensor) -> tf.Tensor:

@@ -403,15 +403,20 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         Compiled by XLA or not; None leaves it to the graph to say when it runs.
         """
         averages = [self.average(variable) for variable in variables]
-        checks = self._state.assertions(self.name)
-        checks += _var_lists.shape_checks(variables, averages)
-        # In a function of our own nobody sees it, and a name that only eager
-        # mode takes would be an error.
-        is_own = compiled is not None or self.name is None
-        with tf.name_scope("average" if is_own else self.name) as scope:
+        # A function of our own runs where Python has looked already.
+        is_own = compiled is not None
+        live = tf.ones([], tf.int64)
+        checks = _var_lists.shape_checks(variables, averages)
+        if not is_own:
+            checks += self._state.assertions(self.name)
+        # There nobody sees the scope, whose name may be one that only eager
+        # mode takes.
+        unnamed = is_own or self.name is None
+        with tf.name_scope("average" if unnamed else self.name) as scope:
             with tf.control_dependencies(checks):
                 due = self._due()
-                live = self._state.live()
+                if not is_own:
+                    live = self._state.live()
                 n_models = self._read_n_models()
 
             def average() -> Any:
