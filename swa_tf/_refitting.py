@@ -15,11 +15,15 @@ from swa_tf._accumulators import Statistics
 
 
 class Arguments(NamedTuple):
-    """What the caller of a refit calls its arguments, for the errors."""
+    """What the caller of a refit calls its arguments, for the errors.
+
+    And for the warnings `level`, the `stacklevel` of whoever called that.
+    """
 
     model: str = "model"
     dataset: str = "dataset"
     steps: str = "steps"
+    level: int = 3
 
 
 def refit(
@@ -58,7 +62,7 @@ def refit(
         warnings.warn(
             "No sample reached these batch-norm layers, and their statistics "
             f"stay as they are: {_names(unreached)}",
-            stacklevel=3,
+            stacklevel=called.level,
         )
     _write(
         [
@@ -168,7 +172,7 @@ def _warn_of_none(model: Any, called: Arguments) -> None:
     warnings.warn(
         f"`{called.model}` holds no batch-norm layer {kind} to refit. "
         f"Received: {called.model}={model!r}",
-        stacklevel=4,
+        stacklevel=called.level + 1,
     )
 
 

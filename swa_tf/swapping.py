@@ -228,7 +228,12 @@ def averaged_weights(
         _swap_out(swa, swap)
 
 
-_OF_THE_REFIT = _refitting.Arguments("target", "refit_data", "refit_steps")
+_OF_THE_REFIT = _refitting.Arguments(
+    "target",
+    "refit_data",
+    "refit_steps",
+    level=4,  # between the two is `contextlib`
+)
 
 
 def _swap_in(swa: WeightAverage, target: Any, swap: _swaps.Swap) -> None:

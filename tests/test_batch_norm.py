@@ -445,8 +445,9 @@ def test_bad_arguments():
 def test_model_without_batch_norm_warns():
     model = tf.keras.Sequential([layers.Dense(1)])
     model(np.ones([1, 2]))
-    with pytest.warns(UserWarning, match="holds no batch-norm layer"):
+    with pytest.warns(UserWarning, match="holds no batch-norm layer") as caught:
         swa_tf.refit_batch_norm(model, failing(None))
+    assert caught[0].filename == __file__
 
 
 def test_frozen_model_warns():
@@ -556,8 +557,9 @@ def test_unreached_layer_warns():
     model = Two()
     model(x, training=True)
     before = bits(model.auxiliary.weights)
-    with pytest.warns(UserWarning, match="as they are: auxiliary"):
+    with pytest.warns(UserWarning, match="as they are: auxiliary") as caught:
         swa_tf.refit_batch_norm(model, [x])
+    assert caught[0].filename == __file__
     assert bits(model.auxiliary.weights) == before
     np.testing.assert_allclose(model.main.moving_mean, moments(x)[0], rtol=1e-5)
 

@@ -62,6 +62,7 @@ def test_a_checkpoint_of_one_goes_on_on_two(half_way, on_one):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_checkpoint_of_four_goes_on_on_one(on_one, tmp_path):
     before = distributed.Training(mirrored(4))
     before.run(until=2)

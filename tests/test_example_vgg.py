@@ -67,6 +67,7 @@ def test_what_is_compared():
     assert accuracies(ended) == dict.fromkeys(MODELS, expected)
 
 
+@pytest.mark.exhaustive
 def test_real_images(shared_data):
     output = vgg(
         "--dataset=cifar10",

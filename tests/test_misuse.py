@@ -1195,9 +1195,11 @@ def test_arguments_of_a_refit(make):
             _enter(average, model, **kwargs),
         )
     model.layers[1].trainable = False
-    with pytest.warns(UserWarning, match="`target` holds no batch-norm layer"):
+    no_layer = "`target` holds no batch-norm layer"
+    with pytest.warns(UserWarning, match=no_layer) as caught:
         with swa_tf.averaged_weights(average, model, refit_data=[batch]):
             pass
+    assert caught[0].filename == __file__
 
 
 def _batches(n):
