@@ -308,7 +308,7 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
 
         if flat:
             unmoved = [average for average, _ in values]
-            moved = tf.cond(zero < 1, all_moved, lambda: unmoved)
+            moved = tf.cond(zero < 2, all_moved, lambda: unmoved)
             moved = [tf.reshape(value, kind.shape) for value in moved]
         else:
             moved = all_moved()

@@ -400,12 +400,12 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
     ) -> Any:
         """Averages `variables` in, where it is due.
 
-        Compiled by XLA or not; None leaves it to the graph to say when it runs.
+        In a function of the average's own, which runs where Python has looked
+        for a swap, compiled by XLA or not. With None in a graph of the caller,
+        which looks and chooses when it runs.
         """
         averages = [self.average(variable) for variable in variables]
-        # A function of our own runs where Python has looked already.
         is_own = compiled is not None
-        live = tf.ones([], tf.int64)
         checks = _var_lists.shape_checks(variables, averages)
         if not is_own:
             checks += self._state.assertions(self.name)
@@ -415,8 +415,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         with tf.name_scope("average" if unnamed else self.name) as scope:
             with tf.control_dependencies(checks):
                 due = self._due()
-                if not is_own:
-                    live = self._state.live()
+                live = tf.ones([], tf.int64) if is_own else self._state.live()
                 n_models = self._read_n_models()
 
             def average() -> Any:

@@ -27,10 +27,9 @@ def each_moment(action, every="line"):
             with contextlib.suppress(KeyboardInterrupt):
                 action()
         # A trace can raise between the end of a `with` block and its exit,
-        # where no signal comes, and leave the lock taken.
+        # where no signal comes, and leave the lock taken: once.
         with contextlib.suppress(RuntimeError):
-            while True:
-                ONE_AT_A_TIME.release()
+            ONE_AT_A_TIME.release()
         if not struck:
             return
         yield struck[0]

@@ -703,7 +703,10 @@ def test_some_but_not_all_given_warns(arguments):
 
 @pytest.mark.parametrize(
     ("start", "n_models"),
-    [exhaustive({"start_epoch": 1}, 3), exhaustive({"start_step": 2}, 14)],
+    [
+        exhaustive({"start_epoch": 1}, 3),
+        pytest.param({"start_step": 2}, 14, marks=pytest.mark.slow),
+    ],
 )
 def test_distributed(start, n_models):
     """Two replicas see half a batch each, and average the same weights."""

@@ -130,7 +130,7 @@ QUICK = [(0, 2), (0, 3), (1, 0), (1, 2), (2, 1), (2, 3), (3, 0), (3, 1)]
 
 
 def half_of_them():
-    """Quick, with each value twice or more, and the other half slow."""
+    """Quick, with each value twice or more; the other half is exhaustive."""
     for i, case in enumerate(every_pair()):
         yield case if divmod(i, 4) in QUICK else exhaustive(*case)
 

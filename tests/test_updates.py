@@ -12,6 +12,8 @@ from tests.fitting import covering
 
 LARGE = (_updates._SMALL,)
 SMALL = (3, 5)
+# As large, and of more dimensions than one, the first of which is short.
+KERNEL = (3, 3, 64, 64)
 
 
 def random_values(shape, dtype, count, seed=0):
@@ -61,11 +63,16 @@ def _one_by_one(pairs, n):
 
 
 @pytest.mark.parametrize(
-    "dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64]
+    ("shape", "dtype"),
+    covering(
+        1,
+        [LARGE, KERNEL],
+        [tf.float16, tf.bfloat16, tf.float32, tf.float64],
+    ),
 )
-def test_compiled_or_not_gives_the_same_bits(dtype):
-    variables = [tf.Variable(v) for v in random_values(LARGE, dtype, 2)]
-    models = [random_values(LARGE, dtype, 2, seed) for seed in range(6)]
+def test_compiled_or_not_gives_the_same_bits(shape, dtype):
+    variables = [tf.Variable(v) for v in random_values(shape, dtype, 2)]
+    models = [random_values(shape, dtype, 2, seed) for seed in range(6)]
     expected = averages_of(variables, models, _one_by_one)
     for compiled in (True, False):
         got = averages_of(variables, models, _by(compiled))
@@ -75,6 +82,37 @@ def test_compiled_or_not_gives_the_same_bits(dtype):
     )
     # Six sums of numbers below 4, each off by at most one unit, 2^-22.
     np.testing.assert_allclose(expected, exact, rtol=0, atol=6 * 2.0**-22)
+
+
+@pytest.mark.parametrize("shape", [LARGE, KERNEL])
+@pytest.mark.parametrize("n_models", [0, 4, -3])  # the user may assign any
+def test_each_variable_has_its_own_coefficient(shape, n_models):
+    weights = [tf.Variable(tf.fill(shape, 8.0)) for _ in range(3)]
+    averages = [tf.Variable(tf.zeros(shape)) for _ in weights]
+    update = _updates.Update(list(zip(averages, weights)))
+    c = tf.constant([0.25, 1.0, 0.0], tf.float64)
+    update(c, tf.constant(n_models, tf.int64), True)
+    for average, expected in zip(averages, [2.0, 8.0, 0.0]):
+        np.testing.assert_allclose(average, tf.fill(shape, expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_kernels_in_a_function_of_the_user(jit_compile):
+    variables = [tf.Variable(tf.zeros(KERNEL)) for _ in range(2)]
+    swa = swa_tf.StochasticWeightAveraging()
+
+    @tf.function(jit_compile=jit_compile)
+    def step():
+        for variable in variables:
+            variable.assign_add(tf.ones(KERNEL))
+        swa.apply(variables)
+
+    for _ in range(8):
+        step()
+    for variable in variables:
+        np.testing.assert_array_equal(
+            swa.average(variable), np.full(KERNEL, 4.5)
+        )
 
 
 @pytest.mark.parametrize(
@@ -266,7 +304,7 @@ def test_another_list_is_checked():
     covering(
         2,
         [tf.float32, tf.bfloat16, tf.float64],
-        [SMALL, LARGE],
+        [SMALL, LARGE, KERNEL],
         [False, True],
     ),
 )
@@ -277,7 +315,7 @@ def test_a_weight_on_another_device_than_its_average(dtype, shape, compiled):
 
     def update(pairs, n):
         update = _updates.Update(pairs)
-        assert update.compiles(True) == (shape == LARGE)
+        assert update.compiles(True) == (shape != SMALL)
         update(1.0 / tf.cast(n + 1, tf.float64), n, compiled)
 
     got = averages_of(variables, models, update)

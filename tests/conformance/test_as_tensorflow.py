@@ -427,6 +427,7 @@ def names_of_other_ops(ema_class):
             others = [
                 tf.constant(1.0),
                 tf.zeros([2]),
+                tf.ones([2]),
                 tf.identity(x),
                 tf.cast(x, tf.int32),
                 x + 1.0,
