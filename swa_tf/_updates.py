@@ -292,7 +292,9 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
             if c.shape.rank:
                 each_c = [tf.reshape(c, [size, *(1 for _ in kind.shape)])]
         if flat:
-            values = [tuple(map(_flat, each)) for each in values]
+            values = [
+                tuple(tf.reshape(x, [-1]) for x in pair) for pair in values
+            ]
 
         def all_moved() -> list[tf.Tensor]:
             return [
@@ -308,6 +310,7 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
 
         if flat:
             unmoved = [average for average, _ in values]
+            # It is 0 or 1, so always; but XLA cannot know.
             moved = tf.cond(zero < 2, all_moved, lambda: unmoved)
             moved = [tf.reshape(value, kind.shape) for value in moved]
         else:
@@ -324,10 +327,6 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
     return tf.function(
         update, autograph=False, experimental_attributes={"_noinline": True}
     )
-
-
-def _flat(x: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(x, [-1])
 
 
 def _value(weight: Any, average: tf.Tensor) -> tf.Tensor:
