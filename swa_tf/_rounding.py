@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 
@@ -21,15 +23,23 @@ def moved(
     if zero is not None:
         step = _rounded(step, zero)
     total = unbiased_sum(average, step, threshold)
+    if zero is not None:
+        # The same bits; but to choose by a scalar moves out of the loop over
+        # the elements, which then has but this sum for every other model.
+        total = tf.where(threshold > 0.5, average + step, total)
     return tf.where(tf.equal(c, 1.0), weight, total)
 
 
 def threshold(n_models: tf.Tensor) -> tf.Tensor:
-    """Where the next sum after `n_models` rounds up, as float64 in (0, 1)."""
+    """Where the next sum after `n_models` rounds up, as float64.
+
+    In [0, 1/2), or infinite: a sum loses no more than half a unit.
+    """
     # The golden ratio's multiples fill (0, 1) evenly, whichever their number.
-    return tf.math.floormod(
+    part = tf.math.floormod(
         tf.cast(n_models, tf.float64) * 0.6180339887498949, 1.0
     )
+    return tf.where(part < 0.5, part, tf.constant(math.inf, tf.float64))
 
 
 def unbiased_sum(
@@ -58,7 +68,7 @@ def unbiased_sum(
     up = tf.abs(lost) > tf.cast(epsilon * threshold, total.dtype) * power
     sign = _bits(lost) & _bits(lost).dtype.min
     ulp = tf.bitcast(_bits(epsilon * power) | sign, total.dtype)
-    return total + tf.where(up, ulp, tf.zeros_like(ulp))
+    return tf.where(up, total + ulp, total)
 
 
 def _bits(x: tf.Tensor) -> tf.Tensor:

@@ -24,7 +24,10 @@ from swa_tf import _compat, _rounding, _variables
 # Below this number of elements a variable takes less time than starting its
 # computation does: such are strung together, and not compiled.
 _SMALL = 16384
-_BUNDLE, _BUNDLE_OF_SMALL = 16, 128
+_BUNDLE_OF_SMALL = 128
+# Compiling takes time for each variable of a bundle, starting it for each
+# bundle: bundles are of at most so many variables, and about so many elements.
+_BUNDLE, _BUNDLE_ELEMENTS = 4, 2**19
 
 # Compiling takes the time of some ten updates that are not compiled.
 _MANY = 5
@@ -184,7 +187,10 @@ class _Kind(NamedTuple):
 
     @property
     def bundle_size(self) -> int:
-        return _BUNDLE_OF_SMALL if self.is_small else _BUNDLE
+        if self.is_small:
+            return _BUNDLE_OF_SMALL
+        fitting = _BUNDLE_ELEMENTS // math.prod(self.shape)
+        return max(1, min(_BUNDLE, fitting))
 
 
 class _Member(NamedTuple):

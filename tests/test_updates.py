@@ -84,6 +84,34 @@ def test_compiled_or_not_gives_the_same_bits(shape, dtype):
     np.testing.assert_allclose(expected, exact, rtol=0, atol=6 * 2.0**-22)
 
 
+def test_thresholds_are_spread_evenly_where_a_sum_may_round_up():
+    thresholds = _rounding.threshold(tf.range(1000, dtype=tf.int64)).numpy()
+    expected = np.arange(1000) * (np.sqrt(5.0) - 1.0) / 2.0 % 1.0
+    over = expected >= 0.5
+    np.testing.assert_allclose(thresholds[~over], expected[~over], atol=1e-12)
+    np.testing.assert_array_equal(thresholds[over], np.inf)
+    assert abs(over.mean() - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_where_no_sum_rounds_up_they_are_tensorflows(compiled):
+    average = np.float32([-0.0, 1.0, 3e38, *np.geomspace(1e-8, 1e8, 99)])
+    weight = np.float32([-0.0, -1.0, 3e38, *np.geomspace(-3e4, -3e-3, 99)])
+    c = tf.constant(0.1, tf.float64)
+    threshold = _rounding.threshold(tf.constant(1, tf.int64))
+    assert threshold > 0.5
+
+    @tf.function(jit_compile=compiled)
+    def moved(average, weight, zero):
+        given = zero if compiled else None
+        return _rounding.moved(average, weight, c, threshold, given)
+
+    expected = average + np.float32(0.1) * (weight - average)
+    got = moved(average, weight, tf.constant(0))
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
+
+
 @pytest.mark.parametrize("shape", [LARGE, KERNEL])
 @pytest.mark.parametrize("n_models", [0, 4, -3])  # the user may assign any
 def test_each_variable_has_its_own_coefficient(shape, n_models):
