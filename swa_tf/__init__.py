@@ -10,31 +10,34 @@ the README for a training loop.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from swa_tf import _compat, schedules, soups
+from swa_tf import _compat, schedules
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.batch_norm import MovingFreeBatchNormalization, refit_batch_norm
 from swa_tf.callbacks import SWACallback
-from swa_tf.checkpoints import (
-    average_checkpoints,
-    average_windows,
-    checkpoints_in,
-)
 from swa_tf.exponential import ExponentialMovingAverage, scaled_decay
 from swa_tf.parameters import (
     assign_parameters,
     average_parameters,
     copy_parameters,
 )
-from swa_tf.soups import greedy_soup
 from swa_tf.swapping import (
     BackupVariables,
     assign_averages,
     averaged_weights,
 )
 from swa_tf.timing import AveragingSchedule
-from swa_tf.workers import merge_averages
+
+if TYPE_CHECKING:  # what follows is imported on first use, see below
+    from swa_tf import optimizers, soups
+    from swa_tf.checkpoints import (
+        average_checkpoints,
+        average_windows,
+        checkpoints_in,
+    )
+    from swa_tf.soups import greedy_soup
+    from swa_tf.workers import merge_averages
 
 __version__ = "0.1.0"
 
@@ -70,8 +73,26 @@ if _compat.KERAS_3:
     importlib.import_module("swa_tf.optimizers")
 
 
+_ON_FIRST_USE = {
+    "optimizers": "optimizers",  # on TensorFlow 2.15 with TensorFlow Addons
+    "soups": "soups",
+    "average_checkpoints": "checkpoints",
+    "average_windows": "checkpoints",
+    "checkpoints_in": "checkpoints",
+    "greedy_soup": "soups",
+    "merge_averages": "workers",
+}
+"""The module of each name that not every training needs."""
+
+
 def __getattr__(name: str) -> Any:
-    # On first use: on TensorFlow 2.15 it imports TensorFlow Addons.
-    if name == "optimizers":
-        return importlib.import_module("swa_tf.optimizers")
-    raise AttributeError(f"module 'swa_tf' has no attribute {name!r}")
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'swa_tf' has no attribute {name!r}")
+    module = importlib.import_module(f"swa_tf.{_ON_FIRST_USE[name]}")
+    value = module if name == _ON_FIRST_USE[name] else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -90,6 +90,8 @@ def move(files: Iterable[pathlib.Path], folder: pathlib.Path) -> None:
 
 def check_model_path(name: str, path: Any) -> None:
     """Raises unless `save_model` can write to `path`."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`{name}` must be a path. Received: {name}={path!r}")
     local = pathlib.Path(path)
     if (
         local.suffix not in ("", ".keras", ".h5")

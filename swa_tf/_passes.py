@@ -108,7 +108,13 @@ class CollectingPass:
             self._use(specs)
         taken = 0
         for batch in itertools.islice(dataset, steps):
-            inputs = tf.nest.map_structure(_tensor, _inputs_of(batch))
+            inputs = _inputs_of(batch)
+            if inputs is None:
+                raise TypeError(
+                    f"`{argument}` must hold batches of inputs. "
+                    f"Received in it: {batch!r}"
+                )
+            inputs = tf.nest.map_structure(_tensor, inputs)
             if self._trace is None or not _fits(inputs, self._trace.specs):
                 self._use_for(inputs)
             self._trace.run(inputs)

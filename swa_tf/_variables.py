@@ -12,7 +12,11 @@ from swa_tf import _compat
 
 
 def checked_list(
-    argument: str, var_list: Any, *, tensors: bool = False
+    argument: str,
+    var_list: Any,
+    *,
+    tensors: bool = False,
+    wanted: str = "a list of variables",
 ) -> list[Any]:
     """The `tf.Variable`s of a list.
 
@@ -20,6 +24,7 @@ def checked_list(
         argument: What the caller calls `var_list`, for the errors.
         var_list: An iterable of variables, of any Keras or plain.
         tensors: Whether it may also hold tensors of a v1 graph.
+        wanted: What the caller takes, for the errors.
 
     Raises:
         TypeError: If it is not a list, or holds anything else.
@@ -31,8 +36,7 @@ def checked_list(
         or not isinstance(var_list, Iterable)
     ):
         raise TypeError(
-            f"`{argument}` must be a list of variables. "
-            f"Received: {argument}={var_list!r}"
+            f"`{argument}` must be {wanted}. Received: {argument}={var_list!r}"
         )
     variables = [_compat.tf_variable(v) for v in var_list]
     if not variables:

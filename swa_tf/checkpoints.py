@@ -51,11 +51,13 @@ def checkpoints_in(
             the epochs, which is one of them again.
     """
     every = _checks.integer("every", every, at_least=1)
+    if last is not None:
+        last = _checks.integer("last", last, at_least=1)
     folder = os.fspath(directory)
     paths = finding.in_directory(folder)[::-1][::every][::-1]
     if last is None:
         return paths
-    if _checks.integer("last", last, at_least=1) > len(paths):
+    if last > len(paths):
         raise ValueError(
             f"`last` must be at most {len(paths)}, the number of checkpoints "
             f"to choose from in '{folder}'. Received: last={last}"

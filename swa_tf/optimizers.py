@@ -47,9 +47,14 @@ class _DecoupledDecay(_Mixin):
         **kwargs: Any,
     ) -> None:
         _checks.choice("weight_decay_on", weight_decay_on, ("all", "kernels"))
-        if isinstance(learning_rate, numbers.Real):  # Or a schedule.
+        if isinstance(learning_rate, numbers.Real):
             learning_rate = _number(
                 "learning_rate", learning_rate, ">= 0", lambda x: x >= 0
+            )
+        elif not (callable(learning_rate) or hasattr(learning_rate, "dtype")):
+            raise TypeError(
+                "`learning_rate` must be a number or a `LearningRateSchedule`. "
+                f"Received: learning_rate={learning_rate!r}"
             )
         super().__init__(
             learning_rate=learning_rate,
@@ -175,6 +180,7 @@ class MomentumW(_Decay, _SGD):
     Raises:
         ValueError: If a number is out of its range or not finite, or
             `weight_decay_on` is neither of its values.
+        TypeError: If `learning_rate` is no number and no schedule.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization"
     (https://arxiv.org/abs/1711.05101), algorithm 1, with eta_t = 1 for the
@@ -246,6 +252,7 @@ class AdamW(_Decay, _Adam):
     Raises:
         ValueError: If a number is out of its range or not finite, or
             `weight_decay_on` is neither of its values.
+        TypeError: If `learning_rate` is no number and no schedule.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization"
     (https://arxiv.org/abs/1711.05101), algorithm 2, with eta_t = 1 for the

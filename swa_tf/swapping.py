@@ -12,7 +12,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _parts, _refitting, _swaps, _variables
+from swa_tf import (
+    _checks,
+    _compat,
+    _parts,
+    _refitting,
+    _swaps,
+    _variables,
+)
 from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
 from swa_tf.batch_norm import MovingFreeBatchNormalization
 
@@ -184,8 +191,8 @@ def averaged_weights(
             swapped in, or in a graph or `tf.function`, where a `with` block has
             no meaning when the graph runs: use `BackupVariables` and
             `assign_averages` there.
-        TypeError: If `swa` is no `WeightAverage`, or `target` neither a model
-            nor a list of variables.
+        TypeError: If `swa` is no `WeightAverage`, `target` neither a model nor
+            a list of variables, or `keep` no bool.
         ValueError: If `swa` averages no variable of `target`, if `refit_steps`
             is given without `refit_data`, or as `refit_batch_norm` does.
     """
@@ -196,6 +203,7 @@ def averaged_weights(
             "`assign_averages`."
         )
     _check_average(swa)
+    keep = _checks.boolean("keep", keep)
     if refit_data is None and refit_steps is not None:
         raise ValueError(
             "`refit_data` must be given for `refit_steps` to be of use. "
@@ -204,7 +212,7 @@ def averaged_weights(
     if refit_data is not None and not _is_model(target):
         raise TypeError(
             "`target` must be a model for `refit_data` to be of use. "
-            f"Received: target={target!r}"
+            f"Received: target of type {type(target).__name__}"
         )
     swap = _swaps.Swap()
     try:
@@ -290,7 +298,9 @@ def _kept_and_swapped(
 ) -> tuple[list[Any], list[Any]]:
     """The variables to put back at the end, and those to swap."""
     if not _is_model(target):
-        variables = _variables.checked_list("target", target)
+        variables = _variables.checked_list(
+            "target", target, wanted="a model or a list of variables"
+        )
         _averages_of(swa, variables, "target")
         return variables, variables
     kept = _parts.weights(target)

@@ -133,11 +133,12 @@ class _Average(NamedTuple):
 
 def _check_average(argument: str, average: Any) -> None:
     if not isinstance(average, StochasticWeightAveraging):
-        wanted = "a `StochasticWeightAveraging`"
+        wanted, in_it = "a `StochasticWeightAveraging`", ""
         if argument == "others":
             wanted = f"a list, each {wanted} or the path of a checkpoint"
+            in_it = " in it"
         raise TypeError(
-            f"`{argument}` must be {wanted}. Received: {argument}={average!r}"
+            f"`{argument}` must be {wanted}. Received{in_it}: {average!r}"
         )
 
 

@@ -438,6 +438,8 @@ def test_bad_arguments():
         swa_tf.refit_batch_norm([model], [x])
     with pytest.raises(ValueError, match="unbuilt layers"):
         swa_tf.refit_batch_norm(Subclassed(), [x])
+    with pytest.raises(TypeError, match="`dataset` must hold batches of inp"):
+        swa_tf.refit_batch_norm(model, [x, None])
     with pytest.raises(RuntimeError, match="eager mode only"):
         tf.function(lambda: swa_tf.refit_batch_norm(model, [x]))()
 

@@ -673,6 +673,7 @@ def test_bad_arguments(arguments, message):
     [
         ({"averages": [1.0]}, "`averages` must be a `WeightAverage`"),
         ({"schedule": 0.1}, "`schedule` must be a"),
+        ({"filepath": 3}, "`filepath` must be a path. Received: filepath=3"),
         ({"refit_data": fitting.X}, "`refit_data` must be a `tf.data.Dataset`"),
     ],
 )

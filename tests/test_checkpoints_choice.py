@@ -120,6 +120,11 @@ def test_bad_last_and_every(arguments, received, tmp_path):
     assert received in str(error.value)
 
 
+def test_a_bad_last_of_an_empty_directory(tmp_path):
+    with pytest.raises(ValueError, match="`last` must be an integer >= 1"):
+        swa_tf.checkpoints_in(tmp_path, last=0)
+
+
 def test_checkpoint_manager(tmp_path):
     folder = str(tmp_path / "run")
     weight = tf.Variable(0.0)

@@ -613,6 +613,13 @@ def test_errors(cls, argument, value, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize("cls", [optimizers.MomentumW, optimizers.AdamW])
+@pytest.mark.parametrize("rate", ["a", None, [0.1]])
+def test_what_is_no_learning_rate(cls, rate):
+    with pytest.raises(TypeError, match=r"^`learning_rate` must be a n"):
+        cls(learning_rate=rate)
+
+
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
 def test_momentum_must_be_between_0_and_1(momentum):
     with pytest.raises(ValueError, match=r"^`momentum` must be") as error:

@@ -340,7 +340,7 @@ def test_bad_targets():
     for target, error, match in (
         (other, ValueError, "none of them averaged"),
         (other.weights, ValueError, "`target` must hold.*in addition"),
-        (3, TypeError, "`target` must be a list"),
+        (3, TypeError, "`target` must be a model or a list of variables"),
         ([], ValueError, "`target` must hold at least one"),
         ([1.0], TypeError, "`target` must hold variables"),
     ):
@@ -351,6 +351,9 @@ def test_bad_targets():
         with swa_tf.averaged_weights(
             swa, model.trainable_variables, refit_data=[tf.zeros([1, 3])]
         ):
+            pass
+    with pytest.raises(TypeError, match="`keep` must be True or False"):
+        with swa_tf.averaged_weights(swa, model, keep="yes"):
             pass
     assert bits(model.weights + other.weights) == before
     assert not swa.swapped

@@ -310,6 +310,8 @@ def test_exponential_averages_are_refused(tmp_path, begun):
         swa_tf.merge_averages(swa, [path])
     with pytest.raises(TypeError, match="`others` must be a list"):
         swa_tf.merge_averages(swa, [ema])
+    with pytest.raises(TypeError, match=r"Received in it: 3$"):
+        swa_tf.merge_averages(swa, [path, 3])
     with pytest.raises(TypeError, match="`target` must be"):
         swa_tf.merge_averages(ema, [path])
     assert (int(swa.n_models), int(ema.n_models)) == (1, 1)
