@@ -769,12 +769,13 @@ def test_values_of_other_types(make, wrong):
     average, variable = _averaged(make)
     is_list = isinstance(wrong, (list, np.ndarray))
     variables = "hold variables" if is_list else "be a list of variables"
+    target = "a model or a list"
     for function, argument, wanted in (
         (lambda: average.apply(wrong), "var_list", variables),
         (lambda: make().build(wrong), "var_list", variables),
         (lambda: swa_tf.assign_averages(average, wrong), "var_list", variables),
         (lambda: swa_tf.BackupVariables(wrong), "var_list", variables),
-        (_enter(average, wrong), "target", variables),
+        (_enter(average, wrong), "target", variables.replace("a list", target)),
         (lambda: average.average(wrong), "var", "be a variable"),
         (lambda: average.average_name(wrong), "var", "be a variable"),
         (_enter(wrong, [variable]), "swa", "be a `WeightAverage`"),
@@ -816,7 +817,7 @@ def test_nothing_in_the_place_of_variables(make):
         )
         _raises_and_changes_nothing(
             TypeError if nothing is None else ValueError,
-            "be a list" if nothing is None else "at least one",
+            "be a model or" if nothing is None else "at least one",
             average,
             [variable],
             _enter(average, nothing),

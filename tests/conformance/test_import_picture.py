@@ -50,10 +50,13 @@ def _imports(tree):
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
             yield from (f"{module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and "import_module" in ast.dump(
-            node.func
-        ):
-            yield ast.literal_eval(node.args[0])
+        elif _imports_module(node) and isinstance(node.args[0], ast.Constant):
+            yield node.args[0].value
+
+
+def _imports_module(node):
+    """Whether it is a call of `importlib.import_module`."""
+    return isinstance(node, ast.Call) and "import_module" in ast.dump(node.func)
 
 
 def _own(imported):
@@ -70,6 +73,46 @@ def _docstrings(tree):
         for node in ast.walk(tree)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
+
+
+def test_what_the_root_imports_on_first_use_is_what_checkers_see():
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in TREES["__init__"].body
+        if isinstance(node, ast.Assign)
+        and node.targets[0].id == "_ON_FIRST_USE"
+    )
+    (seen,) = (
+        node
+        for node in TREES["__init__"].body
+        if isinstance(node, ast.If)
+        and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    expected = {
+        f"swa_tf.{name}" if name == module else f"swa_tf.{module}.{name}"
+        for name, module in names.items()
+    }
+    assert set(_imports(seen)) == expected
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {"__init__"}))
+def test_nothing_else_imports_what_is_computed(name):
+    for node in ast.walk(TREES[name]):
+        if _imports_module(node):
+            assert isinstance(node.args[0], ast.Constant), node.lineno
+
+
+def test_the_root_has_all_that_it_names():
+    code = (
+        "import swa_tf, types; "
+        "assert set(swa_tf.__all__) <= set(dir(swa_tf)); "
+        "assert 'swa_tf.soups' not in __import__('sys').modules; "
+        "[getattr(swa_tf, name) for name in swa_tf.__all__]; "
+        "assert callable(swa_tf.greedy_soup); "
+        "assert isinstance(swa_tf.soups, types.ModuleType); "
+        "assert not hasattr(swa_tf, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_table_lists_the_files():
