@@ -30,7 +30,9 @@ from swa_tf.swapping import (
 from swa_tf.timing import AveragingSchedule
 
 if TYPE_CHECKING:  # what follows is imported on first use, see below
+    from swa_tf import checkpoints as checkpoints
     from swa_tf import optimizers, soups
+    from swa_tf import workers as workers
     from swa_tf.checkpoints import (
         average_checkpoints,
         average_windows,
@@ -76,6 +78,8 @@ if _compat.KERAS_3:
 _ON_FIRST_USE = {
     "optimizers": "optimizers",  # on TensorFlow 2.15 with TensorFlow Addons
     "soups": "soups",
+    "checkpoints": "checkpoints",
+    "workers": "workers",
     "average_checkpoints": "checkpoints",
     "average_windows": "checkpoints",
     "checkpoints_in": "checkpoints",
@@ -89,9 +93,7 @@ def __getattr__(name: str) -> Any:
     if name not in _ON_FIRST_USE:
         raise AttributeError(f"module 'swa_tf' has no attribute {name!r}")
     module = importlib.import_module(f"swa_tf.{_ON_FIRST_USE[name]}")
-    value = module if name == _ON_FIRST_USE[name] else getattr(module, name)
-    globals()[name] = value
-    return value
+    return module if name == _ON_FIRST_USE[name] else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -25,7 +25,7 @@ def moved(
     total = unbiased_sum(average, step, threshold)
     if zero is not None:
         # The same bits; but to choose by a scalar moves out of the loop over
-        # the elements, which then has but this sum for every other model.
+        # the elements, which then has but this sum for half of the models.
         total = tf.where(threshold > 0.5, average + step, total)
     return tf.where(tf.equal(c, 1.0), weight, total)
 
@@ -33,7 +33,8 @@ def moved(
 def threshold(n_models: tf.Tensor) -> tf.Tensor:
     """Where the next sum after `n_models` rounds up, as float64.
 
-    In [0, 1/2), or infinite: a sum loses no more than half a unit.
+    In [0, 1/2), or infinite for a sum rounded to nearest: as that loses no more
+    than half a unit, none is lost that a threshold over 1/2 would round up.
     """
     # The golden ratio's multiples fill (0, 1) evenly, whichever their number.
     part = tf.math.floormod(

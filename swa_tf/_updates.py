@@ -86,7 +86,7 @@ class Update:
             In a graph the op that is done when all is.
         """
         threshold = _rounding.threshold(n_models)
-        zero = tf.cast(n_models < 0, tf.int32)
+        zero = tf.cast(tf.equal(n_models, n_models.dtype.min), tf.int32)
 
         # Not in a branch: to read what is sent may reduce it over replicas.
         weights = [bundle.weights() for bundle in self._large]
@@ -124,7 +124,7 @@ class Update:
 class Pace:
     """Whether updates come so often that to compile them pays.
 
-    An average that takes one model an epoch is never compiled for.
+    An average that takes one model an epoch does not.
     """
 
     def __init__(self) -> None:

@@ -93,6 +93,19 @@ def test_thresholds_are_spread_evenly_where_a_sum_may_round_up():
     assert abs(over.mean() - 0.5) < 0.01
 
 
+@pytest.mark.parametrize("n_models", [-1, -3, 2**62])
+def test_any_number_of_models_gives_the_same_bits(n_models):
+    weight = tf.Variable(random_values(LARGE, tf.float32, 1)[0])
+    start, n = weight * 1.01, tf.constant(n_models, tf.int64)
+    got = []
+    for compiled in (False, True):
+        average = tf.Variable(start)
+        update = _updates.Update([(average, weight)])
+        update(tf.constant(0.3, tf.float64), n, compiled)
+        got.append(average.numpy())
+    np.testing.assert_array_equal(*got)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_where_no_sum_rounds_up_they_are_tensorflows(compiled):
     average = np.float32([-0.0, 1.0, 3e38, *np.geomspace(1e-8, 1e8, 99)])
