@@ -99,7 +99,7 @@ class ExponentialMovingAverage(WeightAverage):
     ) -> None:
         if (decay is None) == (half_life is None):
             raise ValueError(
-                "One of `decay` and `half_life` must be given. "
+                "Exactly one of `decay` and `half_life` must be given. "
                 f"Received: decay={decay!r}, half_life={half_life!r}"
             )
         # Untracked: a checkpoint of the average is not one of what it is given.

@@ -64,7 +64,9 @@ class _DecoupledDecay(_Mixin):
             **kwargs,
         )
         self.weight_decay_on = weight_decay_on
-        self.scale_decay_by_learning_rate = scale_decay_by_learning_rate
+        self.scale_decay_by_learning_rate = _checks.boolean(
+            "scale_decay_by_learning_rate", scale_decay_by_learning_rate
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -180,7 +182,8 @@ class MomentumW(_Decay, _SGD):
     Raises:
         ValueError: If a number is out of its range or not finite, or
             `weight_decay_on` is neither of its values.
-        TypeError: If `learning_rate` is no number and no schedule.
+        TypeError: If `learning_rate` is no number and no schedule, or what is
+            to be True or False is neither.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization"
     (https://arxiv.org/abs/1711.05101), algorithm 1, with eta_t = 1 for the
@@ -206,7 +209,7 @@ class MomentumW(_Decay, _SGD):
             momentum=_number(
                 "momentum", momentum, "between 0 and 1", lambda x: 0 <= x <= 1
             ),
-            nesterov=nesterov,
+            nesterov=_checks.boolean("nesterov", nesterov),
             name=name,
             **kwargs,
         )
@@ -252,7 +255,8 @@ class AdamW(_Decay, _Adam):
     Raises:
         ValueError: If a number is out of its range or not finite, or
             `weight_decay_on` is neither of its values.
-        TypeError: If `learning_rate` is no number and no schedule.
+        TypeError: If `learning_rate` is no number and no schedule, or what is
+            to be True or False is neither.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization"
     (https://arxiv.org/abs/1711.05101), algorithm 2, with eta_t = 1 for the
@@ -285,7 +289,7 @@ class AdamW(_Decay, _Adam):
                 "beta_2", beta_2, ">= 0 and < 1", lambda x: 0 <= x < 1
             ),
             epsilon=_number("epsilon", epsilon, "> 0", lambda x: x > 0),
-            amsgrad=amsgrad,
+            amsgrad=_checks.boolean("amsgrad", amsgrad),
             name=name,
             **kwargs,
         )

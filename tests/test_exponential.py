@@ -1071,8 +1071,12 @@ NO_SCALAR = tf.Variable([0.5, 0.5], shape=tf.TensorShape(None))
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({}, ValueError, "One of `decay` and `half_life`"),
-        ({"decay": 0.5, "half_life": 2}, ValueError, "One of `decay` and"),
+        ({}, ValueError, "Exactly one of `decay` and `half_life`"),
+        (
+            {"decay": 0.5, "half_life": 2},
+            ValueError,
+            "Exactly one of `decay` and",
+        ),
         ({"decay": 1.0}, ValueError, r"`decay` must be .*\[0, 1\)"),
         ({"decay": 1}, ValueError, "`decay` must be"),
         ({"decay": -0.1}, ValueError, "`decay` must be .*-0.1"),

@@ -620,6 +620,20 @@ def test_what_is_no_learning_rate(cls, rate):
         cls(learning_rate=rate)
 
 
+@pytest.mark.parametrize(
+    ("cls", "argument"),
+    [
+        (optimizers.MomentumW, "nesterov"),
+        (optimizers.AdamW, "amsgrad"),
+        (optimizers.MomentumW, "scale_decay_by_learning_rate"),
+        (optimizers.AdamW, "scale_decay_by_learning_rate"),
+    ],
+)
+def test_what_is_neither_true_nor_false(cls, argument):
+    with pytest.raises(TypeError, match=f"`{argument}` must be True or False"):
+        cls(**{argument: "no"})
+
+
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
 def test_momentum_must_be_between_0_and_1(momentum):
     with pytest.raises(ValueError, match=r"^`momentum` must be") as error:
