@@ -316,7 +316,7 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
 
         if flat:
             unmoved = [average for average, _ in values]
-            # It is 0 or 1, so always; but XLA cannot know.
+            # `zero` is 0, so always; but XLA cannot know.
             moved = tf.cond(zero < 2, all_moved, lambda: unmoved)
             moved = [tf.reshape(value, kind.shape) for value in moved]
         else:
