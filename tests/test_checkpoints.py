@@ -762,11 +762,10 @@ print(peak() - before)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_tensors", [1, 8])
-@pytest.mark.parametrize("n_inputs", [2, 5])
-def test_memory_depends_on_one_checkpoint_only(n_tensors, n_inputs, tmp_path):
-    size = (192 << 20) // n_tensors
+def test_memory_depends_on_one_checkpoint_only(n_tensors, tmp_path):
+    size = (96 << 20) // n_tensors
     values = {f"w{i}": np.ones(size // 4, np.float32) for i in range(n_tensors)}
-    paths = [str(tmp_path / f"ckpt-{i}") for i in range(n_inputs)]
+    paths = [str(tmp_path / f"ckpt-{i}") for i in range(4)]
     for path in paths:
         checkpoint_files.write(NAME, path, values)
     warm = str(tmp_path / "warm")
@@ -807,7 +806,7 @@ def test_shards_are_joined(limit, tmp_path, monkeypatch):
         np.testing.assert_array_equal(variable, exact.astype(np.float32))
     shards = [p for p in output.parent.iterdir() if ".data-" in p.name]
     # Of 40 bytes each, and the graph, the note and the step.
-    assert len(shards) == {1: 8, 100: 5, 250: 2}[limit]
+    assert len(shards) == {1: 8, 100: 3, 250: 1}[limit]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

@@ -73,6 +73,7 @@ class Hdf5Checkpoint(Checkpoint):
                 if value.dtype.kind == "V":  # so HDF5 knows bfloat16
                     value = value.view(tf.bfloat16.as_numpy_dtype)
                 yield value
+            del value  # before the next one is read
 
     def write(
         self, path: pathlib.Path, values: Values, dropped: set[str]

@@ -132,6 +132,7 @@ def merge(
                     else:
                         averages[key] = Average(weight)
                     advance(newest.tensors[key])
+                    del weight  # before the next one is read
             for key in group:
                 yield key, averages.pop(key).value()
         for key in newest.tensors.keys() - averaged - dropped:
@@ -215,6 +216,7 @@ def read(
         with errors_of(checkpoint.path, argument):
             value = next(values)
         yield key, value
+        del value  # before the next one is read
 
 
 def _check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:

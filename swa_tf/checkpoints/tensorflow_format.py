@@ -130,6 +130,7 @@ class TensorFlowCheckpoint(Checkpoint):
                     f"'{self.name(key)}' cannot be read: {_files.reason(error)}"
                 ) from error
             yield value
+            del value  # before the next one is read
 
     def write(
         self, path: pathlib.Path, values: Values, dropped: set[str]
