@@ -46,9 +46,11 @@ def errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        raise OSError(
-            f"'{os.fspath(path)}' cannot be written: {reason(error)}"
-        ) from error
+        why, path = reason(error), os.fspath(path)
+        for number in _FULL:
+            if why.endswith(os.strerror(number)):
+                raise OSError(number, os.strerror(number), path) from error
+        raise OSError(f"'{path}' cannot be written: {why}") from error
 
 
 @contextlib.contextmanager

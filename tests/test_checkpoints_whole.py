@@ -128,7 +128,7 @@ def test_an_interrupt_at_each_moment_of_making_and_moving(tmp_path):
             for name in names:
                 (scratch / name).write_text(name)
             files = [scratch / name for name in names]
-            _files.move(files, output.parent)
+            _files.move(files, str(output.parent))
 
     for number in range(1, 9999):
         interrupted = interrupted_at(number, write)
@@ -182,7 +182,7 @@ def test_files_are_moved_in_order_and_all_or_none(fails, tmp_path, monkeypatch):
     for file in files:
         file.write_text(file.name)
     (tmp_path / "other").write_text("other")
-    rename, moved = os.rename, []
+    rename, moved = tf.io.gfile.rename, []
 
     def renamed(source, target):
         if len(moved) == fails:
@@ -190,12 +190,12 @@ def test_files_are_moved_in_order_and_all_or_none(fails, tmp_path, monkeypatch):
         rename(source, target)
         moved.append(os.path.basename(target))
 
-    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(tf.io.gfile, "rename", renamed)
     if fails == len(names):
-        _files.move(files, tmp_path)
+        _files.move(files, str(tmp_path))
     else:
         with pytest.raises(KeyboardInterrupt):
-            _files.move(files, tmp_path)
+            _files.move(files, str(tmp_path))
     assert moved == names[:fails]
     left = {path.name for path in tmp_path.iterdir()} - {"scratch", "other"}
     assert left == (set(names) if fails == len(names) else set())
@@ -203,14 +203,14 @@ def test_files_are_moved_in_order_and_all_or_none(fails, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_counts_is_moved_last(form, three, tmp_path, monkeypatch):
-    rename, moved = os.rename, []
+    rename, moved = tf.io.gfile.rename, []
 
     def renamed(source, target):
         if pathlib.Path(target).parent == tmp_path:
             moved.append(os.path.basename(target))
         rename(source, target)
 
-    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(tf.io.gfile, "rename", renamed)
     output = checkpoint_files.path_of(form, tmp_path, "average")
     swa_tf.average_checkpoints(three(form), output)
     names = [

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _state, _variables
+from swa_tf import _variables
 from swa_tf.averaging import StochasticWeightAveraging
 from swa_tf.checkpoints import merge, paths
 from swa_tf.checkpoints.checkpoint import Tensor
@@ -123,15 +123,6 @@ class _Average(NamedTuple):
     tensors: list[Tensor]
     values: Iterator[np.ndarray]
 
-    def variables(self) -> list[_state.Averaged]:
-        """The variables averaged."""
-        return [
-            _state.Averaged(
-                name, str(tf.TensorShape(tensor.shape)), str(tensor.dtype)
-            )
-            for name, tensor in zip(self.names, self.tensors)
-        ]
-
 
 def _check_average(argument: str, average: Any) -> None:
     if not isinstance(average, StochasticWeightAveraging):
@@ -238,11 +229,9 @@ def _nothing_averaged(name: str) -> ValueError:
 
 
 def _check_alike(average: _Average, target: _Average) -> None:
-    same = _state.same(average.variables(), target.variables()) and (
-        [tensor.dtype for tensor in average.tensors]
-        == [tensor.dtype for tensor in target.tensors]
-    )
-    if not same:
+    names, wanted = average.names, target.names
+    reordered = names != wanted and sorted(names) == sorted(wanted)
+    if reordered or average.tensors != target.tensors:
         raise ValueError(
             "`others` must be averages of the variables of `target`, in their "
             f"order: {_listed(target)}. "
