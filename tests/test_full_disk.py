@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from benchmarks.errors import BenchmarkError
-from benchmarks.run_directory import Records, RunDirectory
+from benchmarks.cifar10.run_directory import Records, RunDirectory
+from benchmarks.common.errors import BenchmarkError
 from swa_tf import _files
 from tests import checkpoint_files, damage, fitting
 from tests.checkpoint_files import KERAS, OBJECT, contents
