@@ -4,9 +4,10 @@ r"""What averaging costs: against the floor of one pass over memory, and peers.
     python -m benchmarks.averaging_cost --quick
 
 prints tables of `apply`, of what other libraries have for it, of swapping the
-averages in and back, of a refit against a forward pass, of training steps with
-and without averaging, and of the import. `--output_dir` gets `results.json`,
-`results.md` and `chart.png`. What is not installed is named as absent.
+averages in and back, of first calls, of a refit against a forward pass, of
+training steps with and without averaging, and of the import. `--output_dir`
+gets `results.json`, `results.md` and `chart.png`. What is not installed is
+named as absent.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from absl import app, flags
 
 from benchmarks.averaging_cost import (
     comparison,
+    first_calls,
     import_times,
     report,
     resnet_costs,
@@ -28,10 +30,18 @@ from benchmarks.averaging_cost import (
 from benchmarks.averaging_cost.averagers import AVERAGING
 from benchmarks.common import command_line, timing
 
-PARTS = ("averaging", "swapping", "refit", "training", "imports")
+PARTS = (
+    "averaging",
+    "swapping",
+    "first_calls",
+    "refit",
+    "training",
+    "imports",
+)
 MODELS = ("resnet34", "4x25M", "1000x64", "4x125M")
 _QUICK = {
     "models": ["3x1K"],
+    "first_calls": ["MobileNet"],
     "rounds": 2,
     "width": 4,
     "batch_size": 8,
@@ -68,6 +78,12 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
         "To average, beside the floor and apply.",
     )
     some_of("ways", AVERAGING)
+    add(
+        flags.DEFINE_list,
+        "first_calls",
+        ["EfficientNetV2B0", "NASNetMobile"],
+        "Models of tf.keras.applications whose first calls are timed, or none.",
+    )
     integers = {
         "rounds": (15, "Calls of each way that count."),
         "width": (8, "Of the ResNet-34 that is refitted and trained."),
@@ -109,6 +125,9 @@ def run(
     """
     values = {**values, **(_QUICK if values["quick"] else {})}
     rounds, n_bytes = values["rounds"], 10**9 * values["memory_gb"]
+    applications = first_calls.names_of_flag(
+        "first_calls", values["first_calls"]
+    )
     models = {}
     for model in values["models"]:
         models[model] = weights.of_flag("models", model)
@@ -126,6 +145,10 @@ def run(
         "swapping": lambda: {
             model: comparison.swapping(shapes, rounds, alone)
             for model, shapes in models.items()
+        },
+        "first_calls": lambda: {
+            name: first_calls.measure(name, min(rounds, 3), alone)
+            for name in applications
         },
         "refit": lambda: alone(
             resnet_costs.refit, *network, values["batches"], rounds

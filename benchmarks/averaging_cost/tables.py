@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.averaging_cost import first_calls
 from benchmarks.averaging_cost.averagers import (
     AVERAGING,
     COPY,
@@ -16,7 +17,12 @@ from benchmarks.averaging_cost.averagers import (
     UPDATE_AFTER,
     WARM_UP,
 )
-from benchmarks.averaging_cost.report import Sheet, digits, spread
+from benchmarks.averaging_cost.report import (
+    Sheet,
+    digits,
+    milliseconds,
+    spread,
+)
 from benchmarks.averaging_cost.resnet_costs import FORWARD, REFIT, STEP
 from benchmarks.common import timing
 
@@ -28,6 +34,14 @@ _MEMORY = f"""\
 Of a process for each way. The first call has all set-up with it; next: the
 longest of the {WARM_UP - 1} calls after it. Peak: what the process holds in all
 these beyond the weights and gradients, also in bytes a parameter."""
+_FIRST_CALLS = f"""\
+Eager calls, each row of fresh processes in which TensorFlow has started and the
+model is built; medians of the processes. The forward pass is a `tf.function`
+with training=True over {first_calls.BATCH_SIZE} images, the refit has
+{first_calls.REFIT_BATCHES} batches of as many.
+"/ peer": the first `apply` over that of TensorFlow's EMA, which should be at
+most 1, and the first refit over the first forward pass, at most 2.5. Longest:
+of the next {first_calls.NEXT} calls, which should be at most 3 s."""
 _SWAPPING = """\
 The copy goes to memory that is there. Growth: of the process while it swaps, at
 its peak, in bytes a parameter."""
@@ -64,6 +78,15 @@ def sheets(contents: Mapping[str, Any]) -> list[Sheet]:
                 ("", "ms", "middle half", "/ copy", "/ update", "growth, B"),
                 list(_swapping_rows(found)),
                 _SWAPPING,
+            )
+        )
+    for model, found in contents.get("first_calls", {}).items():
+        tables.append(
+            Sheet(
+                f"First calls, {model}: {found['variables']} variables",
+                ("", "first, s", "/ peer", "longest, s", "later, ms"),
+                list(_first_calls_rows(found["works"])),
+                _FIRST_CALLS,
             )
         )
     for part, base in (("refit", FORWARD), ("training", STEP)):
@@ -145,6 +168,29 @@ def _swapping_rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
             *spread(times),
             *([ratio, ""] if base == COPY else ["", ratio]),
             digits(growth) if name == SWAP else "",
+        ]
+
+
+def _first_calls_rows(
+    found: Mapping[str, Sequence[Sequence[float]]],
+) -> Iterator[list[str]]:
+    for name, runs in found.items():
+        work = first_calls.WORKS[name]
+        first = [run[0] for run in runs]
+        ratio = longest = ""
+        if work.peer:
+            peers_first = [run[0] for run in found[work.peer]]
+            ratio = f"{timing.ratio(first, peers_first):.2f}"
+        start = 1 + work.n_next
+        if work.n_next:
+            longest = f"{np.median([max(run[1:start]) for run in runs]):.3f}"
+        later = np.median([np.median(run[start:]) for run in runs])
+        yield [
+            name,
+            f"{np.median(first):.3f}",
+            ratio,
+            longest,
+            milliseconds(float(later)),
         ]
 
 

@@ -37,10 +37,7 @@ class Weights:
     @functools.cached_property
     def variables(self) -> list[tf.Variable]:
         """The same, as the variables of TensorFlow that they are."""
-        return [
-            w if isinstance(w, tf.Variable) else w.value
-            for w in self.keras_variables
-        ]
+        return as_tensorflow(self.keras_variables)
 
     @functools.cached_property
     def gradients(self) -> list[tf.Tensor]:
@@ -54,6 +51,13 @@ class Weights:
 
         parameters = [torch.ones(tuple(s)) for s in self._shapes]
         return torch.nn.ParameterList(map(torch.nn.Parameter, parameters))
+
+
+def as_tensorflow(keras_variables: Sequence[Any]) -> list[tf.Variable]:
+    """Returns the variables of TensorFlow that variables of a Keras are."""
+    return [
+        w if isinstance(w, tf.Variable) else w.value for w in keras_variables
+    ]
 
 
 def shapes(model: str) -> list[tuple[int, ...]]:

@@ -58,6 +58,7 @@ def test_bad_ones(script, argument):
     [
         (averaging_cost, "--models=resnet35", "resnet35"),
         (averaging_cost, "--models=4x1B", "memory_gb"),
+        (averaging_cost, "--first_calls=Nothing", "first_calls=Nothing"),
         (
             scaling,
             "--parameters=1M,many",
@@ -156,7 +157,7 @@ def test_scaling(tmp_path, capsys):
 def test_other_parts(tmp_path):
     values = parsed(
         averaging_cost,
-        *("--quick", "--parts=refit,training,imports"),
+        *("--quick", "--parts=first_calls,refit,training,imports"),
         f"--output_dir={tmp_path}/cost",
     )
     contents = averaging_cost.run(values, alone=here)
@@ -164,7 +165,13 @@ def test_other_parts(tmp_path):
     assert contents["refit"][REFIT]["traces"][0] >= 1
     assert len(contents["training"][resnet_costs.STEP]["times"]) == 6
     assert len(contents["imports"]["swa_tf"]) == 2
+    assert list(contents["first_calls"]) == ["MobileNet"]
     page = (tmp_path / "cost/results.md").read_text()
-    for name in (REFIT, resnet_costs.AVERAGING_STEP, "import swa_tf"):
+    for name in (
+        REFIT,
+        resnet_costs.AVERAGING_STEP,
+        "import swa_tf",
+        "MobileNet",
+    ):
         assert name in page
     assert "had not come with TensorFlow: none." in page
