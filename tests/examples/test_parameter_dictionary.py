@@ -30,8 +30,15 @@ def checked(output):
     return found
 
 
-def test_default():
-    found = checked(example())
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        ["--epochs=3", "--average_epochs=3"],
+    ],
+)
+def test_digits(flags):
+    found = checked(example(*flags))
     # 450 images test; linear models of these pixels reach 95 to 97 %.
     assert all(found[name] > 94.0 for name in MODELS if "reset" not in name)
 

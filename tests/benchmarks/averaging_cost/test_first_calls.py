@@ -6,7 +6,6 @@ import tensorflow as tf
 import swa_tf
 from benchmarks.averaging_cost import first_calls, tables, weights
 from benchmarks.averaging_cost.first_calls import APPLY, EMA, FORWARD, REFIT
-from benchmarks.common import timing
 from benchmarks.common.errors import BenchmarkError
 
 
@@ -32,7 +31,6 @@ def fixture_measured():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.keras.applications, "Tiny", tiny, raising=False)
-        patch.setattr(timing, "_REST", 0.0)
         return first_calls.measure("Tiny", 2, alone), calls
 
 

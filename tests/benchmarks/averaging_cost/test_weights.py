@@ -16,9 +16,3 @@ def test_shapes():
 def test_other_names(model):
     with pytest.raises(ValueError, match="`model` must be"):
         weights.shapes(model)
-
-
-def test_resnet_is_the_real_one():
-    shapes = weights.shapes("resnet34")
-    assert 21.0e6 < weights.parameters(shapes) < 21.5e6
-    assert len(shapes) == 104

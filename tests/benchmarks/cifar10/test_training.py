@@ -7,11 +7,18 @@ import pytest
 import tensorflow as tf
 
 from benchmarks.cifar10 import config, data, training
+from benchmarks.common.resnet import BLOCKS
 from tests.benchmarks.cifar10.tiny import TINY
 from tests.fitting import exhaustive
 
 # `tf.data` stays compiled where functions run eagerly, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the")
+
+
+@pytest.fixture(autouse=True)
+def _shallow(monkeypatch):
+    """The smallest network that has all kinds of blocks."""
+    monkeypatch.setitem(BLOCKS, 18, (2, 1, 1, 1))
 
 
 def test_published_plan():
