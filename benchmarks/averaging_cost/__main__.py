@@ -1,4 +1,4 @@
-r"""What averaging costs: against the floor of one pass over memory, and peers.
+r"""Measures averaging against one pass over memory, and against peers.
 
     python -m benchmarks.averaging_cost --models=resnet34,4x25M --rounds=15
     python -m benchmarks.averaging_cost --quick

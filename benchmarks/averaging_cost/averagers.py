@@ -1,4 +1,4 @@
-"""Everything that averages weights, as a step to be timed; and the floor.
+"""The ways to average weights, as steps to be timed, and the floor.
 
 `WAYS` has them by name. Each makes its averages in its first call. The last
 four stand for swapping the averages in and back.
@@ -22,7 +22,8 @@ _EMA = 0.999
 _RATE = 1e-6
 # Calls before those that count: compilation, if any, is over by then.
 WARM_UP = 8
-# Copies of the weights that the arithmetic of some way leaves lying about.
+APPLY_WARM_UP = 60  # An eager `apply` is compiled after 50 updates.
+# Copies of the weights that temporary tensors take, at most.
 _TEMPORARIES = 5
 
 
@@ -51,7 +52,7 @@ class Way(NamedTuple):
 
 
 def fits(names: Sequence[str], n_parameters: int, n_bytes: int) -> bool:
-    """Whether ways, in one process, do with so much memory."""
+    """Returns whether ways fit into so much memory in one process."""
     made = {use for name in names for use in WAYS[name].uses}
     copies = len(made) + sum(WAYS[name].copies for name in names)
     return 4 * n_parameters * (copies + _TEMPORARIES) <= n_bytes
@@ -96,7 +97,9 @@ def _floor(given: Weights) -> timing.Step:
 
 def _apply(given: Weights) -> timing.Step:
     swa = swa_tf.StochasticWeightAveraging()
-    return timing.Step(lambda: swa.apply(given.keras_variables))
+    return timing.Step(
+        lambda: swa.apply(given.keras_variables), warm_up=APPLY_WARM_UP
+    )
 
 
 def _apply_in_function(given: Weights) -> timing.Step:
@@ -181,7 +184,7 @@ def _one_copy(given: Weights) -> timing.Step:
 
 
 def _use_up_free_memory(given: Weights) -> list[tf.Tensor]:
-    """Tensors to be kept, so that the next one makes the process grow."""
+    """Returns tensors to be kept: the next one makes the process grow."""
     largest = max(given.gradients, key=tf.size)
     start, kept = timing.memory(), []
     while (
@@ -216,7 +219,7 @@ def _swap(given: Weights) -> timing.Step:
 
 
 def _update(after_swap: bool, given: Weights) -> timing.Step:
-    """What an optimizer does to the weights, at the least."""
+    """Adds a gradient in place: the least that an optimizer does."""
 
     @tf.function
     def update() -> None:

@@ -9,7 +9,12 @@ from typing import Any
 import tensorflow as tf
 
 import swa_tf
-from benchmarks.averaging_cost.averagers import APPLY, FLOOR, WARM_UP
+from benchmarks.averaging_cost.averagers import (
+    APPLY,
+    APPLY_WARM_UP,
+    FLOOR,
+    WARM_UP,
+)
 from benchmarks.averaging_cost.weights import Shapes
 from benchmarks.common import devices, timing
 
@@ -72,4 +77,4 @@ def _floor(shapes: Shapes, n_replicas: int) -> timing.Step:
 def _apply(shapes: Shapes, n_replicas: int) -> timing.Step:
     _, weights = _mirrored(shapes, n_replicas)
     swa = swa_tf.StochasticWeightAveraging()
-    return timing.Step(lambda: swa.apply(weights))
+    return timing.Step(lambda: swa.apply(weights), warm_up=APPLY_WARM_UP)

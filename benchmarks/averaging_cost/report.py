@@ -28,7 +28,7 @@ class Sheet(NamedTuple):
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits of a time, in ms.
+    """Returns three digits of a time, in ms.
 
     >>> milliseconds(0.0123456), milliseconds(1.5)
     ('12.3', '1500')
@@ -37,7 +37,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def digits(value: float) -> str:
-    """A number with three digits, and all those before the point.
+    """Returns a number with three digits, and all before the point.
 
     >>> digits(0.12345), digits(99.96), digits(12345.6)
     ('0.123', '100', '12346')
@@ -49,7 +49,7 @@ def digits(value: float) -> str:
 
 
 def spread(times: Sequence[float]) -> list[str]:
-    """Two cells, in ms: the median, and between which the middle half lies."""
+    """Returns two cells, in ms: the median, and the quartiles."""
     median, low, high = map(milliseconds, timing.summary(times))
     return [median, f"{low} to {high}"]
 

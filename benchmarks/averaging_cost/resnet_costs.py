@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 import swa_tf
+from benchmarks.averaging_cost.averagers import APPLY_WARM_UP, WARM_UP
 from benchmarks.common import timing
 from benchmarks.common.resnet import ResNet
 
@@ -121,12 +122,14 @@ def training(
         plain()
         outside.apply(weights)
 
-    def maker(step: Callable[[], None]) -> Callable[[], timing.Step]:
-        return lambda: timing.Step(step)
+    def maker(
+        step: Callable[[], None], warm_up: int = WARM_UP
+    ) -> Callable[[], timing.Step]:
+        return lambda: timing.Step(step, warm_up=warm_up)
 
     makers = {
         STEP: maker(plain),
         AVERAGING_STEP: maker(averaging),
-        STEP_THEN_APPLY: maker(then_apply),
+        STEP_THEN_APPLY: maker(then_apply, APPLY_WARM_UP),
     }
-    return timing.measure(makers, rounds, warm_up=8)
+    return timing.measure(makers, rounds, WARM_UP)

@@ -1,4 +1,4 @@
-r"""How the cost of averaging grows: with parameters, variables and replicas.
+r"""Measures how the cost grows with parameters, variables and replicas.
 
     python -m benchmarks.averaging_cost.scaling --parameters=1M,10M,100M
 
@@ -166,7 +166,7 @@ def _numbers(axis: str, given: Sequence[str]) -> list[int]:
 
 
 def fits(axis: str, found: Mapping[int, Any]) -> dict[str, Fit]:
-    """The fit of each way, to the medians from `_FITTED_FROM` on."""
+    """Fits the medians of each way, from the size in `_FITTED_FROM` on."""
     sizes = [size for size in found if size >= _FITTED_FROM[axis]]
     if len(sizes) < _POINTS:
         return {}
@@ -181,7 +181,7 @@ def _median(figures: Mapping[str, Any]) -> float:
 
 
 def sheets(contents: Mapping[str, Any]) -> list[Sheet]:
-    """A table for each axis that was measured."""
+    """Returns a table for each axis that was measured."""
     return [
         _sheet(axis, contents[axis], contents["left_out"])
         for axis in AXES
@@ -218,7 +218,7 @@ def _sheet(axis: str, found: Mapping[int, Any], left_out: Any) -> Sheet:
 
 
 def draw(figure: Figure, contents: Mapping[str, Any]) -> None:
-    """The times against the sizes, both as logarithms."""
+    """Draws the times against the sizes, both as logarithms."""
     axes = figure.subplots(1, len(AXES), squeeze=False)[0]
     for ax, axis in zip(axes, AXES):
         for way in WAYS[axis]:

@@ -1,4 +1,4 @@
-"""The tables and the chart of `averaging_cost.py`."""
+"""The tables and the chart of `python -m benchmarks.averaging_cost`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.averaging_cost import first_calls
 from benchmarks.averaging_cost.averagers import (
+    APPLY_WARM_UP,
     AVERAGING,
     COPY,
     SWAP,
@@ -27,13 +28,14 @@ from benchmarks.averaging_cost.resnet_costs import FORWARD, REFIT, STEP
 from benchmarks.common import timing
 
 _AVERAGING = """\
-One update: the median, and the middle half, of calls that take turns in one
+One update: the median and the quartiles of calls that take turns in one
 process. "/ floor" and "/ apply": the median of the ratios, each of one round.
-"+": what it adds to the optimizer above it."""
+"+": the time that it adds to the optimizer above it."""
 _MEMORY = f"""\
-Of a process for each way. The first call has all set-up with it; next: the
-longest of the {WARM_UP - 1} calls after it. Peak: what the process holds in all
-these beyond the weights and gradients, also in bytes a parameter."""
+Each way in a process of its own. The first call has all set-up in it; next: the
+longest of the {WARM_UP - 1} calls after it, of an eager `apply` of the
+{APPLY_WARM_UP - 1}, in which it is compiled. Peak: what the process holds in
+all these beyond the weights and gradients, also in bytes a parameter."""
 _FIRST_CALLS = f"""\
 Eager calls, each row of fresh processes in which TensorFlow has started and the
 model is built; medians of the processes. The forward pass is a `tf.function`
@@ -43,12 +45,12 @@ with training=True over {first_calls.BATCH_SIZE} images, the refit has
 most 1, and the first refit over the first forward pass, at most 2.5. Longest:
 of the next {first_calls.NEXT} calls, which should be at most 3 s."""
 _SWAPPING = """\
-The copy goes to memory that is there. Growth: of the process while it swaps, at
-its peak, in bytes a parameter."""
+The copy is written to memory that was allocated before. Growth: by how much the
+process grows at most while it swaps, in bytes a parameter."""
 
 
 def sheets(contents: Mapping[str, Any]) -> list[Sheet]:
-    """A table for each part that was measured, and each model."""
+    """Returns a table for each part that was measured, and each model."""
     tables = []
     for model, found in contents.get("averaging", {}).items():
         title = (
@@ -117,12 +119,12 @@ def sheets(contents: Mapping[str, Any]) -> list[Sheet]:
 
 
 def added(figures: Mapping[str, Any]) -> np.ndarray:
-    """The times that count: beyond those of the base, where there is one."""
+    """Returns the times less those of the base, where there is one."""
     return np.subtract(figures["times"], figures.get("base", 0.0))
 
 
 def _present(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The ways that were measured, in their order, with their figures."""
+    """Yields the ways that were measured, in order, with their figures."""
     for name in AVERAGING:
         if name in found["ways"]:
             yield name, found["ways"][name]
@@ -216,7 +218,7 @@ def _traces(found: Mapping[str, Any]) -> str:
 
 
 def draw(figure: Figure, contents: Mapping[str, Any]) -> None:
-    """Bars of the ratios to the floor, models side by side."""
+    """Draws bars of the ratios to the floor, models side by side."""
     models: Mapping[str, Any] = contents.get("averaging", {})
     if not models:
         return

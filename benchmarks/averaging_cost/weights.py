@@ -1,4 +1,4 @@
-"""Weights of given shapes, and models by name: what the ways start from."""
+"""Weights of given shapes, and the shapes of models by name."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def as_tensorflow(keras_variables: Sequence[Any]) -> list[tf.Variable]:
 
 
 def shapes(model: str) -> list[tuple[int, ...]]:
-    """The shapes of the parameters of a model, by its name.
+    """Returns the shapes of the parameters of a model, by its name.
 
     >>> shapes("2x1K")
     [(1000,), (1000,)]
 
     Args:
-        model: "resnet34", the one of `resnet.py` at its full width of 64; or
-            "<number of variables>x<size of each>", with K, M or B if wanted.
+        model: "resnet34", of `benchmarks.common.resnet` at its full width of
+            64; or "<number of variables>x<size of each>", with K, M or B.
 
     Raises:
         ValueError: If it is neither.
@@ -88,7 +88,7 @@ def shapes(model: str) -> list[tuple[int, ...]]:
 
 
 def of_flag(flag: str, model: str) -> Shapes:
-    """The same for what a flag was given, with its name in the error."""
+    """Returns the shapes of a flag's model; the error names the flag."""
     try:
         return shapes(model)
     except ValueError as error:
@@ -96,7 +96,7 @@ def of_flag(flag: str, model: str) -> Shapes:
 
 
 def number(text: str) -> int:
-    """A number > 0 with K, M or B behind it, or none of these.
+    """Parses a number > 0, with K, M or B behind it or not.
 
     >>> number("25M"), number("64")
     (25000000, 64)
@@ -115,5 +115,5 @@ def number(text: str) -> int:
 
 
 def parameters(model_shapes: Shapes) -> int:
-    """The number of parameters in variables of these shapes."""
+    """Returns the number of parameters in variables of these shapes."""
     return sum(int(np.prod(shape)) for shape in model_shapes)

@@ -1,4 +1,4 @@
-r"""`swa_tf.average_checkpoints`, measured against reading and writing.
+r"""Measures `swa_tf.average_checkpoints` against reading and writing.
 
     python -m benchmarks.checkpoint_averaging --forms=keras --n_variables=400
 

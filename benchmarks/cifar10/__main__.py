@@ -160,7 +160,7 @@ def execute(
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The command of the whole run, however often it was resumed."""
+    """Returns the command of the whole run, however often it was resumed."""
     kept = [a for a in arguments if a not in ("--resume", "-resume")]
     return command_line.command("cifar10", kept)
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 from files: three formats, none of which can run code.
+"""The files of CIFAR-10: three formats, read without running code.
 
 The standard binary batches are read with numpy, the standard python batches
 (which are pickles) with an unpickler that knows arrays and nothing else, the
@@ -30,7 +30,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def read(data_dir: str | None) -> tuple[Pair, Pair]:
-    """The training and the test images of CIFAR-10.
+    """Reads the training and the test images of CIFAR-10.
 
     Args:
         data_dir: A directory that holds `cifar10_jpeg.npz`, the files
@@ -77,7 +77,7 @@ def read(data_dir: str | None) -> tuple[Pair, Pair]:
 
 
 def read_binary_batch(path: str) -> Pair:
-    """One file of the binary version: a label, then 3072 bytes, and so on.
+    """Reads a file of the binary version: a label, 3072 bytes, and so on.
 
     Raises:
         BenchmarkError: If the file is not of that form.
@@ -93,7 +93,7 @@ def read_binary_batch(path: str) -> Pair:
 
 
 def read_python_batch(path: str) -> Pair:
-    """One file of the python version: a pickle, read without running code.
+    """Reads a file of the python version, a pickle, without running code.
 
     The unpickler knows lists, dictionaries, numbers, strings and arrays of
     numbers. A pickle that names anything else, as a malicious one must, is
@@ -117,7 +117,7 @@ def read_python_batch(path: str) -> Pair:
 
 
 def read_jpeg_archive(path: str) -> tuple[Pair, Pair]:
-    """The archive of all images as JPEG files, one after another.
+    """Reads the archive of all images as JPEG files, one after another.
 
     For each split of `train` and `test` it holds `<split>_bytes`, uint8;
     `<split>_offsets`, int64 [n + 1], where image i is
@@ -152,7 +152,7 @@ _RECONSTRUCT = np.empty(0, np.uint8).__reduce__()[0]
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into pickles of protocol 2."""
+    """Encodes as Python 3 does for bytes in pickles of protocol 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
     return text.encode("latin1")
@@ -180,7 +180,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _decoded(path: str, arrays: dict[str, np.ndarray], split: str) -> Pair:
-    """One split of the JPEG archive."""
+    """Decodes one split of the JPEG archive."""
     keys = [f"{split}_{part}" for part in ("bytes", "offsets", "labels")]
     for key in keys:
         if key not in arrays:
@@ -217,7 +217,7 @@ def _decoded(path: str, arrays: dict[str, np.ndarray], split: str) -> Pair:
 
 
 def _checked(path: str, pixels: Any, labels: Any) -> Pair:
-    """Images from planes of red, green and blue, as both batch files have."""
+    """Returns images from planes of red, green, blue, and checked labels."""
     pixels = np.asarray(pixels)
     if (
         pixels.dtype != np.uint8

@@ -1,4 +1,4 @@
-"""What a run is: its settings, the presets, and the check of both."""
+"""The settings of a run: the presets, and the checks."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def resolve(given: Mapping[str, Any]) -> Config:
-    """The settings of a run: those given, and the preset's for the others.
+    """Returns the settings given, and the preset's for the others.
 
     Without a preset the dataset chooses it: `small` for `cifar10`, otherwise
     `digits`.
@@ -138,7 +138,7 @@ def resolve(given: Mapping[str, Any]) -> Config:
 
 
 def as_flags(config: Config) -> dict[str, Any]:
-    """The settings as a dictionary, in the order of `Config`."""
+    """Returns the settings as a dictionary, in the order of `Config`."""
     return dataclasses.asdict(config)
 
 

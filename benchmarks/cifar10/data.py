@@ -1,4 +1,4 @@
-"""The images: which there are, how they are split, how they are fed.
+"""The images of a run: read, split, augmented and batched.
 
 Everything here is a function of the seed: the splits of the seed alone, the
 order and the augmentation of (seed, epoch, example). So an epoch can be run
@@ -37,7 +37,7 @@ class Examples:
         return len(self.labels)
 
     def take(self, indices: np.ndarray | slice) -> Examples:
-        """The examples at `indices`."""
+        """Returns the examples at `indices`."""
         return Examples(self.images[indices], self.labels[indices])
 
 
@@ -130,7 +130,7 @@ def split(
 def training_batches(
     splits: Splits, batch_size: int, seed: int, epoch: int
 ) -> tf.data.Dataset:
-    """The shuffled and augmented training images of one epoch.
+    """Returns the shuffled and augmented training images of one epoch.
 
     Each image is moved by up to `splits.shift` pixels (over black), mirrored
     or not, and standardized. The examples that do not fill a last batch are
@@ -173,7 +173,7 @@ def training_batches(
 
 
 def plain_batches(examples: Examples, batch_size: int) -> tf.data.Dataset:
-    """The images as they are, standardized, in their own order.
+    """Returns the images unaugmented, standardized, in their own order.
 
     For evaluation and for the refit of batch-norm statistics: the network is
     used on images that are not augmented.
@@ -189,12 +189,12 @@ def plain_batches(examples: Examples, batch_size: int) -> tf.data.Dataset:
 def _standardized(
     images: tf.Tensor, labels: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Each image with mean 0 and deviation 1 over its pixels."""
+    """Gives each image mean 0 and deviation 1 over its pixels."""
     return tf.image.per_image_standardization(images), labels
 
 
 def _digits() -> tuple[Examples, Examples]:
-    """The 1,797 handwritten digits of 8 x 8 pixels: training and test."""
+    """Reads the 1,797 handwritten digits of 8 x 8 pixels, and splits them."""
     bunch = load_digits()
     examples = Examples(
         bunch.images.astype(np.uint8)[..., np.newaxis],

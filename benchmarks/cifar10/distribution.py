@@ -1,4 +1,4 @@
-"""Where a run is computed: on one device, or on several replicas."""
+"""The devices of a run: one, or several replicas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.common.errors import BenchmarkError
 
 
 def strategy(config: Config) -> tf.distribute.Strategy:
-    """The strategy of a run; TensorFlow's default one for a single device.
+    """Returns the strategy of a run; TensorFlow's default for one device.
 
     Replicas are on the GPUs or, where there is none, on logical CPUs, which
     share the cores: that shows what replicas do, and saves no time.

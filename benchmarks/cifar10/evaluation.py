@@ -62,7 +62,7 @@ class Evaluator:
     def __call__(
         self, datasets: Mapping[str, tf.data.Dataset]
     ) -> dict[str, Figures]:
-        """The figures on each dataset; those of SWA once it has started.
+        """Returns figures on each dataset; those of SWA once it has started.
 
         Args:
             datasets: From a name to batches of (images, labels).
@@ -95,7 +95,7 @@ class Evaluator:
     def _metrics(
         self, dataset: tf.data.Dataset, refit: bool
     ) -> dict[str, float]:
-        """Accuracy and loss with the weights and statistics of now."""
+        """Returns accuracy and loss with the present weights and statistics."""
         self._accuracy.reset_state()
         self._loss.reset_state()
         use_moving_statistics = not (refit and self._moving_free)

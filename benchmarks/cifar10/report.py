@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: table, files, curves."""
+"""The reports of a run: the table, the files, the curves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CURVES = (MOVING, REFIT, SWA_REFIT)
 def results(
     flags: dict[str, Any], records: Records, invocation: dict[str, Any]
 ) -> dict[str, Any]:
-    """All that `results.json` holds.
+    """Returns all that `results.json` holds.
 
     Two runs with the same flags and stack differ in `invocation` and
     `timings` only.
@@ -69,7 +69,7 @@ def show(contents: dict[str, Any], console: Console | None = None) -> None:
 
 
 def markdown(contents: dict[str, Any]) -> str:
-    """The table, the command that made it, and with what."""
+    """Returns a page: the table, the command and the versions that made it."""
     headings = ["weights, statistics", *_headings()]
     lines = [
         _line(headings),
@@ -126,7 +126,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _write_scalars(path: str, epochs: list[dict[str, Any]]) -> None:
-    """TensorBoard's files, from the records: never an epoch twice."""
+    """Writes TensorBoard's files from the records: no epoch twice."""
     writer = tf.summary.create_file_writer(path)
     with writer.as_default():
         for figures in epochs:
@@ -142,7 +142,7 @@ def _write_scalars(path: str, epochs: list[dict[str, Any]]) -> None:
 
 
 def _draw(path: str, epochs: list[dict[str, Any]]) -> None:
-    """Validation accuracy and the learning rate, an epoch each."""
+    """Draws validation accuracy and learning rate by epoch."""
     numbers = [figures["epoch"] for figures in epochs]
     with matplotlib.rc_context({"figure.dpi": 120}):
         figure = Figure(figsize=(7.0, 5.0), layout="constrained")

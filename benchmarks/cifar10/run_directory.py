@@ -1,4 +1,4 @@
-"""The output directory: what makes a run survive being killed.
+"""The output directory, by which a killed run can be resumed.
 
 Nothing appears in it half-written: a file or a checkpoint is made under a
 temporary name beside its own, and renamed when it is complete. A checkpoint is
@@ -98,7 +98,7 @@ class RunDirectory:
             ) from error
 
     def results(self) -> dict[str, Any] | None:
-        """The results of a finished run, or None."""
+        """Returns the results of a finished run, or None."""
         path = os.path.join(self.path, RESULTS)
         return _read_json(path) if os.path.exists(path) else None
 

@@ -186,7 +186,7 @@ def run(
 
 
 def learning_rate(config: Config, steps: int) -> Any:
-    """The rate, a float, or the published plan, for `steps` an epoch."""
+    """Returns a float or the published plan, for `steps` an epoch."""
     if config.strategy == "constant":
         return config.learning_rate
     return swa_tf.schedules.published_plan(
@@ -198,7 +198,7 @@ def learning_rate(config: Config, steps: int) -> Any:
 
 
 def make_optimizer(config: Config, rate: Any) -> Any:
-    """The optimizer of `config`, with `rate` a float or a schedule."""
+    """Returns the optimizer of `config`; `rate` is a float or a schedule."""
     if config.optimizer == "momentum":
         return tf.keras.optimizers.SGD(rate, momentum=MOMENTUM)
     if config.optimizer == "adam":
@@ -213,7 +213,7 @@ def make_optimizer(config: Config, rate: Any) -> Any:
 
 
 def _l2_variables(config: Config, model: tf.keras.Model) -> list[Any]:
-    """What the loss penalizes: nothing where the optimizer decays."""
+    """Returns the weights that the loss penalizes."""
     if config.optimizer in ("momentumw", "adamw") or not config.weight_decay:
         return []
     return [
@@ -224,7 +224,7 @@ def _l2_variables(config: Config, model: tf.keras.Model) -> list[Any]:
 
 
 def _line(figures: dict[str, Any], epochs: int) -> str:
-    """One epoch on the console."""
+    """Returns the line of an epoch on the console."""
     shown = [
         f"{way} {values['accuracy']:.2f}"
         for way, values in figures["validation"].items()

@@ -31,7 +31,7 @@ class ResNet(tf.keras.Model):
         classes: Outputs, as logits.
         batch_norm: `stock` for the layer of Keras, `moving_free` for
             `swa_tf.MovingFreeBatchNormalization`.
-        batch_norm_momentum: Of the moving statistics, in both.
+        batch_norm_momentum: Momentum of the moving statistics, in both.
 
     References:
         He et al. 2016, Identity Mappings in Deep Residual Networks,
@@ -72,7 +72,7 @@ class ResNet(tf.keras.Model):
 
     @property
     def blocks(self) -> list[BasicBlock]:
-        """The residual blocks, from the input to the output."""
+        """Returns the residual blocks, from the input to the output."""
         return [getattr(self, name) for name in self._block_names]
 
     def call(
@@ -81,7 +81,7 @@ class ResNet(tf.keras.Model):
         training: bool | None = None,
         use_moving_statistics: bool = True,
     ) -> tf.Tensor:
-        """The logits, [n, classes], of images, [n, height, width, channels].
+        """Returns logits [n, classes] of images [n, height, width, channels].
 
         `use_moving_statistics=False` takes the statistics of the last refit
         outside training; only `moving_free` layers keep these apart.
@@ -100,7 +100,7 @@ class ResNet(tf.keras.Model):
 
 
 class BasicBlock(tf.keras.layers.Layer):
-    """x + conv(norm(conv(norm(x)))), the identity projected where it must be.
+    """A residual block: x + conv(norm(conv(norm(x)))).
 
     Where the channels or the size of the image change, the identity is a
     1 x 1 convolution of the normalized input.
@@ -127,7 +127,7 @@ class BasicBlock(tf.keras.layers.Layer):
         training: bool | None = None,
         use_moving_statistics: bool = True,
     ) -> tf.Tensor:
-        """The output, [n, height / stride, width / stride, channels]."""
+        """Returns [n, height / stride, width / stride, channels]."""
         statistics = {
             "training": training,
             "use_moving_statistics": use_moving_statistics,
@@ -158,7 +158,7 @@ class Norm(tf.keras.layers.Layer):
         training: bool | None = None,
         use_moving_statistics: bool = True,
     ) -> tf.Tensor:
-        """The normalized and rectified input, in the same shape."""
+        """Returns the normalized and rectified input, in the same shape."""
         chosen: dict[str, Any] = {}
         if self.moving_free:
             chosen["use_moving_statistics"] = use_moving_statistics

@@ -1,9 +1,9 @@
-"""How the benchmarks measure: in turns, apart from set-up, time and memory.
+"""Measurement of time and memory: in turns, and apart from set-up.
 
-What is to be compared takes turns, round by round, so that whatever else the
-machine does meets all alike. The first calls are not among those that count.
-Of many times the median is given, with the quartiles about it, and of two ways
-the median of their ratios, each of one round.
+Steps that are to be compared take turns, round by round, so that other work of
+the machine slows all of them alike. The first calls do not count. Of many times
+the median and the quartiles are given; of two steps the median of the ratios,
+each of one round.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 T = TypeVar("T")
-# OpenMP's threads, which are torch's, go on spinning for some ms after their
-# work, on processors that the next way wants.
+# The threads of OpenMP, which torch uses, spin for some ms after their work, on
+# processors that the next step needs.
 _REST = 0.01
 
 
@@ -34,10 +34,17 @@ class Summary(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What is timed, and what is to be done before each time, untimed."""
+    """Work to be timed.
+
+    Attributes:
+        work: What is timed.
+        before: What is done before it each time, untimed.
+        warm_up: Calls that it needs before those that count.
+    """
 
     work: Callable[[], Any]
     before: Callable[[], Any] | None = None
+    warm_up: int = 1
 
     def seconds(self) -> float:
         """Does the work once.
@@ -85,7 +92,8 @@ def measure(
     Args:
         makers: What makes each step, by name.
         rounds: How many calls of each count.
-        warm_up: Calls before those, the first among them.
+        warm_up: Calls before those, the first among them; more where a step
+            needs more.
 
     Returns:
         By name: `times`, in seconds, with those of round i in place i;
@@ -106,7 +114,8 @@ def measure(
         peak, made = peak_memory(), memory()
         reset_peak()
         first = making + step.seconds()
-        early = [step.seconds() for _ in range(warm_up - 1)]
+        n_early = max(warm_up, step.warm_up) - 1
+        early = [step.seconds() for _ in range(n_early)]
         found[name] = {
             "first": first,
             "early": max(early, default=0.0),
@@ -119,9 +128,9 @@ def measure(
 
 
 def times(steps: Mapping[str, Step], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each step, in turns, by name."""
+    """Returns the seconds of each step, by name; the steps take turns."""
     gc.collect()
-    gc.disable()  # As `timeit` does: it would come to one and not the other.
+    gc.disable()  # As `timeit` does: a collection would slow one step alone.
     try:
         return in_turns({k: s.seconds for k, s in steps.items()}, rounds)
     finally:
@@ -129,7 +138,7 @@ def times(steps: Mapping[str, Step], rounds: int) -> dict[str, list[float]]:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """The median and the quartiles.
+    """Returns the median and the quartiles.
 
     >>> summary([4.0, 1.0, 2.0, 3.0, 10.0])
     Summary(median=3.0, low=2.0, high=4.0)
@@ -139,7 +148,7 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def ratio(values: Sequence[float], floors: Sequence[float]) -> float:
-    """The median of the ratios, each of one round.
+    """Returns the median of the ratios, each of one round.
 
     >>> ratio([2.0, 3.0, 9.0], [1.0, 2.0, 1.0])
     2.0
@@ -160,11 +169,11 @@ def reset_peak() -> None:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")
     except OSError:
-        return  # The peak stays: what is measured against it comes out less.
+        return  # The peak stays, and a growth measured from it is too small.
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
+    """Returns the most memory that this process has held, in bytes."""
     linux = _status("VmHWM")
     if linux is not None:
         return linux
@@ -173,13 +182,13 @@ def peak_memory() -> int:
 
 
 def memory() -> int:
-    """What this process holds now, in bytes; at most that, off Linux."""
+    """Returns the memory of this process in bytes; off Linux, its peak."""
     linux = _status("VmRSS")
     return peak_memory() if linux is None else linux
 
 
 def _status(name: str) -> int | None:
-    """A line of Linux's account of this process, in bytes."""
+    """Returns a line of /proc/self/status in bytes, or None off Linux."""
     try:
         with open("/proc/self/status", encoding="utf-8") as file:
             lines = dict(line.split(":", 1) for line in file)

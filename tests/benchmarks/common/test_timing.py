@@ -62,6 +62,14 @@ def test_first_calls_are_apart_from_those_that_count(clock):
     assert found["times"] == [1.0, 2.0]
 
 
+def test_a_step_may_need_more_warming_up(clock):
+    durations = iter([7.0, 3.0, 5.0, 6.0, 1.0])
+    step = timing.Step(lambda: clock.sleep(next(durations)), warm_up=4)
+    found = timing.measure({"a": lambda: step}, rounds=1, warm_up=2)["a"]
+    assert found["early"] == 6.0
+    assert found["times"] == [1.0]
+
+
 @pytest.mark.skipif(
     not os.path.exists("/proc/self/clear_refs"), reason="needs Linux"
 )
