@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat, _fit
+from swa_tf import _compat
+from swa_tf.callbacks import resume
 from tests import fitting
 from tests.fitting import (
     X,
@@ -519,7 +520,7 @@ def test_an_average_that_cannot_be_restored_leaves_nothing_behind(monkeypatch):
     def fail(saved, average):
         raise ValueError("of another model")
 
-    monkeypatch.setattr(_fit.Saved, "attach", fail)
+    monkeypatch.setattr(resume.SavedAverage, "attach", fail)
     with pytest.raises(ValueError, match="of another model"):
         fit(model, made)
     assert given.when is None

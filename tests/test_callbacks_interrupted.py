@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat, _fit
+from swa_tf import _compat
+from swa_tf.callbacks import resume
 from tests import fitting
 from tests.fitting import (
     X,
@@ -406,7 +407,7 @@ def test_a_restored_average_is_that_of_each_replica(tmp_path):
         model = make_model()
         swa = swa_tf.StochasticWeightAveraging()
     swa.apply(model.trainable_variables)
-    saved = _fit.Saved(model)
+    saved = resume.SavedAverage(model)
     saved.attach(swa)
     model.save_weights(path)
     expected = [v.numpy() for v in model.trainable_variables]
