@@ -18,12 +18,12 @@ from swa_tf import _compat, _parts
 
 
 def named_variables(target: Any) -> dict[str, Any]:
-    """The `tf.Variable`s of `target`, each once, by a name that is its own.
+    """Returns the `tf.Variable`s of `target`, each once, by unique names.
 
-    Of a model those that `weights` lists, but for metrics; of an optimizer all
-    that it keeps. A layer of a functional or sequential model goes by its
-    name if the user gave it one, and otherwise by its class and its number in
-    `model.layers`. What is found in several ways goes by the shortest.
+    A model has the variables of `weights`, without the state of metrics; an
+    optimizer has all that it keeps. A layer of a functional or sequential
+    model has the name that the user gave it, or else its class and its number
+    in `model.layers`. A variable with several paths is named by the shortest.
 
     Args:
         target: A Keras model, layer or optimizer, or a `tf.Module`.
@@ -66,7 +66,7 @@ def _ref(variable: Any) -> Any:
 def _paths(
     reached: Iterable[tuple[_parts.Path, Any]],
 ) -> dict[Any, _parts.Path]:
-    """The best path to each variable reached, by its `ref()`."""
+    """Returns the best path to each variable, by its `ref()`."""
     paths: dict[Any, _parts.Path] = {}
     for path, part in reached:
         if isinstance(_compat.tf_variable(part), tf.Variable):
@@ -77,11 +77,11 @@ def _paths(
 def _unique(
     paths: dict[Any, _parts.Path], weights: Iterable[Any]
 ) -> dict[str, Any]:
-    """Joins the paths; of equal names all but the first get a number.
+    """Joins the paths to names; numbers all but the first of equal names.
 
     Args:
         paths: Paths by `ref()`, the best first.
-        weights: What is to have a name, in the order of the result.
+        weights: The `ref()`s to be named, in the order of the result.
     """
     for ref in weights:
         if _parts.NO_NAME in paths.get(ref, (_parts.NO_NAME,)):
@@ -100,7 +100,7 @@ def _unique(
 
 
 def _numbered(name: str, taken: Iterable[str]) -> str:
-    """`name`, or the first of `name`_1, `name`_2, ... that is not taken."""
+    """Returns `name`, or the first of `name_1`, `name_2`, ... not taken."""
     others = (f"{name}_{i}" for i in itertools.count(1))
     return next(n for n in itertools.chain([name], others) if n not in taken)
 
@@ -126,7 +126,7 @@ def _optimizer_edges(part: Any) -> Iterator[_parts.Edge]:
 
 
 def _layer_names(layers: list[Any]) -> list[str]:
-    """Names of a model's layers: those given by the user, or numbers."""
+    """Returns the names of layers: the user's, or class and number."""
     given = [None if _is_automatic(layer) else layer.name for layer in layers]
     taken = {name for name in given if name}
     names = []
@@ -139,7 +139,7 @@ def _layer_names(layers: list[Any]) -> list[str]:
 
 
 def _is_automatic(layer: Any) -> bool:
-    """Whether Keras could have made up the name of `layer`."""
+    """Whether Keras could have made the name of `layer` from its class."""
     kind = type(layer).__name__
     made_up = {_letters(kind), _letters(_snake_case(kind))}
     name = re.sub(r"^private__", "", layer.name)  # Keras 2, of `_Layer`
