@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(
@@ -39,7 +39,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=["swa_tf", "swa_tf._checkpoint_files"],
+    packages=find_packages(include=["swa_tf", "swa_tf.*"]),
     package_data={"swa_tf": ["py.typed"]},
     zip_safe=False,
     python_requires=">=3.9",

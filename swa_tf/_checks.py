@@ -12,7 +12,7 @@ import tensorflow as tf
 
 
 def integer(name: str, value: Any, at_least: int) -> int:
-    """`value` as an int, or an error that calls it `name`."""
+    """Returns `value` as an int; raises unless it is one in range."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not (whole and value >= at_least):
         raise ValueError(
@@ -23,7 +23,7 @@ def integer(name: str, value: Any, at_least: int) -> int:
 
 
 def real(name: str, value: Any, wanted: str = "a finite number >= 0") -> Any:
-    """`value`, finite and >= 0, as an int or a float, or an error."""
+    """Returns a finite `value` >= 0 as an int or a float, or raises."""
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_real and 0 <= _float(value) < math.inf):
         raise ValueError(
@@ -33,7 +33,7 @@ def real(name: str, value: Any, wanted: str = "a finite number >= 0") -> Any:
 
 
 def positive(name: str, value: Any) -> float:
-    """`value`, finite and > 0, as a float, or an error."""
+    """Returns a finite `value` > 0 as a float, or raises."""
     wanted = "a finite number > 0"
     number = float(real(name, value, wanted))
     if number == 0.0:
@@ -44,7 +44,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def _float(value: numbers.Real) -> float:
-    """`value` as a float; infinity for an integer that no float holds."""
+    """Returns `value` as a float: infinity if it is too large for one."""
     try:
         return float(value)
     except OverflowError:
@@ -52,7 +52,7 @@ def _float(value: numbers.Real) -> float:
 
 
 def boolean(name: str, value: Any) -> bool:
-    """`value` as a bool, or an error that calls it `name`."""
+    """Returns `value` as a bool; raises unless it is one."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(
             f"`{name}` must be True or False. Received: {name}={value!r}"
@@ -76,7 +76,7 @@ def batches(
     dataset_argument: str = "dataset",
     steps_argument: str = "steps",
 ) -> None:
-    """Raises unless `dataset` can be iterated over, for so many `steps`."""
+    """Raises unless `dataset` is an iterable of batches that ends."""
     if not isinstance(dataset, Iterable) or isinstance(
         dataset, (np.ndarray, tf.Tensor, tf.Variable, dict, str)
     ):
@@ -95,7 +95,7 @@ def batches(
 
 
 def _cardinality(dataset: Any) -> int:
-    """The number of batches; < 0 if unknown or infinite."""
+    """Returns the number of batches; < 0 if unknown or infinite."""
     if isinstance(dataset, tf.data.Dataset):
         return int(dataset.cardinality())
     if isinstance(dataset, tf.distribute.DistributedDataset):
@@ -111,9 +111,9 @@ def enough_batches(
     *,
     again: bool,
 ) -> None:
-    """Raises if it is known already that there are too few for `steps`.
+    """Raises if `dataset` is known to have fewer batches than `steps`.
 
-    `again` says that they will be iterated over more than once.
+    `again` says that the batches will be iterated over more than once.
     """
     if again and steps is None and isinstance(dataset, Iterator):
         raise ValueError(

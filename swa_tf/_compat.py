@@ -1,8 +1,8 @@
 """Which TensorFlow and which Keras this is. No other file knows.
 
 `tf.keras` is Keras 2 on TensorFlow 2.15, Keras 3 on later releases, and
-tf_keras there when `TF_USE_LEGACY_KERAS=1`. What they hold in common is used
-where it is needed; what differs is hidden behind the functions below.
+tf_keras there when `TF_USE_LEGACY_KERAS=1`. The functions below hide what
+differs between them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ register = tf.keras.utils.register_keras_serializable(package="swa_tf")
 
 
 def tensorflow_addons() -> types.ModuleType | None:
-    """TensorFlow Addons, or None: it works with TensorFlow 2.15 alone."""
+    """Returns TensorFlow Addons if it is installed beside TensorFlow 2.15."""
     if not tf.__version__.startswith("2.15."):
         return None
     if importlib.util.find_spec("tensorflow_addons") is None:
@@ -35,7 +35,7 @@ def tensorflow_addons() -> types.ModuleType | None:
 
 
 def batch_norm_layers() -> tuple[type, ...]:
-    """The batch-norm classes of this Keras, every one that users meet."""
+    """Returns the batch-norm classes of this Keras."""
     candidates = [tf.keras.layers.BatchNormalization]
     if not KERAS_3:
         candidates += [
@@ -46,7 +46,7 @@ def batch_norm_layers() -> tuple[type, ...]:
 
 
 def add_statistic(layer: Any, name: str, **kwargs: Any) -> Any:
-    """A non-trainable weight of `layer` that mixed precision never casts."""
+    """Adds a non-trainable weight that mixed precision does not cast."""
     autocast = "autocast" if KERAS_3 else "experimental_autocast"
     return layer.add_weight(
         name=name, trainable=False, **{autocast: False}, **kwargs
@@ -54,30 +54,30 @@ def add_statistic(layer: Any, name: str, **kwargs: Any) -> Any:
 
 
 def tf_variable(variable: Any) -> Any:
-    """The `tf.Variable` under a Keras 3 variable; anything else as it is."""
+    """Returns the `tf.Variable` of a Keras 3 variable; all else unchanged."""
     if KERAS_3 and isinstance(variable, tf.keras.Variable):
         return variable.value
     return variable
 
 
 def variable_classes() -> tuple[type, ...]:
-    """The classes of variables, plain and of this Keras."""
+    """Returns the classes of variables, plain and of this Keras."""
     return (tf.Variable, tf.keras.Variable) if KERAS_3 else (tf.Variable,)
 
 
 def variable_name(variable: Any) -> str:
-    """The name of a variable or tensor, unique within its model."""
+    """Returns the name of a variable or tensor, unique within its model."""
     if KERAS_3 and isinstance(variable, tf.keras.Variable):
         return str(variable.path)
     return str(variable.name.rsplit(":", 1)[0])
 
 
 def copy_slices_and_sharding(source: Any, target: Any, suffix: str) -> None:
-    """Makes a v1 graph's variable a part of a whole as `source` is of its own.
+    """Copies what a v1 graph's variable knows of its partition to another.
 
     A part of a partitioned variable is saved under the name of the whole, and
-    XLA is told on which devices the parts of a variable are. TensorFlow's own
-    shadow variables have both from their variable; no public name gives them.
+    XLA is told on which devices the parts are. TensorFlow's own shadow
+    variables copy both. No public name does.
     """
     part = source._save_slice_info
     if part is not None:
@@ -90,13 +90,13 @@ def copy_slices_and_sharding(source: Any, target: Any, suffix: str) -> None:
             )
         )
     attribute = "_XlaSharding"
-    op = source.op  # of no graph where the variable is mirrored
+    op = source.op  # no `tf.Operation` if the variable is mirrored
     if isinstance(op, tf.Operation) and attribute in op.node_def.attr:
         target.op._set_attr(attribute, op.node_def.attr[attribute])
 
 
 def optimizer_variables(optimizer: Any) -> list[Any]:
-    """All that an optimizer keeps; nothing of None."""
+    """Returns all variables of an optimizer; an empty list for None."""
     variables = getattr(optimizer, "variables", [])
     return list(variables() if callable(variables) else variables)
 
@@ -107,19 +107,20 @@ def save_with_model(
     save: Callable[[], bytes],
     load: Callable[[bytes], None],
 ) -> Callable[[], None]:
-    """Lets all that saves and loads the model's weights save bytes as well.
+    """Saves and loads bytes wherever the weights of the model are.
 
-    `BackupAndRestore` is meant. The bytes belong to an attribute `name` of the
-    model; they are no weight, and change no list of any.
+    This is for `BackupAndRestore`. The bytes belong to an attribute `name` of
+    the model. They are no weight, and are in no list of weights.
 
     Returns:
-        A function that ends it.
+        A function that removes the attribute.
     """
     saved: Any
     if KERAS_3:
         saved = _Operation(save, load)
     else:
-        # In between, for Keras 2 forgets no attribute that it tracks.
+        # Keras 2 does not forget an attribute that was tracked, but the
+        # `Checkpoint` in it forgets its own.
         saved = tf.train.Checkpoint(state=_State(save, load))
     setattr(model, name, saved)
 
@@ -136,7 +137,7 @@ def save_with_model(
 if KERAS_3:
 
     class _Operation(tf.keras.Operation):
-        """Keras 3 saves what is `KerasSaveable`: this class, of the public."""
+        """An object that Keras 3 saves: its only public class to do so."""
 
         def __init__(
             self, save: Callable[[], bytes], load: Callable[[bytes], None]
@@ -154,7 +155,7 @@ if KERAS_3:
 else:
 
     class _State(tf.train.experimental.PythonState):
-        """Keras 2 saves what TensorFlow tracks."""
+        """An object that TensorFlow tracks, and so Keras 2 saves."""
 
         def __init__(
             self, save: Callable[[], bytes], load: Callable[[bytes], None]
@@ -171,7 +172,7 @@ else:
 
 
 def is_functional(model: Any) -> bool:
-    """Whether it is Keras, and no attribute of a user's, that holds layers."""
+    """Whether Keras holds the layers, and no attribute of a subclass."""
     if isinstance(model, tf.keras.Sequential):
         return True
     if not KERAS_3:
@@ -191,21 +192,21 @@ KERAS_CONTAINERS = frozenset(
         "_self_tracked_trackables",
     }
 )
-"""Where a layer of this Keras lists what attributes of it hold too."""
+"""Attributes in which Keras lists what other attributes hold too."""
 
 
 def uncounted_attributes(part: Any) -> frozenset[str]:
-    """Attributes of a layer or module that hold none of its weights.
+    """Returns the attributes of a layer or module that hold no weights.
 
-    Such as the number of batches that a model was trained on.
+    One is the number of batches that a model was trained on.
     """
-    name = "_TF_MODULE_IGNORED_PROPERTIES"  # what `tf.Module.variables` skips
+    name = "_TF_MODULE_IGNORED_PROPERTIES"  # `tf.Module.variables` skips them
     ignored: frozenset[str] = getattr(part, name, getattr(tf.Module, name))
     return ignored
 
 
 def optimizers() -> tuple[type, ...]:
-    """The classes that optimizers of this Keras are of, Addons' included."""
+    """Returns the base classes of optimizers, also of those of Addons."""
     if KERAS_3:
         return (tf.keras.optimizers.Optimizer,)
     return (
@@ -215,7 +216,7 @@ def optimizers() -> tuple[type, ...]:
 
 
 def optimizer_parts(part: Any) -> list[tuple[str, Any]]:
-    """By name what an optimizer, or a part of it, holds; no model's weight."""
+    """Returns what an optimizer or a part of it holds, without weights."""
     if KERAS_3:
         # TensorFlow does not see what Keras 3 appends to lists.
         children = vars(part) if isinstance(part, optimizers()) else {}
@@ -223,7 +224,8 @@ def optimizer_parts(part: Any) -> list[tuple[str, Any]]:
         children = tf.train.TrackableView.children(part)
     else:
         children = {}
-    # The first holds what others do; the second is the model's, of Keras 3.
+    # `_variables` repeats others; Keras 3 keeps the model's weights in
+    # `_trainable_variables`.
     skipped = {"_variables", "_trainable_variables"}
     skipped |= uncounted_attributes(part)
     return [
@@ -234,13 +236,12 @@ def optimizer_parts(part: Any) -> list[tuple[str, Any]]:
 
 
 def optimizer_slots(optimizer: Any) -> dict[str, list[Any]]:
-    """The variables that an optimizer lists, by the end of their names.
+    """Returns the variables of an optimizer by the last part of their names.
 
-    A legacy optimizer's slots are found here alone: "<weight>/momentum:0".
+    The slots of a legacy optimizer, "<weight>/momentum", are found only here.
     """
-    variables = optimizer.variables
     slots: dict[str, list[Any]] = {}
-    for variable in variables() if callable(variables) else variables:
+    for variable in optimizer_variables(optimizer):
         slot = variable_name(variable).rsplit("/", 1)[-1]
         slots.setdefault(slot, []).append(variable)
     return slots

@@ -1,4 +1,4 @@
-"""Variables of every kind: plain, of a Keras, mirrored, of a v1 graph."""
+"""Works with variables: plain, of Keras, mirrored, of a v1 graph."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def checked_list(
     tensors: bool = False,
     wanted: str = "a list of variables",
 ) -> list[Any]:
-    """The `tf.Variable`s of a list.
+    """Returns the `tf.Variable`s of a list.
 
     Args:
-        argument: What the caller calls `var_list`, for the errors.
-        var_list: An iterable of variables, of any Keras or plain.
+        argument: The caller's name of `var_list`, for the errors.
+        var_list: An iterable of variables, of Keras or plain.
         tensors: Whether it may also hold tensors of a v1 graph.
-        wanted: What the caller takes, for the errors.
+        wanted: What the caller accepts, for the errors.
 
     Raises:
         TypeError: If it is not a list, or holds anything else.
@@ -58,7 +58,7 @@ def checked_list(
 
 
 def describe(variables: Iterable[Any]) -> str:
-    """Names and dtypes of variables, for an error."""
+    """Returns the names and dtypes of variables, for an error."""
     return ", ".join(
         f"'{_compat.variable_name(v)}' ({v.dtype.base_dtype.name})"
         for v in variables
@@ -66,13 +66,13 @@ def describe(variables: Iterable[Any]) -> str:
 
 
 def dtype_of_average(variable: Any) -> tf.DType:
-    """That of the shadow variable of a variable or tensor."""
+    """Returns the dtype of the average of a variable or tensor."""
     is_double = variable.dtype.base_dtype == tf.float64
     return tf.float64 if is_double else tf.float32
 
 
 def outermost_graph() -> tf.Graph | None:
-    """The v1 graph under construction; None in TensorFlow 2 code."""
+    """Returns the v1 graph under construction; None in TensorFlow 2 code."""
     with tf.init_scope():
         if tf.executing_eagerly():
             return None
@@ -84,17 +84,17 @@ def _is_v1_tensor(value: Any) -> bool:
 
 
 def components(variable: Any) -> Sequence[tf.Variable]:
-    """The variables, one a device, of which a `tf.Variable` is made."""
+    """Returns the variables, one for each device, of a `tf.Variable`."""
     values: Sequence[tf.Variable] = getattr(variable, "values", (variable,))
     return values
 
 
 def component_pairs(target: Any, source: Any) -> list[tuple[tf.Variable, Any]]:
-    """Each component of `target`, with what of `source` belongs to it.
+    """Returns each component of `target` with the source of its value.
 
-    That is the component on the same device where both are mirrored. A source
-    that differs between replicas, such as Keras 2's moving mean, is taken
-    whole: to read it reduces it over the replicas.
+    The source is the component on the same device if both are mirrored.
+    Otherwise, or if `source` differs between replicas as Keras 2's moving mean
+    does, it is `source` itself, which is reduced over replicas when read.
     """
     targets, sources = components(target), components(source)
     if (
@@ -107,7 +107,7 @@ def component_pairs(target: Any, source: Any) -> list[tuple[tf.Variable, Any]]:
 
 
 def local_variable(value: Any, name: str, device: str | None) -> tf.Variable:
-    """A variable that is not mirrored, even inside `strategy.scope()`."""
+    """Returns a variable that is not mirrored, even in `strategy.scope()`."""
     with tf.device(device):
         made = components(tf.Variable(value, trainable=False, name=name))
     same = [v for v in made if v.device == device]
@@ -115,14 +115,14 @@ def local_variable(value: Any, name: str, device: str | None) -> tf.Variable:
 
 
 def check_device(device: Any) -> None:
-    """Raises unless variables can be kept on `device`; None is anywhere."""
+    """Raises unless `device` is one that this process has, or None."""
     if device is None:
         return
     try:
-        known = tf.DeviceSpec.from_string(device).device_type is not None
+        asked = tf.DeviceSpec.from_string(device)
     except (AttributeError, TypeError, ValueError):
-        known = False
-    if not known:
+        asked = tf.DeviceSpec()
+    if asked.device_type is None:
         raise ValueError(
             '`device` must be the name of a device, such as "/cpu:0", or None. '
             f"Received: device={device!r}"
@@ -132,17 +132,9 @@ def check_device(device: Any) -> None:
             "`device` must be None inside `strategy.scope()`, where the "
             f"strategy places variables. Received: device={device!r}"
         )
-    if outermost_graph() is None:
-        _check_device_is_there(device)
-
-
-def _check_device_is_there(device: str) -> None:
-    """Raises unless this process has it, or a cluster it is connected to.
-
-    TensorFlow's soft placement would take another without a word. (What runs
-    a v1 graph may have other devices than what makes it.)
-    """
-    asked = tf.DeviceSpec.from_string(device)
+    if outermost_graph() is not None:
+        return  # the graph may run on another machine
+    # TensorFlow would silently take another device for one that is missing.
     local = tf.DeviceSpec(job="localhost", replica=0, task=0)
     devices = [each.name for each in tf.config.list_logical_devices()]
     for each in devices:
@@ -156,20 +148,20 @@ def _check_device_is_there(device: str) -> None:
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
-    """The strategy that made this `tf.Variable`; None for a plain one."""
+    """Returns the strategy of a `tf.Variable`; None for a plain one."""
     return getattr(variable, "distribute_strategy", None)
 
 
 class Untracked:
-    """Hides variables of somebody else, and what is known of them.
+    """Refers to variables of a model without owning them.
 
-    From a `tf.Module`, which writes the variables of its lists and
-    dictionaries into its checkpoints. And from `copy.deepcopy`: a copy has the
-    same variables, or those that were copied in the same call.
+    A `tf.Module` does not write them into its checkpoints, and `copy.deepcopy`
+    does not copy them: the copy refers to the same variables, or, if the model
+    was copied in the same call, to those of the copied model.
 
     Args:
-        value: Anything, a list of variables, or a dictionary that has their
-            references as keys, and as values what is copied.
+        value: A variable, a list of variables, or a dictionary with the
+            `ref()`s of variables as keys; its values are copied.
     """
 
     def __init__(self, value: Any) -> None:
@@ -188,13 +180,13 @@ class Untracked:
         if isinstance(value, dict):
             value = {k: copy.deepcopy(own, memo) for k, own in value.items()}
         copied = Untracked(value)
-        # Looked up when first needed: these may be copied after this.
+        # Looked up at the first use: the model may be copied after this.
         copied._memo = memo
         return copied
 
 
 def _replaced(value: Any, memo: dict[int, Any]) -> Any:
-    """`value` with the copies of its variables that `memo` has by their ids."""
+    """Returns `value` with the copies of its variables in `memo`, by `id`."""
     if isinstance(value, dict):
         return {
             memo.get(id(key.deref()), key.deref()).ref(): own
@@ -206,14 +198,14 @@ def _replaced(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def read(variable: tf.Variable) -> tf.Tensor:
-    """The value of a variable now, which no later write to it changes."""
+    """Returns the present value, which no later write changes."""
     if _is_plain_and_eager(variable):
         return tf.raw_ops.ReadVariableOp(
             resource=variable.handle, dtype=variable.dtype
         )
     value = variable.read_value()
     if variable.dtype != variable.dtype.base_dtype:
-        # TensorFlow 1's reference variables write into what they handed out.
+        # TensorFlow 1's reference variables overwrite values read before.
         value = tf.raw_ops.DeepCopy(x=value)
     return value
 
@@ -222,7 +214,7 @@ def write(variable: tf.Variable, value: tf.Tensor) -> Any:
     """Assigns a value of the variable's dtype and shape.
 
     Returns:
-        In a graph the op that does it.
+        In a graph the op that assigns.
     """
     if _is_plain_and_eager(variable):
         return tf.raw_ops.AssignVariableOp(
@@ -232,15 +224,15 @@ def write(variable: tf.Variable, value: tf.Tensor) -> Any:
 
 
 def _is_plain_and_eager(variable: tf.Variable) -> bool:
-    """Whether ops can have its handle: a fifth of the time of its methods."""
+    """Whether to use raw ops, which take a fifth of the time of methods."""
     return tf.executing_eagerly() and not hasattr(variable, "values")
 
 
 def initial_value(variable: tf.Variable) -> tf.Tensor:
-    """The value a variable has now; in a v1 graph, or will be given first.
+    """Returns the value of a variable; in a v1 graph, or its initial value.
 
-    Zeros for one that the `tf.function` under construction has just made:
-    TensorFlow gives it its value after the trace.
+    Returns zeros for a variable that the `tf.function` being traced has made:
+    TensorFlow initializes it after the trace.
     """
     initialized = tf.compat.v1.is_variable_initialized(variable)
     if not tf.executing_eagerly():
@@ -255,9 +247,9 @@ def initial_value(variable: tf.Variable) -> tf.Tensor:
 
 
 def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
-    """Each component of variables with the value it has now; eager mode only.
+    """Returns each component of variables with its value; in eager mode.
 
-    A held value shares the variable's buffer, so holding copies nothing.
+    A value shares the buffer of its variable, so this copies nothing.
     """
     return [
         (component, read(component))
@@ -267,10 +259,9 @@ def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
 
 
 def snapshot(variables: Iterable[Any]) -> Callable[[], None]:
-    """Holds the values that variables have now; eager mode only.
+    """Returns a function that restores the present values bit for bit.
 
-    Returns:
-        A function that puts the values back bit for bit, in every component.
+    It works in eager mode.
     """
     now = held(variables)
 

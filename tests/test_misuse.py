@@ -383,7 +383,7 @@ def test_refit_while_swapped(make):
 @both
 def test_fit_while_swapped(make):
     average, model = _averaged_model(make)
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     before = _state(average, *model.weights)
     x, y = tf.ones([4, 3]), tf.ones([4, 2])
 
@@ -1224,7 +1224,7 @@ def _fit(model, *args, callbacks, **kwargs):
 @pytest.mark.filterwarnings("ignore:.*ran out of data", "ignore:.*shuffle")
 def test_data_of_fit_that_end_early(make):
     model, average = _model(), make()
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     callback = swa_tf.SWACallback(
         0, averages=average, refit_data=[tf.ones([4, 3])], verbose=0
     )
@@ -1247,7 +1247,7 @@ def test_data_of_fit_that_end_early(make):
 @both
 def test_refit_data_of_fit_that_end_early(make):
     model, average = _model(), make()
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     callback = swa_tf.SWACallback(
         0, averages=average, refit_data=_batches(1), refit_steps=2, verbose=0
     )
@@ -1323,7 +1323,7 @@ def _fitted(callback, values, match):
     """A model whose one weight is set anew for each epoch, of one step."""
     model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
     model.build([None, 1])
-    model.compile(tf.keras.optimizers.SGD(0.0), "mse")
+    model.compile(tf.keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
     set_weight = tf.keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: model.set_weights(
             [np.full([1, 1], values[epoch]), np.zeros(1)]

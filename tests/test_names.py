@@ -178,7 +178,12 @@ def test_training_adds_no_names():
     """No optimizer, no metric, no loss, no counter of batches."""
     model = subclassed()
     before = names(model)
-    model.compile("adam", "mse", metrics=[tf.keras.metrics.MeanSquaredError()])
+    model.compile(
+        "adam",
+        "mse",
+        metrics=[tf.keras.metrics.MeanSquaredError()],
+        run_eagerly=True,
+    )
     model.fit(np.ones([2, 2]), np.ones([2, 1]), verbose=0)
     assert names(model) == before
 

@@ -1,4 +1,4 @@
-"""Weight averaging in `model.fit`."""
+"""The Keras callback that averages weights in `model.fit`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _checks, _files, _fit, _parts
+from swa_tf import _checks, _files, _parts
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
-from swa_tf.schedules import per_epoch
+from swa_tf.callbacks import arguments, overrides, resume
 from swa_tf.swapping import averaged_weights
-from swa_tf.timing import AveragingSchedule
 
-# The calls of `apply` before averaging may start are counted from here.
-_LONG_BEFORE = -(2**62)
+_NOT_STARTED = -(2**62)
+"""The number of calls of `apply` while averaging must not start yet."""
 
 
 class SWACallback(tf.keras.callbacks.Callback):
@@ -31,65 +30,67 @@ class SWACallback(tf.keras.callbacks.Callback):
     >>> int(swa.averages.n_models)
     3
 
-    Averaging: with `start_epoch` alone, after each epoch from that one on, or
-    after every `average_period`-th. With `unit="step"`, after train steps,
-    inside the compiled train step: at no cost to the host, and exactly so with
-    `steps_per_execution` and `jit_compile`. Each `fit` starts a new average,
-    unless `averages` was given, which goes on.
+    Averaging: with `start_epoch` alone, after that epoch and each later one,
+    or every `average_period`-th. With `unit="step"`, after train steps, as a
+    part of the compiled train step: it costs no call from Python, and works
+    with `steps_per_execution` and `jit_compile`. Each `fit` starts a new
+    average, unless `averages` was given, which goes on.
 
     Validation: the logs get `swa_val_loss` and so on beside `val_loss`, for
     every callback, wherever it is in the list. Before the first average they
-    are those of the trained model, which `fit` would leave then. What else you
-    `evaluate` or `predict` in training is of the trained weights.
+    equal those of the trained model. If you call `evaluate` or `predict`
+    yourself during training, the trained weights are used.
 
     At the end the model has its averaged weights and, with `refit_data`,
-    batch-norm statistics for them. An exception, in training or here, leaves
-    the trained weights and statistics. It comes after all other callbacks, so
-    also after weights that `EarlyStopping` restores.
+    batch-norm statistics for them. This happens after all other callbacks, so
+    also after `EarlyStopping` restores its best weights. If anything raises,
+    the model has its trained weights and statistics.
 
     `BackupAndRestore` saves and restores the average with the model (which
-    must be built), as does all that saves the model in training.
+    must be built), and so does whatever else saves the model in training.
 
     Args:
         start_epoch: The first epoch whose weights are averaged, counted from
-            0: an integer >= 0. Give this or `start_step`; or neither, with
-            `averages`: then its own `when` decides, or you call its `apply`
-            yourself (manual mode), and the callback does the rest.
-        average_period: From one average to the next, in `unit`s, counted
-            from the start: an integer >= 1.
+            0: an integer >= 0. Give this or `start_step`. With neither, give
+            `averages`: its own `when` decides, or, if it has none, you call
+            its `apply` yourself (manual mode).
+        average_period: The number of `unit`s from one average to the next,
+            counted from the start: an integer >= 1.
         unit: "epoch" or "step"; None is "step" with `start_step`, otherwise
             "epoch". With `start_epoch` and "step", the first step of that
             epoch is the first to be averaged.
         start_step: The first train step (batch) whose weights are averaged,
             counted from 0 at the beginning of `fit`.
-        swa_learning_rate: The constant rate from `start_epoch` on, a finite
-            float >= 0. Before, the rate is left to whoever sets it (warm-up,
-            `LearningRateScheduler`, `ReduceLROnPlateau`); from then on it is
-            set at the beginning of each epoch, last. Rates by steps: give the
-            optimizer a schedule of `swa_tf.schedules`.
-        schedule: Instead of it: a function from the epoch to the rate of all
-            epochs, for example a schedule of `swa_tf.schedules` in epochs.
+        swa_learning_rate: The constant learning rate from `start_epoch` on, a
+            finite float >= 0. It is set at the beginning of each epoch, after
+            all other callbacks. Before that epoch the rate is left to them.
+            For rates by steps give the optimizer a schedule of
+            `swa_tf.schedules`.
+        schedule: Instead of `swa_learning_rate`: a function from the epoch to
+            the rate of every epoch, for example a schedule of
+            `swa_tf.schedules` in epochs.
         refit_data: Batches for `swa_tf.refit_batch_norm`, before the averaged
             model is evaluated and at the end. Training data without
             augmentation; a model with batch normalization needs it.
         refit_steps: How many of them to take; None takes all.
-        evaluate: What validation is of: "trained"; "averaged", then `val_...`
-            and `swa_val_...` are both of the averaged model (and it is what
-            the model holds in the `on_test_...` hooks of callbacks); or
-            "both", which validates twice.
+        evaluate: The weights that validation uses. "trained": those.
+            "averaged": those, for `val_...` and `swa_val_...`; other callbacks
+            see them in their `on_test_...` methods. "both": validation runs
+            twice.
         averages: A `WeightAverage` to use instead of a new
             `StochasticWeightAveraging`.
-        final_weights: What the model is left with: "averaged" or "trained".
+        final_weights: The weights that the model has after `fit`: "averaged"
+            or "trained".
         filepath: Where to write the averaged model at the end: a `.keras`,
             `.h5` or `.weights.h5` file, or, without a suffix, a SavedModel for
-            serving. What is there is replaced when the new one is complete.
+            serving. An existing file is replaced when the new one is complete.
         verbose: 1 prints a line for each epoch averaged and at the end, 0
             nothing.
 
     Raises:
         TypeError, ValueError: If an argument is none of the above, or does
-            not go with another; in `fit`, before training, if the rate is to
-            be set and the optimizer's cannot be.
+            not go with another. In `fit`, before training, if the rate is to
+            be set and the optimizer does not allow it.
 
     Source: the automatic and manual modes are those of
     torchcontrib.optim.SWA; Izmailov et al. 2018,
@@ -119,7 +120,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         _checks.choice("unit", unit, ("epoch", "step"))
         _checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
         _checks.choice("final_weights", final_weights, ("averaged", "trained"))
-        _check_averages(averages)
+        arguments.check_averages(averages)
         if filepath is not None:
             _files.check_model_path("filepath", filepath)
         if refit_data is not None:
@@ -134,7 +135,9 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._given = averages
         self._unit = unit
         self._start_epoch = start_epoch
-        self._when = _schedule(start_epoch, start_step, average_period, unit)
+        self._when = arguments.averaging_schedule(
+            start_epoch, start_step, average_period, unit
+        )
         when = self._when or getattr(averages, "when", None)
         if when is None and averages is None:
             raise ValueError(
@@ -150,7 +153,9 @@ class SWACallback(tf.keras.callbacks.Callback):
             )
             swa_learning_rate = None
         first_epoch = when.start if when and unit == "epoch" else start_epoch
-        self._rate = _rates(swa_learning_rate, schedule, first_epoch)
+        self._rate = arguments.rate_of_epoch(
+            swa_learning_rate, schedule, first_epoch
+        )
         self._refit: dict[str, Any] = {
             "refit_data": refit_data,
             "refit_steps": refit_steps,
@@ -168,7 +173,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     @property
     def averages(self) -> WeightAverage | None:
-        """The average of the present `fit` or of the last; None before.
+        """The average of the present or the last `fit`; None before any.
 
         >>> swa_tf.SWACallback(start_epoch=5).averages is None
         True
@@ -177,9 +182,9 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
-        # Here, for Keras may restore before our `on_train_begin`, and other
-        # callbacks may change `model.history`.
-        self._saved = _fit.Saved(model)
+        # Not in `on_train_begin`: by then another callback may have restored
+        # the model or replaced `model.history`.
+        self._saved = resume.SavedAverage(model)
         self._history = getattr(model, "history", None)
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -217,17 +222,19 @@ class SWACallback(tf.keras.callbacks.Callback):
             )
 
     def on_test_begin(self, logs: Any = None) -> None:
-        if not self._training:  # the user's `evaluate` of another time
+        if not self._training:  # the user evaluates outside of `fit`
             self._saved.detach()
 
     def on_predict_begin(self, logs: Any = None) -> None:
         self.on_test_begin()
 
     def _average_to_use(self) -> WeightAverage:
-        """That of this `fit`, or an error if it is not for this model."""
+        """Returns the average of this `fit`, if it can be used for it."""
         if self._rate is not None:
-            _fit.check_rate_can_be_set(getattr(self.model, "optimizer", None))
-        last = _fit.last_callback(self, self._history)
+            arguments.check_rate_can_be_set(
+                getattr(self.model, "optimizer", None)
+            )
+        last = overrides.last_callback(self, self._history)
         hook: Any = getattr(vars(last).get("on_train_end"), "__self__", None)
         if hook is not None and hook.params is self.params:
             raise ValueError("`fit` takes one `SWACallback`. Received: two")
@@ -242,34 +249,32 @@ class SWACallback(tf.keras.callbacks.Callback):
             )
         when = self._when or average.when
         if when is not None and self.model.built:
-            # Otherwise the first batch builds it, or the user says what of it.
+            # Otherwise the first `apply` builds it.
             average.build(self._trainable_variables())
         self._when_before, average.when = average.when, when
         return average
 
     def _reset_calls(self) -> None:
-        """Counts the calls of `apply` anew: epochs, or steps from the start."""
-        automatic = self._averages.when is not None
-        self._counts_epochs = automatic and self._unit == "epoch"
-        self._counts_steps = automatic and self._unit == "step"
-        if self._counts_epochs or self._start_epoch is not None:
-            self._averages.n_calls = _LONG_BEFORE
+        """Starts the count of calls of `apply`, in epochs or in steps."""
+        self._counted = self._unit if self._averages.when is not None else None
+        if self._counted == "epoch" or self._start_epoch is not None:
+            self._averages.n_calls = _NOT_STARTED
         elif self._when is not None:
             self._averages.n_calls = 0
 
     def _trainable_variables(self) -> list[Any]:
-        """Those when `fit` began: it trains what it was compiled for."""
+        """The trainable variables when `fit` began, which it compiles for."""
         if not self._weights:
             self._weights = list(self.model.trainable_variables)
         return self._weights
 
     def _install(self) -> None:
-        """Takes part in what Keras tells no callback, or not in this order."""
-        self._overrides = _fit.Overrides(self.model, self._release)
+        """Replaces what Keras would not call, or not after the others."""
+        self._overrides = overrides.Overrides(self.model, self._release)
         self._overrides.replace(self.model, "evaluate", self._validation())
-        if self._counts_steps:
+        if self._counted == "step":
             self._overrides.replace_train_step(self._averaging_step())
-        last = _fit.last_callback(self, self._history)
+        last = overrides.last_callback(self, self._history)
         self._overrides.replace(last, "on_epoch_begin", self._begin_epoch)
         self._overrides.replace(last, "on_train_end", self._finish)
 
@@ -278,7 +283,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._averages.when = self._when_before
 
     def _averaging_step(self) -> Callable[..., Any]:
-        """The model's train step, and `apply` after it."""
+        """Returns the model's train step, followed by `apply`."""
         train_step = self.model.train_step
 
         def averaging_step(*args: Any, **kwargs: Any) -> Any:
@@ -289,11 +294,11 @@ class SWACallback(tf.keras.callbacks.Callback):
         return averaging_step
 
     def _begin_epoch(self, epoch: int, logs: Any = None) -> None:
-        """Comes after every other callback's `on_epoch_begin`."""
-        if self._counts_epochs:
+        """Runs after the `on_epoch_begin` of every other callback."""
+        if self._counted == "epoch":
             if self._epoch is None:
                 self._warn_of_epochs_again(epoch)
-            self._catch_up(epoch)
+            self._apply(epoch - 1)  # if a backup was made before that
             self._averages.n_calls = epoch
         elif self._start_epoch is not None and epoch >= self._start_epoch:
             self._averages.n_calls = max(int(self._averages.n_calls), 0)
@@ -305,7 +310,10 @@ class SWACallback(tf.keras.callbacks.Callback):
             self.model.optimizer.learning_rate = rate
 
     def _warn_of_epochs_again(self, epoch: int) -> None:
-        """Keras 3 writes weights and epoch one after the other."""
+        """Warns if a backup has the weights of a later epoch than its number.
+
+        Keras 3 writes them to two files, and may be killed in between.
+        """
         restored = int(self._averages.n_calls)
         if restored > epoch:
             warnings.warn(
@@ -315,17 +323,15 @@ class SWACallback(tf.keras.callbacks.Callback):
                 stacklevel=2,
             )
 
-    def _catch_up(self, epoch: int) -> None:
-        """After a backup that was made before our turn in the last epoch."""
-        if self._counts_epochs and int(self._averages.n_calls) == epoch - 1:
-            self._apply(epoch - 1)
-
     def _end_epoch(self) -> None:
-        """Comes before the validation, or else with `on_epoch_end`."""
-        if self._counts_epochs and int(self._averages.n_calls) == self._epoch:
+        """Runs before the validation, or without one in `on_epoch_end`."""
+        if self._epoch is not None:
             self._apply(self._epoch)
 
     def _apply(self, epoch: int) -> None:
+        """Averages the weights after `epoch`, if that was not done yet."""
+        if self._counted != "epoch" or int(self._averages.n_calls) != epoch:
+            return
         weights = self._trainable_variables()
         if not _are_finite(weights):
             warnings.warn(
@@ -342,7 +348,7 @@ class SWACallback(tf.keras.callbacks.Callback):
             self._print(f"Epoch {epoch + 1}: averaged {n_models} model(s)")
 
     def _validation(self) -> Callable[..., Any]:
-        """`evaluate` of the model, and in the validation of `fit` also ours."""
+        """Returns an `evaluate` that in `fit` also evaluates the averages."""
         evaluate = self.model.evaluate
 
         def validation(*args: Any, **kwargs: Any) -> Any:
@@ -361,7 +367,7 @@ class SWACallback(tf.keras.callbacks.Callback):
                     trained = averaged = evaluate(*args, **kwargs)
             else:
                 trained = evaluate(*args, **kwargs)
-                # Again, with nobody else to hear of it.
+                # The other callbacks are not called a second time.
                 kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
                 with self._swapped_in():
                     averaged = evaluate(*args, **kwargs)
@@ -380,7 +386,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         return averaged_weights(self._averages, self.model, keep=keep, **refit)
 
     def _has_averages(self) -> bool:
-        """Whether there is one of each weight that would be swapped."""
+        """Whether every weight that would be swapped has its average."""
         averages: Any = self._averages
         swapped = [weight for weight, _ in self._pairs()]
         try:
@@ -393,7 +399,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         return _are_finite([average for _, average in self._pairs()])
 
     def _pairs(self) -> list[tuple[Any, Any]]:
-        """The weights of the model that have an average, each with its own."""
+        """Returns the averaged weights of the model with their averages."""
         averages: Any = self._averages
         pairs = [(w, averages.average(w)) for w in _parts.weights(self.model)]
         return [pair for pair in pairs if pair[1] is not None]
@@ -402,9 +408,9 @@ class SWACallback(tf.keras.callbacks.Callback):
         return bool(_parts.batch_norm_layers(self.model, trainable=True))
 
     def _finish(self, logs: Any = None) -> None:
-        """Comes after every other callback's `on_train_end`."""
+        """Runs after the `on_train_end` of every other callback."""
         if self._epoch is None:  # resumed after the last epoch
-            self._catch_up(self.params["epochs"])
+            self._apply(self.params["epochs"] - 1)
         self._training = False
         self._overrides.undo()
         n_models = int(self._averages.n_models)
@@ -436,74 +442,5 @@ class SWACallback(tf.keras.callbacks.Callback):
             sys.stdout.write(f"\n{line}\n")
 
 
-def _schedule(
-    start_epoch: Any, start_step: Any, average_period: Any, unit: str
-) -> AveragingSchedule | None:
-    """When to call `apply` in `unit`s; None where nothing says so."""
-    starts = {"start_epoch": start_epoch, "start_step": start_step}
-    given = {k: v for k, v in starts.items() if v is not None}
-    if len(given) > 1:
-        raise ValueError(
-            "Only one of `start_epoch` and `start_step` must be given. "
-            f"Received: {start_epoch=}, {start_step=}"
-        )
-    for name, start in given.items():
-        _checks.integer(name, start, at_least=0)
-    _checks.integer("average_period", average_period, at_least=1)
-    if start_step is not None and unit != "step":
-        raise ValueError(
-            f'`start_step` goes with unit="step". Received: {unit=}'
-        )
-    if not given:
-        return None
-    # The steps before the first of `start_epoch` count below 0.
-    start = 0 if unit == "step" and start_step is None else max(given.values())
-    return AveragingSchedule(start, average_period)
-
-
-def _rates(
-    swa_learning_rate: Any, schedule: Any, first_epoch: int | None
-) -> Callable[[int], float | None] | None:
-    """The rate to set for an epoch; None, or a None, leaves it alone."""
-    if schedule is not None:
-        if swa_learning_rate is not None:
-            raise ValueError(
-                "Only one of `swa_learning_rate` and `schedule` must be given. "
-                f"Received: {swa_learning_rate=}, {schedule=}"
-            )
-        rate_of = per_epoch(schedule)
-        return lambda epoch: _rate_of_schedule(rate_of, epoch)
-    if swa_learning_rate is None:
-        return None
-    rate = _checks.real("swa_learning_rate", swa_learning_rate)
-    if first_epoch is None:
-        raise ValueError(
-            "`swa_learning_rate` goes with `start_epoch`: it is set at the "
-            "beginning of epochs. For a rate by steps give the optimizer "
-            "`swa_tf.schedules.SWALearningRate`. "
-            f"Received: {swa_learning_rate=}"
-        )
-    return lambda epoch: rate if epoch >= first_epoch else None
-
-
 def _are_finite(variables: list[Any]) -> bool:
     return all(tf.reduce_all(tf.math.is_finite(v)) for v in variables)
-
-
-def _check_averages(averages: Any) -> None:
-    if averages is not None and not isinstance(averages, WeightAverage):
-        raise TypeError(
-            "`averages` must be a `WeightAverage`, such as "
-            "`StochasticWeightAveraging()`, or None. "
-            f"Received: averages={averages!r}"
-        )
-
-
-def _rate_of_schedule(rate_of: Callable[[int], float], epoch: int) -> Any:
-    try:
-        rate: Any = rate_of(epoch)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"`schedule` must give a number for epoch {epoch}: {error}"
-        ) from error
-    return _checks.real(f"schedule({epoch})", rate)
