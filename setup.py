@@ -45,7 +45,6 @@ setup(
     python_requires=">=3.9",
     install_requires=[
         "absl-py>=1.4",
-        "google-crc32c>=1.5",  # of TensorFlow's checkpoints
         "h5py>=3.12.1",
         "numpy>=1.24",
         "rich>=13.0",

@@ -31,15 +31,16 @@ from swa_tf.timing import AveragingSchedule
 
 if TYPE_CHECKING:  # what follows is imported on first use, see below
     from swa_tf import checkpoints as checkpoints
-    from swa_tf import optimizers, soups
-    from swa_tf import workers as workers
+    from swa_tf import optimizers
     from swa_tf.checkpoints import (
         average_checkpoints,
         average_windows,
         checkpoints_in,
+        greedy_soup,
+        merge_averages,
+        soups,
     )
-    from swa_tf.soups import greedy_soup
-    from swa_tf.workers import merge_averages
+    from swa_tf.checkpoints import workers as workers
 
 __version__ = "0.1.0"
 
@@ -77,14 +78,14 @@ if _compat.KERAS_3:
 
 _ON_FIRST_USE = {
     "optimizers": "optimizers",  # on TensorFlow 2.15 with TensorFlow Addons
-    "soups": "soups",
     "checkpoints": "checkpoints",
-    "workers": "workers",
+    "soups": "checkpoints",
+    "workers": "checkpoints",
     "average_checkpoints": "checkpoints",
     "average_windows": "checkpoints",
     "checkpoints_in": "checkpoints",
-    "greedy_soup": "soups",
-    "merge_averages": "workers",
+    "greedy_soup": "checkpoints",
+    "merge_averages": "checkpoints",
 }
 """The module of each name that not every training needs."""
 

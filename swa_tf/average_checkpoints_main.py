@@ -34,7 +34,6 @@ The exit status is 0 only if the output is there (or with --dry_run could be).
 from __future__ import annotations
 
 import contextlib
-import glob
 import io
 import os
 import pkgutil
@@ -51,9 +50,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from swa_tf import checkpoints, soups
-from swa_tf._checkpoint_files import finding
-from swa_tf._checkpoint_files.merging import guess
+from swa_tf import checkpoints
 
 _LARGE = 1 << 28  # bytes to read, from which on a bar shows how far it is
 
@@ -193,8 +190,11 @@ def _run(given: list[str], console: Console, errors: Console) -> None:
     if FLAGS.soup_metric is not None:
         metric = _function(FLAGS.soup_metric)
     if FLAGS.dry_run:
-        if FLAGS.window is not None:
-            inputs, output = _last_window(inputs, output, options)
+        if FLAGS.window is not None:  # show what the last one is made of
+            *_, output = checkpoints.average_windows(
+                inputs, output, FLAGS.window, dry_run=True, **options
+            )
+            inputs = inputs[-FLAGS.window :]
         report = checkpoints.average_checkpoints(
             inputs, output, dry_run=True, **_shares(), **options
         )
@@ -203,7 +203,7 @@ def _run(given: list[str], console: Console, errors: Console) -> None:
         console.print("This was a dry run: nothing is written.")
         return
     if metric is not None:
-        soup = soups.greedy_soup(
+        soup = checkpoints.greedy_soup(
             inputs, output, metric, mode=FLAGS.soup_mode, **options
         )
         console.print(str(soup), markup=False)
@@ -253,44 +253,7 @@ def _inputs(given: list[str]) -> list[str]:
             "--num_last_checkpoints and --every choose from --checkpoint_dir. "
             "Received: no --checkpoint_dir"
         )
-    paths: list[str] = []
-    for pattern in patterns:
-        # What is there so called is meant, also with brackets in its name.
-        found: set[str] = set()
-        if not finding.files(pattern):
-            found.update(glob.glob(pattern), glob.glob(f"{pattern}.index"))
-        if found:
-            paths += finding.in_order(finding.checked(found))
-        else:
-            paths.append(pattern)
-    return paths
-
-
-def _last_window(
-    inputs: list[str], output: str, options: dict[str, Any]
-) -> tuple[list[str], str]:
-    """What the last average of --window is made of, and its path.
-
-    Raises where `average_windows` would.
-    """
-    paths = finding.checked(inputs)
-    path = os.path.join(output, os.path.basename(paths[-1]))
-    if FLAGS.window > len(paths):
-        raise ValueError(
-            f"--window must be at most {len(paths)}, the number of "
-            f"checkpoints. Received: {FLAGS.window}"
-        )
-    if len({os.path.basename(path) for path in paths}) < len(paths):
-        raise ValueError(
-            "With --window the checkpoints must have different names, which "
-            "the results take."
-        )
-    if os.path.lexists(output):
-        raise FileExistsError(
-            f"--output_path must not exist. Received: '{output}'"
-        )
-    checkpoints.average_checkpoints(paths, path, dry_run=True, **options)
-    return paths[-FLAGS.window :], path
+    return checkpoints.matching(patterns)
 
 
 def _shares() -> dict[str, Any]:
@@ -393,7 +356,9 @@ def _show(report: dict[str, Any], console: Console) -> None:
         )
 
     if report["guessed"]:
-        console.print(f"[bold yellow]guessed:[/] {escape(guess(report))}")
+        console.print(
+            f"[bold yellow]guessed:[/] {escape(checkpoints.guess(report))}"
+        )
 
 
 def _show_tensors(report: dict[str, Any], console: Console) -> None:

@@ -11,13 +11,13 @@ import zipfile
 
 import h5py
 import numpy as np
+import tensorflow as tf
 from tensorflow.core.protobuf import (
     tensor_bundle_pb2,
     trackable_object_graph_pb2,
 )
 
-from swa_tf._checkpoint_files import sstable, tensor_bundle
-from tests import checkpoint_files
+from tests import checkpoint_files, forged_index
 from tests.checkpoint_files import H5, KERAS, NAME, OBJECT, WEIGHTS
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 20
@@ -108,9 +108,9 @@ def flipped_index(rng, path):
 
 def flipped_tensor(rng, path):
     """A bit of one tensor, be it averaged or not."""
-    tensors = tensor_bundle.TensorBundle(path).tensors
-    tensor = tensors[rng.choice(sorted(tensors))]
-    flipped(tensor.file, tensor.offset + rng.randrange(tensor.nbytes), rng)
+    entries = forged_index.read(path)
+    entry = forged_index.entry(entries, rng.choice(sorted(entries)[1:]))
+    flipped(data_of(path), entry.offset + rng.randrange(entry.size), rng)
 
 
 def flipped_member(rng, path):
@@ -124,11 +124,11 @@ def claims(key=None, **wrong):
     """An index, with right checksums, that is wrong about one tensor."""
 
     def damage(rng, path):
-        entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
+        entries = forged_index.read(path)
         # One that has dimensions.
         keys = [k for k, e in entries.items() if k and _dims(e)]
         chosen = key or rng.choice(keys)
-        entry = tensor_bundle_pb2.BundleEntryProto.FromString(entries[chosen])
+        entry = forged_index.entry(entries, chosen)
         for field, value in wrong.items():
             if field == "dims":
                 del entry.shape.dim[:]
@@ -137,7 +137,7 @@ def claims(key=None, **wrong):
             else:
                 setattr(entry, field, value)
         entries[chosen] = entry.SerializeToString()
-        write_index(path, entries)
+        forged_index.write(path, entries)
 
     return damage
 
@@ -148,45 +148,49 @@ def _dims(entry):
 
 def claims_shards(count):
     def damage(rng, path):
-        entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
+        entries = forged_index.read(path)
         header = tensor_bundle_pb2.BundleHeaderProto.FromString(entries[b""])
         header.num_shards = count
         entries[b""] = header.SerializeToString()
-        write_index(path, entries)
+        forged_index.write(path, entries)
 
     return damage
 
 
 def entries_changed(change):
     def damage(rng, path):
-        entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
+        entries = forged_index.read(path)
         change(entries)
-        write_index(path, entries)
+        forged_index.write(path, entries)
 
     return damage
-
-
-def write_index(path, entries):
-    table = sstable.write(sorted(entries.items()))
-    pathlib.Path(index_of(path)).write_bytes(table)
 
 
 def graph_replaced(graph):
     """An object graph, with right checksums, that is none."""
 
     def damage(rng, path):
-        entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
-        key = b"_CHECKPOINTABLE_OBJECT_GRAPH"
-        entry = tensor_bundle_pb2.BundleEntryProto.FromString(entries[key])
-        encoded, crc32c = tensor_bundle._encoded(graph)
-        entry.offset, entry.size = os.path.getsize(data_of(path)), len(encoded)
-        entry.crc32c = sstable.masked(crc32c)
-        entries[key] = entry.SerializeToString()
-        with open(data_of(path), "ab") as data:
-            data.write(encoded)
-        write_index(path, entries)
+        reader = tf.train.load_checkpoint(path)
+        tensors = {
+            key: reader.get_tensor(key)
+            for key in reader.get_variable_to_shape_map()
+        }
+        tensors["_CHECKPOINTABLE_OBJECT_GRAPH"] = tf.constant(graph)
+        tf.raw_ops.SaveV2(
+            prefix=path,
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=list(tensors.values()),
+        )
 
     return damage
+
+
+def graph_of_another():
+    """A sound object graph, that names none of the tensors."""
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph.nodes.add()
+    return graph.SerializeToString()
 
 
 def graph_without_end():

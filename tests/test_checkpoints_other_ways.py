@@ -1,33 +1,29 @@
 """Checkpoints in other ways of TensorFlow's: averaged, damaged, refused."""
 
 import os
-import pathlib
 import random
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.core.protobuf import (
-    tensor_bundle_pb2,
-)
 
 import swa_tf
-from swa_tf._checkpoint_files import sstable, tensor_bundle
+from tests import forged_index, programs
 from tests.checkpoint_files import contents
 from tests.damage import (
     PICKLE,
     TEXT,
     claims,
     data_of,
+    entries_changed,
     flipped,
     flipped_index,
-    index_of,
     itself,
     missing,
     replaced_by,
     truncated,
-    write_index,
 )
 
 
@@ -85,53 +81,53 @@ def flipped_anywhere(file):
 
 
 def flipped_variant(rng, path):
-    tensors = tensor_bundle.TensorBundle(path).tensors
-    (key,) = [key for key in tensors if "ITERATOR" in key]
-    at = tensors[key].offset + rng.randrange(tensors[key].nbytes)
-    flipped(tensors[key].file, at, rng)
+    entries = forged_index.read(path)
+    (key,) = [key for key in entries if b"ITERATOR" in key]
+    entry = forged_index.entry(entries, key)
+    flipped(data_of(path), entry.offset + rng.randrange(entry.size), rng)
 
 
 def slice_negative(rng, path):
-    entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
-    entry = tensor_bundle_pb2.BundleEntryProto.FromString(entries[b"w"])
+    entries = forged_index.read(path)
+    entry = forged_index.entry(entries, b"w")
     entry.slices[0].extent[0].length = -1
     entries[b"w"] = entry.SerializeToString()
-    write_index(path, entries)
+    forged_index.write(path, entries)
 
 
 def slice_twice(rng, path):
-    entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
-    entry = tensor_bundle_pb2.BundleEntryProto.FromString(entries[b"w"])
+    entries = forged_index.read(path)
+    entry = forged_index.entry(entries, b"w")
     entry.slices.append(entry.slices[0])
     entries[b"w"] = entry.SerializeToString()
-    write_index(path, entries)
+    forged_index.write(path, entries)
 
 
 def slice_not_decodable(rng, path):
-    entries = dict(sstable.read(pathlib.Path(index_of(path)).read_bytes()))
+    entries = forged_index.read(path)
     entries[next(key for key in entries if key[:1] == b"\0")] = b"\xff"
-    write_index(path, entries)
+    forged_index.write(path, entries)
 
 
 @pytest.mark.parametrize(
     ("write", "damage", "reason"),
     [
-        (write_sharded, missing(second_shard), "00001-of-00002 is missing"),
-        (write_sharded, truncated(second_shard), "ends before"),
-        (write_sharded, flipped_anywhere(second_shard), "checksum"),
-        (write_sliced, truncated(data_of), "ends before"),
+        (write_sharded, missing(second_shard), "00001-of-00002; No such file"),
+        (write_sharded, truncated(second_shard), "cannot be read"),
+        (write_sharded, flipped_anywhere(second_shard), "Checksum"),
+        (write_sliced, truncated(data_of), "'w' cannot be read"),
         (write_sliced, flipped_anywhere(data_of), "'w' cannot be read"),
-        (write_sliced, flipped_index, "index|format"),
-        (write_sliced, claims(b"w", dims=[1 << 40, 3]), "wrong about 'w'"),
-        (write_sliced, claims(b"w", dims=[-4, 3]), "wrong about 'w'"),
-        (write_sliced, slice_negative, "wrong about 'w'"),
-        (write_sliced, slice_twice, "wrong about 'w'"),
-        (write_sliced, slice_not_decodable, "cannot be decoded"),
-        (write_version_1, truncated(itself), "no checkpoint of TensorFlow"),
-        (write_version_1, replaced_by(itself, TEXT), "no checkpoint"),
-        (write_version_1, replaced_by(itself, PICKLE), "no checkpoint"),
-        (write_version_1, replaced_by(itself, b""), "no checkpoint"),
-        (write_iterator, flipped_variant, "checksum|cut off|too long"),
+        (write_sliced, flipped_index, "index cannot be read"),
+        (
+            write_sliced,
+            claims(b"w", dims=[1 << 40, 3]),
+            "same tensors|cannot be read",
+        ),
+        (write_version_1, truncated(itself), "index cannot be read"),
+        (write_version_1, replaced_by(itself, TEXT), "index cannot be read"),
+        (write_version_1, replaced_by(itself, PICKLE), "index cannot be read"),
+        (write_version_1, replaced_by(itself, b""), "index cannot be read"),
+        (write_iterator, flipped_variant, "cannot be read"),
     ],
 )
 @pytest.mark.parametrize("which", range(3))
@@ -151,6 +147,39 @@ def test_other_ways(write, damage, reason, which, tmp_path):
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=reason) as error:
         swa_tf.average_checkpoints(paths, output)
-    assert str(error.value).startswith("`inputs` must be whole checkpoints.")
+    assert str(error.value).startswith("`inputs` must ")
     assert f"'{paths[which]}'" in str(error.value)
+    assert contents(tmp_path) == before
+
+
+W = b"w/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "damage"),
+    [
+        (write_iterator, claims(W, dims=[-1])),
+        (write_iterator, claims(W, dims=[-4, -3])),
+        (write_iterator, entries_changed(lambda e: e.update({W: b"\xff"}))),
+        (write_sliced, claims(b"w", dims=[-4, 3])),
+        (write_sliced, slice_twice),
+        (write_sliced, slice_not_decodable),
+    ],
+)
+def test_a_forged_index_that_ends_the_process(write, damage, tmp_path):
+    """TensorFlow's reader does, as docs/checkpoints.md says.
+
+    Nothing is written, and nothing left.
+    """
+    paths = [os.fspath(tmp_path / f"ckpt-{i}") for i in range(2)]
+    for i, path in enumerate(paths):
+        write(path, float(i))
+    damage(random.Random(0), paths[1])
+    before = contents(tmp_path)
+    output = tmp_path / "new" / "average"
+    done = programs.run_module(
+        "swa_tf.average_checkpoints_main", f"--output_path={output}", *paths
+    )
+    assert done.returncode == -signal.SIGABRT
     assert contents(tmp_path) == before

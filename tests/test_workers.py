@@ -263,7 +263,7 @@ def test_a_damaged_checkpoint_changes_nothing(tmp_path):
     where = data.index(averages(other)[3].tobytes())
     data[where] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"`others` must be whole.*checksum"):
+    with pytest.raises(ValueError, match=r"`others` must be whole.*Checksum"):
         swa_tf.merge_averages(target, [path])
     for now, then in zip(averages(target), before):
         np.testing.assert_array_equal(now, then)

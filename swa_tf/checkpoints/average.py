@@ -5,64 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
 from swa_tf import _checks, _files
-from swa_tf._checkpoint_files import finding, merging
-
-Path = Union[str, "os.PathLike[str]"]
-
-
-def checkpoints_in(
-    directory: Path, last: int | None = None, every: int = 1
-) -> list[str]:
-    """The checkpoints of a directory, the oldest first.
-
-    They are in the order of the last whole number in their names, such as
-    `ckpt-12` or `epoch_03.weights.h5`, or, where they have none or the same, of
-    the time at which they were written. A warning says so if other numbers in
-    their names vary too, and the times contradict the last ones.
-
-    >>> with tempfile.TemporaryDirectory() as run:
-    ...     for step in (1, 2, 10):
-    ...         path = os.path.join(run, f"ckpt-{step}")
-    ...         _ = tf.train.Checkpoint(w=tf.Variable(0.0)).write(path)
-    ...     found = swa_tf.checkpoints_in(run, last=2)
-    ...     [os.path.basename(path) for path in found]
-    ['ckpt-2', 'ckpt-10']
-
-    Args:
-        directory: A folder as `tf.train.CheckpointManager`, `ModelCheckpoint`
-            or `tf.compat.v1.train.Saver` fill it, with checkpoints of one
-            form.
-        last: How many to take, the newest ones; None takes all.
-        every: Takes every n-th of them, the newest among them.
-
-    Returns:
-        Paths that `average_checkpoints` takes.
-
-    Raises:
-        FileNotFoundError: If there is no such directory.
-        ValueError: If it holds no checkpoint, checkpoints of several forms,
-            fewer than `last`, not all that its `checkpoint` file lists, or
-            some with a number and some without, such as a `best.keras` beside
-            the epochs, which is one of them again.
-    """
-    every = _checks.integer("every", every, at_least=1)
-    if last is not None:
-        last = _checks.integer("last", last, at_least=1)
-    folder = os.fspath(directory)
-    paths = finding.in_directory(folder)[::-1][::every][::-1]
-    if last is None:
-        return paths
-    if last > len(paths):
-        raise ValueError(
-            f"`last` must be at most {len(paths)}, the number of checkpoints "
-            f"to choose from in '{folder}'. Received: last={last}"
-        )
-    return paths[-last:]
+from swa_tf.checkpoints import merge, paths
+from swa_tf.checkpoints.paths import Path
 
 
 def average_checkpoints(
@@ -151,12 +100,12 @@ def average_checkpoints(
         Averages of the last checkpoints: Vaswani et al. 2017, section 6.1,
         https://arxiv.org/abs/1706.03762.
     """
-    paths = finding.listed(inputs)
-    coefficients = _coefficients(len(paths), weights, decay)
+    found = paths.listed(inputs)
+    coefficients = _coefficients(len(found), weights, decay)
     _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
-    report = merging.merge(
-        paths,
-        finding.checked_output(output, paths),
+    report = merge.merge(
+        found,
+        paths.checked_output(output, found),
         coefficients,
         optimizer_slots=optimizer_slots,
         from_newest=from_newest,
@@ -168,7 +117,7 @@ def average_checkpoints(
         },
     )
     if not dry_run:
-        merging.warn(report)
+        merge.warn(report)
     return report
 
 
@@ -179,6 +128,7 @@ def average_windows(
     *,
     optimizer_slots: str = "keep",
     from_newest: Iterable[str] = (),
+    dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Averages each `window` consecutive checkpoints along a run.
@@ -204,6 +154,7 @@ def average_windows(
         window: The number n of inputs in each average.
         optimizer_slots: As in `average_checkpoints`.
         from_newest: As in `average_checkpoints`.
+        dry_run: Whether to check only, and write nothing.
         progress: Called with the bytes read so far, and to read in all.
 
     Returns:
@@ -215,11 +166,11 @@ def average_windows(
             fewer inputs than `window`, or two of one name. Nothing has been
             written then.
     """
-    paths = finding.listed(inputs)
-    names = [os.path.basename(path) for path in paths]
-    if _checks.integer("window", window, at_least=1) > len(paths):
+    found = paths.listed(inputs)
+    names = [os.path.basename(path) for path in found]
+    if _checks.integer("window", window, at_least=1) > len(found):
         raise ValueError(
-            f"`window` must be at most {len(paths)}, the number of inputs. "
+            f"`window` must be at most {len(found)}, the number of inputs. "
             f"Received: window={window}"
         )
     _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
@@ -229,13 +180,23 @@ def average_windows(
             f"Received: {', '.join(sorted(names))}"
         )
     folder = os.fspath(output_dir)
-    if os.path.lexists(folder):
+    if paths.is_there(folder):
         raise FileExistsError(
             f"`output_dir` must not exist. Received: output_dir='{folder}'"
         )
+    ends = range(window, len(found) + 1)
+    written = [os.path.join(folder, names[end - 1]) for end in ends]
+    options: dict[str, Any] = {
+        "optimizer_slots": optimizer_slots,
+        "from_newest": from_newest,
+    }
+    if dry_run:
+        shares = _coefficients(len(found), None, None)
+        merge.merge(found, written[-1], shares, dry_run=True, **options)
+        return written
     report: dict[str, Any] = {}
-    ends = range(window, len(paths) + 1)
-    with _files.replaced(folder) as new:
+    with _files.scratch_folder(folder) as scratch:
+        new = scratch / os.path.basename(folder.rstrip("/"))
         new.mkdir()
         for i, end in enumerate(ends):
 
@@ -243,16 +204,19 @@ def average_windows(
                 if progress is not None:
                     progress(i * total + done, len(ends) * total)
 
-            report = merging.merge(
-                paths[end - window : end],
+            report = merge.merge(
+                found[end - window : end],
                 os.fspath(new / names[end - 1]),
                 _coefficients(window, None, None),
-                optimizer_slots=optimizer_slots,
-                from_newest=from_newest,
                 progress=scaled,
+                **options,
             )
-    merging.warn(report)
-    return [os.path.join(folder, names[end - 1]) for end in ends]
+        if _files.is_remote(folder):
+            _files.move(sorted(new.iterdir()), folder)
+        else:
+            _files.move([new], os.path.dirname(folder.rstrip("/")))
+    merge.warn(report)
+    return written
 
 
 def _coefficients(

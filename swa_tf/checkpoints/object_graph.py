@@ -6,7 +6,7 @@ Keras 3 a model's kernels lie under its optimizer's path.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 from typing import Any, NamedTuple
 
 from tensorflow.core.protobuf import trackable_object_graph_pb2
@@ -39,9 +39,10 @@ class ObjectGraph:
         averages: The keys of each `WeightAverage`.
     """
 
-    def __init__(self, serialized: bytes) -> None:
+    def __init__(self, serialized: bytes, keys: Collection[str]) -> None:
         self._graph = trackable_object_graph_pb2.TrackableObjectGraph()
         self._graph.ParseFromString(serialized)
+        self._check(keys)
         slots: set[str] = set()
         state: set[str] = set()
         self.averages: list[AverageKeys] = []
@@ -75,8 +76,22 @@ class ObjectGraph:
                 {"current_loss_scale", "good_steps"} <= children.keys()
             ):
                 state |= own
-        self.slots = slots
-        self.state = state - slots
+        self.slots = slots & set(keys)
+        self.state = (state - slots) & set(keys)
+
+    def _check(self, keys: Collection[str]) -> None:
+        """Raises LookupError unless this is the graph of these tensors."""
+        nodes = self._graph.nodes
+        named = {a.checkpoint_key for node in nodes for a in node.attributes}
+        for key in keys:
+            if key.endswith(SUFFIX) and key not in named:
+                raise LookupError(f"it does not name '{key}'")
+        for node in nodes:
+            ids = [child.node_id for child in node.children]
+            ids += [slot.slot_variable_node_id for slot in node.slot_variables]
+            for node_id in ids:
+                if not 0 <= node_id < len(nodes):
+                    raise LookupError(f"it has no node {node_id}")
 
     def without(self, keys: Container[str]) -> bytes:
         """The graph, serialized, without the values of these keys."""

@@ -2,22 +2,76 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import pathlib
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Union
 
 import tensorflow as tf
+
+from swa_tf import _checks, _files
+
+Path = Union[str, "os.PathLike[str]"]
 
 SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
 """Of Keras's files, one file each. Every other path is a prefix of several."""
 
+_OF_DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 _DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")  # `.meta`: no data
 _NUMBER = re.compile(r"\d+(?:\.\d+)*(?:e[+-]\d+)?")
+
+
+def checkpoints_in(
+    directory: Path, last: int | None = None, every: int = 1
+) -> list[str]:
+    """The checkpoints of a directory, the oldest first.
+
+    They are in the order of the last whole number in their names, such as
+    `ckpt-12` or `epoch_03.weights.h5`, or, where they have none or the same, of
+    the time at which they were written. A warning says so if other numbers in
+    their names vary too, and the times contradict the last ones.
+
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     for step in (1, 2, 10):
+    ...         path = os.path.join(run, f"ckpt-{step}")
+    ...         _ = tf.train.Checkpoint(w=tf.Variable(0.0)).write(path)
+    ...     found = swa_tf.checkpoints_in(run, last=2)
+    ...     [os.path.basename(path) for path in found]
+    ['ckpt-2', 'ckpt-10']
+
+    Args:
+        directory: A folder as `tf.train.CheckpointManager`, `ModelCheckpoint`
+            or `tf.compat.v1.train.Saver` fill it, with checkpoints of one
+            form.
+        last: How many to take, the newest ones; None takes all.
+        every: Takes every n-th of them, the newest among them.
+
+    Returns:
+        Paths that `average_checkpoints` takes.
+
+    Raises:
+        FileNotFoundError: If there is no such directory.
+        ValueError: If it holds no checkpoint, checkpoints of several forms,
+            fewer than `last`, not all that its `checkpoint` file lists, or
+            some with a number and some without, such as a `best.keras` beside
+            the epochs, which is one of them again.
+    """
+    every = _checks.integer("every", every, at_least=1)
+    if last is not None:
+        last = _checks.integer("last", last, at_least=1)
+    folder = os.fspath(directory)
+    paths = in_directory(folder)[::-1][::every][::-1]
+    if last is None:
+        return paths
+    if last > len(paths):
+        raise ValueError(
+            f"`last` must be at most {len(paths)}, the number of checkpoints "
+            f"to choose from in '{folder}'. Received: last={last}"
+        )
+    return paths[-last:]
 
 
 def suffix(path: str) -> str:
@@ -27,15 +81,20 @@ def suffix(path: str) -> str:
 
 def files(path: str) -> list[str]:
     """The files of a checkpoint that are there; the one that counts is last."""
-    data = glob.glob(f"{glob.escape(path)}.data-?????-of-?????")
-    own = [path] if suffix(path) else [path, f"{path}.index"]
-    return sorted(data) + [each for each in own if os.path.lexists(each)]
+    cut = path.rfind("/") + 1
+    folder, name = path[:cut], path[cut:]
+    there = _names_in(folder)
+    names = [each for each in there if _OF_DATA.sub("", each) == name != each]
+    names.sort()
+    own = [name] if suffix(path) else [name, f"{name}.index"]
+    names += [each for each in own if each in there]
+    return [folder + each for each in names]
 
 
 def listed(inputs: Any) -> list[str]:
     """The checkpoints that are meant: those in a directory, or of a list."""
     one = isinstance(inputs, (str, os.PathLike))
-    if one and os.path.isdir(inputs):
+    if one and tf.io.gfile.isdir(inputs):
         return in_directory(os.fspath(inputs))
     if one or not isinstance(inputs, Iterable):
         raise TypeError(
@@ -70,14 +129,33 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
     return paths
 
 
+def matching(patterns: Iterable[str]) -> list[str]:
+    """The checkpoints that patterns such as `run/ckpt-*` stand for.
+
+    A path that exists stands for itself, also with brackets in its name, and
+    so does a pattern that matches nothing.
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        matches: set[str] = set()
+        if not files(pattern):
+            matches.update(
+                path
+                for each in (pattern, f"{pattern}.index")
+                for path in tf.io.gfile.glob(each)
+            )
+        found += in_order(checked(matches)) if matches else [pattern]
+    return checked(found)
+
+
 def in_directory(folder: str) -> list[str]:
     """The checkpoints in a directory, the oldest first."""
-    if not os.path.isdir(folder):
+    if not tf.io.gfile.isdir(folder):
         raise FileNotFoundError(
             "`directory` must be a folder with checkpoints. "
             f"Received: directory='{folder}'"
         )
-    there = set(os.listdir(folder))
+    there = _names_in(folder)
     names = {
         _DATA.sub("", name)
         for name in there
@@ -161,10 +239,6 @@ def checked_output(output: Any, paths: list[str]) -> str:
     if not isinstance(output, (str, os.PathLike)):
         raise TypeError(f"`output` must be a path. Received: output={output!r}")
     output = os.fspath(output)
-    if "://" in output:
-        raise ValueError(
-            f"`output` must be a local path. Received: output='{output}'"
-        )
     wanted = suffix(paths[0])
     if (
         suffix(output) != wanted
@@ -176,7 +250,8 @@ def checked_output(output: Any, paths: list[str]) -> str:
             f"`output` must end in {ending}, as the inputs do. "
             f"Received: output='{output}'"
         )
-    for parent in map(os.fspath, pathlib.Path(output).parents):
+    parents = [] if _files.is_remote(output) else pathlib.Path(output).parents
+    for parent in map(os.fspath, parents):
         if os.path.exists(parent) and not os.path.isdir(parent):
             raise ValueError(
                 "`output` must be in a folder. "
@@ -186,8 +261,7 @@ def checked_output(output: Any, paths: list[str]) -> str:
         raise FileExistsError(
             f"`output` must be none of the inputs. Received: output='{output}'"
         )
-    there = [*files(output), f"{output}.json"]
-    for path in filter(os.path.lexists, there):
+    for path in [*files(output), *files(f"{output}.json")]:
         raise FileExistsError(
             "`output` must not exist. "
             f"Received: output='{output}', and there is '{path}'"
@@ -212,6 +286,20 @@ def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
     return twice
 
 
+def is_there(path: str) -> bool:
+    """Whether there is anything at a path, a broken link too."""
+    return os.path.lexists(path) or bool(tf.io.gfile.exists(path))
+
+
+def _names_in(folder: str) -> set[str]:
+    """The names of all that is in a folder; none where there is no folder."""
+    try:
+        names = tf.io.gfile.listdir(folder or ".")
+    except tf.errors.OpError:
+        return set()
+    return {name.rstrip("/") for name in names}  # `gs://` marks folders so
+
+
 def _listed(folder: str) -> set[str]:
     """The names in the file `checkpoint`, which TensorFlow keeps."""
     try:
@@ -223,5 +311,12 @@ def _listed(folder: str) -> set[str]:
 
 
 def _written(path: str) -> int:
-    there = filter(os.path.exists, files(path))
-    return max((os.stat(file).st_mtime_ns for file in there), default=0)
+    """When a checkpoint was last written, in nanoseconds."""
+    return max(map(_time_of, files(path)), default=0)
+
+
+def _time_of(file: str) -> int:
+    if _files.is_remote(file):
+        return int(tf.io.gfile.stat(file).mtime_nsec)
+    # TensorFlow says it in whole seconds.
+    return os.stat(file).st_mtime_ns if os.path.exists(file) else 0

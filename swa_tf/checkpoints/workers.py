@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Union
 
 import numpy as np
 import tensorflow as tf
 
 from swa_tf import _state, _variables
-from swa_tf._checkpoint_files import finding, inputs
-from swa_tf._checkpoint_files.pieces import Reader, averaged_pieces
-from swa_tf._checkpoint_files.stored import Loaded, Tensor, pieces
-from swa_tf._checkpoint_files.tensor_bundle import TensorBundle
 from swa_tf.averaging import StochasticWeightAveraging
+from swa_tf.checkpoints import merge, paths
+from swa_tf.checkpoints.checkpoint import Tensor
+from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 
 Worker = Union[StochasticWeightAveraging, str, "os.PathLike[str]"]
 
@@ -113,13 +113,15 @@ class _Average(NamedTuple):
         name: What it is called in an error.
         n_models: How many models it averages.
         names: The names of the variables averaged.
-        tensors: The average of each.
+        tensors: The shape and type of the average of each.
+        values: Yields the average of each.
     """
 
     name: str
     n_models: int
     names: list[str]
     tensors: list[Tensor]
+    values: Iterator[np.ndarray]
 
     def variables(self) -> list[_state.Averaged]:
         """The variables averaged."""
@@ -166,8 +168,8 @@ def _checked_others(target: Any, others: Any) -> list[Any]:
             "`others` must name each average once, and not `target`. "
             f"Received twice: {twice[0].name}"
         )
-    paths = [other for other, path in zip(given, is_path) if path]
-    return [*live, *(finding.checked(paths, "others") if paths else [])]
+    files = [other for other, path in zip(given, is_path) if path]
+    return [*live, *(paths.checked(files, "others") if files else [])]
 
 
 def _live(argument: str, swa: StochasticWeightAveraging) -> _Average:
@@ -184,46 +186,47 @@ def _live(argument: str, swa: StochasticWeightAveraging) -> _Average:
         )
     if argument == "others" and n_models == 0:
         raise _nothing_averaged(swa.name)
+    averages = [
+        _variables.components(average)[0] for _, average in swa.averaged
+    ]
     return _Average(
         swa.name,
         n_models,
         [name for name, _ in swa.averaged],
         [
-            Loaded(
-                tuple(average.shape),
-                np.dtype(average.dtype.as_numpy_dtype),
-                _variables.components(average)[0].numpy,
-            )
-            for _, average in swa.averaged
+            Tensor(tuple(v.shape), np.dtype(v.dtype.as_numpy_dtype))
+            for v in averages
         ],
+        (average.numpy() for average in averages),
     )
 
 
 def _of_checkpoint(path: str) -> _Average:
-    checkpoint = inputs.opened(path, "others")
+    checkpoint = merge.opened(path, "others")
     found = getattr(checkpoint, "averages", [])
-    if not isinstance(checkpoint, TensorBundle) or len(found) != 1:
+    if not isinstance(checkpoint, TensorFlowCheckpoint) or len(found) != 1:
         raise ValueError(
             "`others` must be checkpoints of `tf.train.Checkpoint` that hold "
             "one average each (of several, restore one and give that). "
             f"Received: '{path}' with {len(found) or 'none'}"
         )
     keys = found[0]
-    with inputs.errors_of(path, "others"):
+    with merge.errors_of(path, "others"):
         state = json.loads(checkpoint.string(keys.state))
-        (count,) = pieces(checkpoint.tensors[keys.n_models])
+        (n_models,) = checkpoint.read([keys.n_models])
     if state["swapped"]:
         raise ValueError(
             "`others` must be checkpoints written outside `averaged_weights`. "
             f"Received: '{path}'"
         )
-    if count[0] == 0:
+    if n_models == 0:
         raise _nothing_averaged(path)
     return _Average(
         path,
-        int(count[0]),
+        int(n_models),
         [name for name, _ in state["averaged"]],
         [checkpoint.tensors[key] for key in keys.averages],
+        (v for _, v in merge.read(checkpoint, keys.averages, "others")),
     )
 
 
@@ -256,30 +259,14 @@ def _listed(average: _Average) -> str:
 
 def _merged(averages: list[_Average]) -> list[np.ndarray]:
     """The one equation over averages, each with c its share of the models."""
-    total, coefficients = 0, []
-    for average in averages:
-        total += average.n_models
-        coefficients.append(average.n_models / total)
+    totals = itertools.accumulate(each.n_models for each in averages)
+    coefficients = [
+        each.n_models / total for each, total in zip(averages, totals)
+    ]
     merged = []
-    for tensors in zip(*(average.tensors for average in averages)):
-        values = np.empty(tensors[0].shape, tensors[0].dtype)
-        flat, end = values.reshape(-1), 0
-        readers = [
-            [_naming(average, read) for read in tensor.readers()]
-            for average, tensor in zip(averages, tensors)
-        ]
-        for piece in averaged_pieces(readers, coefficients):
-            flat[end : end + piece.size] = piece
-            end += piece.size
-        merged.append(values)
+    for first, *others in zip(*(each.values for each in averages)):
+        average = merge.Average(first)
+        for value, c in zip(others, coefficients[1:]):
+            average.update(value, c)
+        merged.append(average.value())
     return merged
-
-
-def _naming(average: _Average, read: Reader) -> Reader:
-    """The reader, that says which average it is that cannot be read."""
-
-    def naming() -> np.ndarray:
-        with inputs.errors_of(average.name, "others"):
-            return read()
-
-    return naming

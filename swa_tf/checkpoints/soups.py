@@ -7,12 +7,11 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Union
+from typing import Any
 
 from swa_tf import _checks, _files
-from swa_tf._checkpoint_files import finding, merging
-
-Path = Union[str, "os.PathLike[str]"]
+from swa_tf.checkpoints import merge, paths
+from swa_tf.checkpoints.paths import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +150,7 @@ def greedy_soup(
         https://arxiv.org/abs/2203.05482. There a checkpoint that changes
         nothing is added; here it must improve the metric.
     """
-    paths = finding.listed(inputs)
+    found = paths.listed(inputs)
     _checks.choice("mode", mode, ("max", "min"))
     _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     if not callable(metric):
@@ -159,13 +158,13 @@ def greedy_soup(
             "`metric` must be a function of a path. "
             f"Received: metric={metric!r}"
         )
-    output = finding.checked_output(output, paths)
+    output = paths.checked_output(output, found)
     if not isinstance(from_newest, str):
         from_newest = list(from_newest)  # for more than one average
     sign = 1.0 if mode == "max" else -1.0
 
-    def merge(soup: list[str], to: str, **kwargs: Any) -> dict[str, Any]:
-        return merging.merge(
+    def average(soup: list[str], to: str, **kwargs: Any) -> dict[str, Any]:
+        return merge.merge(
             soup,
             to,
             [1.0 / (i + 1) for i in range(len(soup))],
@@ -174,11 +173,11 @@ def greedy_soup(
             **kwargs,
         )
 
-    merge(paths, output, dry_run=True)  # errors come before evaluations
-    alone = {path: _measured(metric, path) for path in paths}
-    numbers = [path for path in paths if not math.isnan(alone[path])]
+    average(found, output, dry_run=True)  # errors come before evaluations
+    alone = {path: _measured(metric, path) for path in found}
+    numbers = [path for path in found if not math.isnan(alone[path])]
     order = sorted(numbers, key=lambda path: -sign * alone[path])
-    order += [path for path in paths if math.isnan(alone[path])]
+    order += [path for path in found if math.isnan(alone[path])]
     best = alone[order[0]]
     if math.isnan(best):
         raise ValueError(
@@ -188,18 +187,18 @@ def greedy_soup(
     soup, trials = [order[0]], [Trial(order[0], best, best, added=True)]
     with _files.scratch_folder(output) as scratch:
         for i, path in enumerate(order[1:]):
-            candidate = f"{scratch / str(i)}{finding.suffix(output)}"
-            merge([*soup, path], candidate)
+            candidate = f"{scratch / str(i)}{paths.suffix(output)}"
+            average([*soup, path], candidate)
             value = _measured(metric, candidate)
             added = sign * value > sign * best
             trials.append(Trial(path, alone[path], value, added))
             if added:
                 soup, best = [*soup, path], value
-            for file in [*finding.files(candidate), f"{candidate}.json"]:
+            for file in [*paths.files(candidate), f"{candidate}.json"]:
                 os.unlink(file)
         about = {"soup": [_as_json(trial) for trial in trials]}
-        report = merge(soup, output, about=about)
-    merging.warn(report)
+        report = average(soup, output, about=about)
+    merge.warn(report)
     return Soup(trials, report)
 
 

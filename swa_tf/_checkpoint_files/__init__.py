@@ -1,1 +1,0 @@
-"""Checkpoints in files: found, read and written, of TensorFlow and of Keras."""

@@ -1,0 +1,20 @@
+"""Averages of checkpoints: files in, one file out."""
+
+from swa_tf.checkpoints import soups, workers
+from swa_tf.checkpoints.average import average_checkpoints, average_windows
+from swa_tf.checkpoints.merge import guess
+from swa_tf.checkpoints.paths import checkpoints_in, matching
+from swa_tf.checkpoints.soups import greedy_soup
+from swa_tf.checkpoints.workers import merge_averages
+
+__all__ = [
+    "average_checkpoints",
+    "average_windows",
+    "checkpoints_in",
+    "greedy_soup",
+    "guess",
+    "matching",
+    "merge_averages",
+    "soups",
+    "workers",
+]

@@ -1,0 +1,351 @@
+"""Keras's files: `.weights.h5`, `.h5`, and `.keras`, a zip with one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import pathlib
+import re
+import shutil
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+import tensorflow as tf
+
+from swa_tf import _files
+from swa_tf.checkpoints.checkpoint import (
+    Checkpoint,
+    DamagedError,
+    Tensor,
+    Values,
+)
+
+_WEIGHTS = "model.weights.h5"
+_OPTIMIZER = ("optimizer", "optimizer_weights")
+_MAX_COMPRESSION = 1032  # the most that deflate, or any other filter, achieves
+_COPIED_AT_ONCE = 1 << 20  # bytes
+
+# What h5py and zipfile raise about files that are damaged.
+_ERRORS = (
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    tf.errors.OpError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class Hdf5Checkpoint(Checkpoint):
+    """An HDF5 file; the keys are paths in it."""
+
+    form = "HDF5 file"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        places: list[tuple[int, int, str]] = []
+        with self._opened() as file:
+            self._walk(file, "", places)
+        places.sort()
+        for (_, end, key), (start, _, other) in zip(places, places[1:]):
+            if start < end:
+                raise DamagedError(f"'{key}' and '{other}' lie in one place")
+        named = {k for k in self.tensors if k.split("/")[0] in _OPTIMIZER}
+        self.guessed = _optimizers(self.tensors) - named
+        self.slots = named | self.guessed
+        self.state = {key for key in self.tensors if key.startswith("metrics/")}
+        self.batch_norm = _batch_norm(self.tensors) - self.slots - self.state
+
+    def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
+        with self._opened() as file:
+            for key in keys:
+                value = np.asarray(file[key][()])
+                if value.dtype.kind == "V":  # so HDF5 knows bfloat16
+                    value = value.view(tf.bfloat16.as_numpy_dtype)
+                yield value
+
+    def write(
+        self, path: pathlib.Path, values: Values, dropped: set[str]
+    ) -> None:
+        if dropped:
+            self._copy_without(dropped, path)
+        else:
+            with self._part() as part, open(path, "wb") as copied:
+                shutil.copyfileobj(part, copied, _COPIED_AT_ONCE)
+        with h5py.File(path, "r+") as file:
+            for key, value in values:
+                if value is None:
+                    continue
+                dataset = file[key]
+                if dataset.dtype.kind == "V":
+                    value = value.view(dataset.dtype)
+                dataset[...] = value  # in whatever type and order the file has
+
+    @contextlib.contextmanager
+    def _part(self) -> Iterator[Any]:
+        """Opens the HDF5 file as a file of bytes."""
+        with _opened(self.path) as file:
+            size = file.seek(0, io.SEEK_END) or file.tell()
+            yield io.BufferedReader(_Part(file, 0, size))
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with self._part() as part, h5py.File(part, "r") as file:
+                yield file
+        except DamagedError:
+            raise
+        except _ERRORS as error:
+            raise DamagedError(
+                f"it is no whole HDF5 file: {_files.reason(error)}"
+            ) from error
+
+    def _copy_without(self, dropped: set[str], path: pathlib.Path) -> None:
+        with self._part() as part:
+            _files.reserve(path, part.seek(0, io.SEEK_END))
+        try:
+            with self._opened() as old, h5py.File(path, "w") as new:
+                _copy(old, new, self.tensors.keys(), dropped)
+        except _ERRORS as error:
+            raise ValueError(
+                "`optimizer_slots` cannot be dropped from the newest of "
+                f"`inputs`, '{self.path}': {error}"
+            ) from error
+
+    def _walk(
+        self, group: Any, path: str, places: list[tuple[int, int, str]]
+    ) -> None:
+        """Notes the tensors of a group, and where in the file they lie."""
+        for name in group:
+            key = f"{path}{name}"
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise DamagedError(f"'{key}' is a link, where Keras has none")
+            item = group[name]
+            if h5py.h5o.get_info(item.id).rc > 1:
+                raise DamagedError(f"'{key}' has another name as well")
+            if isinstance(item, h5py.Group):
+                self._walk(item, f"{key}/", places)
+            elif isinstance(item, h5py.Dataset):
+                self.tensors[key] = _tensor(key, item)
+                start = item.id.get_offset()
+                if start is not None:
+                    end = start + item.id.get_storage_size()
+                    places.append((start, end, key))
+
+
+class KerasCheckpoint(Hdf5Checkpoint):
+    """A `.keras` file: its member `model.weights.h5` has the weights.
+
+    Each member has a checksum, which is compared when the file is opened.
+    """
+
+    form = ".keras file"
+
+    def __init__(self, path: str) -> None:
+        with _zip(path) as archive:
+            if _WEIGHTS not in archive.namelist():
+                raise DamagedError(f"it holds no {_WEIGHTS}")
+            damaged = archive.testzip()
+            if damaged:
+                raise DamagedError(f"the checksum of {damaged} is wrong")
+            if archive.getinfo(_WEIGHTS).compress_type != zipfile.ZIP_STORED:
+                raise DamagedError(
+                    f"its {_WEIGHTS} is compressed, which Keras does not do; "
+                    "load and save it with Keras"
+                )
+        super().__init__(path)
+
+    def write(
+        self, path: pathlib.Path, values: Values, dropped: set[str]
+    ) -> None:
+        weights = path.with_name(_WEIGHTS)
+        super().write(weights, values, dropped)
+        with contextlib.ExitStack() as files:
+            enter = files.enter_context
+            source = enter(zipfile.ZipFile(enter(_opened(self.path))))
+            target = enter(zipfile.ZipFile(path, "w"))
+            for member in source.infolist():
+                new = copy.copy(member)
+                if member.filename == _WEIGHTS:
+                    content: Any = enter(_opened(os.fspath(weights)))
+                    new.file_size = os.path.getsize(weights)
+                else:
+                    content = enter(source.open(member))
+                with target.open(new, "w") as copied:
+                    shutil.copyfileobj(content, copied, _COPIED_AT_ONCE)
+
+    @contextlib.contextmanager
+    def _part(self) -> Iterator[Any]:
+        with _zip(self.path) as archive:
+            member = archive.getinfo(_WEIGHTS)
+        with _opened(self.path) as file:
+            file.seek(member.header_offset + 26)
+            name, extra = struct.unpack("<HH", file.read(4))
+            start = member.header_offset + 30 + name + extra
+            yield io.BufferedReader(_Part(file, start, member.file_size))
+
+
+class _Part(io.RawIOBase):
+    """A run of bytes of a file, as a file.
+
+    `zipfile` gives one too, but before Python 3.13 reads from the beginning
+    when it seeks backwards, as h5py does.
+    """
+
+    def __init__(self, file: Any, start: int, size: int) -> None:
+        self._file, self._start, self._size = file, start, size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(self._size - self._at, 0)]
+        self._file.seek(self._start + self._at)
+        if isinstance(self._file, tf.io.gfile.GFile):
+            data = self._file.read(len(view))
+            view[: len(data)] = data
+            count = len(data)
+        else:
+            count = self._file.readinto(view)
+        self._at += count
+        return count
+
+
+def _opened(path: str) -> Any:
+    """Opens a file, local or remote, to read its bytes."""
+    if _files.is_remote(path):
+        return tf.io.gfile.GFile(path, "rb")
+    return open(path, "rb")
+
+
+@contextlib.contextmanager
+def _zip(path: str) -> Iterator[zipfile.ZipFile]:
+    try:
+        with _opened(path) as file, zipfile.ZipFile(file) as archive:
+            yield archive
+    except DamagedError:
+        raise
+    except _ERRORS as error:
+        raise DamagedError(
+            f"it is no whole zip file: {_files.reason(error)}"
+        ) from error
+
+
+def _copy(old: Any, new: Any, keys: Collection[str], dropped: set[str]) -> None:
+    """Copies a group without some keys, and without the groups of these."""
+    for name, value in old.attrs.items():
+        new.attrs[name] = value
+    for name in old:
+        path = f"{old.name}/{name}".strip("/")
+        below = {key for key in keys if f"{key}/".startswith(f"{path}/")}
+        if below.isdisjoint(dropped):
+            old.copy(name, new)
+        elif not below <= dropped:
+            _copy(old[name], new.create_group(name), below, dropped)
+
+
+def _tensor(key: str, dataset: Any) -> Tensor:
+    if dataset.is_virtual or dataset.external:
+        raise DamagedError(
+            f"'{key}' lies in another file, where Keras has none"
+        )
+    dtype: Any = dataset.dtype
+    if dtype == "V2" and str(dataset.attrs.get("dtype")) == "bfloat16":
+        dtype = np.dtype(tf.bfloat16.as_numpy_dtype)  # as Keras 3 marks it
+    elif dtype.kind == "V":
+        raise DamagedError(
+            f"'{key}' is of no known type; Keras 2 writes bfloat16 so, and "
+            "cannot read it itself"
+        )
+    elif dtype.hasobject:  # strings
+        dtype = None
+    else:
+        dtype = dtype.newbyteorder("=")  # files may differ in it
+    if dataset.shape is None:
+        return Tensor((), None)
+    if dataset.nbytes > _MAX_COMPRESSION * dataset.file.id.get_filesize():
+        raise DamagedError(f"'{key}' is larger than its file can hold")
+    return Tensor(dataset.shape, dtype)
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The keys of numbered tensors, `layers/dense/vars/0`, by their group."""
+    groups: dict[str, dict[int, str]] = {}
+    for key in tensors:
+        group, _, number = key.rpartition("/")
+        if group.split("/")[-1] == "vars" and number.isdigit():
+            groups.setdefault(group, {})[int(number)] = key
+    return {
+        group: [key for _, key in sorted(numbered.items())]
+        for group, numbered in groups.items()
+    }
+
+
+def _optimizers(tensors: Mapping[str, Tensor]) -> set[str]:
+    """What looks like optimizers, which may be anywhere in a model.
+
+    Such a group begins with the number of steps, an integer. All else in it is
+    a scalar or has the shape of a weight, in Adafactor without one axis.
+    """
+    groups = _groups(tensors)
+    counted = {
+        group
+        for group, keys in groups.items()
+        if _is_count(tensors[keys[0]])
+        and any(tensors[key].is_float for key in keys)
+    }
+    shapes: set[tuple[int, ...]] = {()}
+    for group in groups.keys() - counted:
+        for shape in {tensors[key].shape for key in groups[group]}:
+            shapes.add(shape)
+            for axis in range(len(shape)):
+                shapes.add(shape[:axis] + shape[axis + 1 :])
+    return {
+        key
+        for group in counted
+        if {tensors[key].shape for key in groups[group]} <= shapes
+        for key in groups[group]
+    }
+
+
+def _is_count(tensor: Tensor) -> bool:
+    dtype = tensor.dtype
+    return dtype is not None and dtype.kind == "i" and tensor.shape == ()
+
+
+def _batch_norm(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The batch-norm statistics.
+
+    Older files name them. In newer ones they are the last two `vars` of a
+    layer: of four vectors of one length, or of a layer that is called so.
+    """
+    found = {
+        key
+        for key in tensors
+        if re.search(r"(^|/)moving_(mean|variance)(:0)?$", key)
+    }
+    for layer, keys in _groups(tensors).items():
+        shapes = {tensors[key].shape for key in keys}
+        alike = len(shapes) == 1 and len(*shapes) == 1
+        if alike and (len(keys) == 4 or "batch_norm" in layer):
+            found |= set(keys[-2:])
+    return found

@@ -1,0 +1,351 @@
+"""Files in, one file out: the average of some, by given coefficients.
+
+average <- average + c * (weight - average), in float64
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import re
+import stat
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from swa_tf import _files
+from swa_tf.checkpoints import paths
+from swa_tf.checkpoints.checkpoint import Checkpoint, DamagedError, Tensor
+from swa_tf.checkpoints.keras_format import Hdf5Checkpoint, KerasCheckpoint
+from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
+
+_BLOCK = 1 << 15  # numbers averaged at a time; in float64 they fit in a cache
+_MAX_GROUP = 1 << 25  # numbers that are held in float64 at a time
+
+_REFIT = (
+    "'{output}' holds averages of batch-norm statistics, which belong to no "
+    "weights. After loading it, compute them anew: "
+    "`swa_tf.refit_batch_norm(model, dataset)`."
+)
+
+
+class Average:
+    """The average of arrays, which is kept in float64 and in their type.
+
+    Args:
+        first: The array that the average begins as.
+    """
+
+    def __init__(self, first: np.ndarray) -> None:
+        self._dtype = first.dtype
+        dtype = np.result_type(first.dtype, np.float64)
+        self._value = np.array(first, dtype, order="C")
+
+    def update(self, weight: np.ndarray, c: float) -> None:
+        """Moves the average to another array by c of the way."""
+        average, weight = self._value.reshape(-1), weight.reshape(-1)
+        for start in range(0, average.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            _move(average[block], weight[block], c)
+
+    def value(self) -> np.ndarray:
+        """Returns the average in the type of the arrays, rounded once."""
+        return self._value.astype(self._dtype)
+
+
+def _move(average: np.ndarray, weight: np.ndarray, c: float) -> None:
+    """average <- average + c * (weight - average), in place."""
+    step = weight.astype(average.dtype)
+    try:
+        with np.errstate(invalid="raise"):
+            step -= average
+    except FloatingPointError:  # infinities: two equal ones have no distance
+        step[weight.astype(step.dtype) == average] = 0
+    with np.errstate(invalid="ignore"):
+        step *= c
+        average += step
+
+
+def merge(
+    inputs: list[str],
+    output: str,
+    coefficients: Sequence[float],
+    *,
+    optimizer_slots: str,
+    from_newest: Iterable[str],
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Averages checkpoints, as `average_checkpoints` says.
+
+    Args:
+        inputs: Paths, as `paths.checked` returns them.
+        output: The new path, as `paths.checked_output` returns it.
+        coefficients: The c of the equation for each input.
+        optimizer_slots: "keep" or "drop".
+        from_newest: As in `average_checkpoints`.
+        dry_run: As there.
+        progress: As there.
+        about: What else the JSON file is to say.
+    """
+    checkpoints = [opened(path) for path in inputs]
+    newest = checkpoints[inputs.index(paths.in_order(inputs)[-1])]
+    for checkpoint in checkpoints:
+        _check_alike(checkpoint, newest)
+    averaged = _averaged(newest, from_newest)
+    dropped = newest.slots if optimizer_slots == "drop" else set()
+    report = _report(newest, averaged, dropped, len(inputs))
+    report = {
+        "output": os.path.basename(output),
+        "form": newest.form,
+        "inputs": [
+            {"path": path, "share": share}
+            for path, share in zip(inputs, _shares(coefficients))
+        ],
+        "newest": newest.path,
+        **report,
+        **(about or {}),
+        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+    }
+    if dry_run:
+        return report
+    advance = _progress(checkpoints, progress)
+    for checkpoint in checkpoints:  # for their checksums
+        others = sorted(checkpoint.tensors.keys() - averaged)
+        for key, _ in read(checkpoint, others):
+            advance(checkpoint.tensors[key])
+
+    def values() -> Iterator[tuple[str, np.ndarray | None]]:
+        for group in _groups(averaged, newest.tensors):
+            averages: dict[str, Average] = {}
+            for checkpoint, c in zip(checkpoints, coefficients):
+                for key, weight in read(checkpoint, group):
+                    if key in averages:
+                        averages[key].update(weight, c)
+                    else:
+                        averages[key] = Average(weight)
+                    advance(newest.tensors[key])
+            for key in group:
+                yield key, averages.pop(key).value()
+        for key in newest.tensors.keys() - averaged - dropped:
+            yield key, None
+
+    with _files.scratch_folder(output) as scratch:
+        new = scratch / os.path.basename(output)
+        newest.write(new, values(), dropped)
+        as_json = scratch / f"{new.name}.json"
+        as_json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        written = map(pathlib.Path, paths.files(os.fspath(new)))
+        _files.move([as_json, *written], os.path.dirname(output))
+    return report
+
+
+def warn(report: dict[str, Any], stacklevel: int = 3) -> None:
+    """Says what an average of batch-norm statistics needs, what was guessed."""
+    if report["batch_norm_statistics"]:
+        message = _REFIT.format(output=report["output"])
+        warnings.warn(message, stacklevel=stacklevel)
+    if report["guessed"]:
+        warnings.warn(guess(report), stacklevel=stacklevel)
+
+
+def guess(report: dict[str, Any]) -> str:
+    """Says what was taken for no weights by its looks alone."""
+    names = report["guessed"]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"'{report['output']}' does not average what by its name or place "
+        "looks like an optimizer or a counter: "
+        f"{', '.join(map(repr, names[:3]))}{more}."
+    )
+
+
+def opened(path: str, argument: str = "inputs") -> Checkpoint:
+    """Opens a checkpoint, or raises an error that says why it is none."""
+    files = paths.files(path)
+    if tf.io.gfile.isdir(path) and files[-1:] in ([], [path]):
+        raise ValueError(
+            f"`{argument}` must be a list of checkpoints, or one directory. "
+            f"Received: the directory '{path}' in a list"
+        )
+    if not files:
+        raise FileNotFoundError(
+            f"`{argument}` must be checkpoints that exist. Received: '{path}'"
+        )
+    with errors_of(path, argument):
+        for file in files:
+            # To read a pipe would never end.
+            if not _files.is_remote(file) and not stat.S_ISREG(
+                os.stat(file).st_mode
+            ):
+                raise DamagedError(f"{os.path.basename(file)} is no file")
+        suffix = paths.suffix(path)
+        if suffix == ".keras":
+            return KerasCheckpoint(path)
+        return Hdf5Checkpoint(path) if suffix else TensorFlowCheckpoint(path)
+
+
+@contextlib.contextmanager
+def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
+    """Turns an error of reading into one that says which input it is."""
+    try:
+        yield
+    except (DamagedError, OSError) as error:
+        why = _files.reason(error)
+    else:
+        return
+    raise ValueError(
+        f"`{argument}` must be whole checkpoints. Received: '{path}': {why}"
+    )
+
+
+def read(
+    checkpoint: Checkpoint, keys: Iterable[str], argument: str = "inputs"
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields keys and values of a checkpoint, with errors that name it."""
+    values = checkpoint.read(keys)
+    for key in keys:
+        with errors_of(checkpoint.path, argument):
+            value = next(values)
+        yield key, value
+
+
+def _check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:
+    """Raises unless both have the same tensors; slots aside."""
+    if checkpoint.form != newest.form:
+        raise ValueError(
+            "`inputs` must be of one form. "
+            f"Received: '{checkpoint.path}', a {checkpoint.form}, and "
+            f"'{newest.path}', a {newest.form}"
+        )
+    slots = checkpoint.slots | newest.slots
+    ours, others = checkpoint.tensors, newest.tensors
+    differ = {
+        "without": others.keys() - ours.keys() - slots,
+        "with, in addition,": ours.keys() - others.keys() - slots,
+        "with another shape or type of": {
+            key
+            for key in (ours.keys() & others.keys()) - slots
+            if str(ours[key]) != str(others[key])  # strings vary in shape
+        },
+    }
+    for how, keys in differ.items():
+        if keys:
+            tensors = ", ".join(
+                f"'{newest.name(key)}' "
+                + " instead of ".join(
+                    str(each[key]) for each in (ours, others) if key in each
+                )
+                for key in sorted(keys)[:3]
+            )
+            raise ValueError(
+                "`inputs` must hold the same tensors. "
+                f"Received: '{checkpoint.path}' {how} {tensors}"
+                f"{' and more' if len(keys) > 3 else ''}, against "
+                f"'{newest.path}'"
+            )
+
+
+def _averaged(newest: Checkpoint, from_newest: Iterable[str]) -> set[str]:
+    """Returns the keys of what is averaged."""
+    if isinstance(from_newest, str):
+        raise TypeError(
+            "`from_newest` must be a list of regular expressions. "
+            f"Received: from_newest={from_newest!r}"
+        )
+    keys = {key for key, tensor in newest.tensors.items() if tensor.is_float}
+    keys -= newest.slots | newest.state
+    for pattern in from_newest:
+        try:
+            found = {k for k in keys if re.search(pattern, newest.name(k))}
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                "`from_newest` must hold regular expressions. "
+                f"Received: {pattern!r}: {error}"
+            ) from None
+        if not found:
+            raise ValueError(
+                "`from_newest` must match names of weights. Received: "
+                f"{pattern!r}, which matches none of those left"
+            )
+        keys -= found
+    if not keys:
+        raise ValueError(
+            "`inputs` must hold weights of floating point to average. "
+            f"Received: none in '{newest.path}'"
+        )
+    return keys
+
+
+def _report(
+    newest: Checkpoint, averaged: set[str], dropped: set[str], n_inputs: int
+) -> dict[str, Any]:
+    """Returns what becomes of each tensor."""
+
+    def names(keys: Iterable[str]) -> list[str]:
+        return sorted(newest.name(key) for key in keys)
+
+    # In a copy of one input they belong to the weights as they did.
+    batch_norm = newest.batch_norm & averaged if n_inputs > 1 else set()
+    return {
+        "n_parameters": sum(newest.tensors[key].size for key in averaged),
+        "averaged": names(averaged),
+        "from_newest": names(newest.tensors.keys() - averaged - dropped),
+        "dropped": names(dropped),
+        "tensors": {
+            newest.name(key): {
+                "shape": list(tensor.shape),
+                "dtype": tensor.dtype.name if tensor.dtype else "string",
+            }
+            for key, tensor in sorted(newest.tensors.items())
+        },
+        "guessed": names(newest.guessed),
+        "batch_norm_statistics": names(batch_norm),
+    }
+
+
+def _shares(coefficients: Sequence[float]) -> list[float]:
+    """Returns how much of the average is each input."""
+    shares: list[float] = []
+    for c in coefficients:
+        shares = [share * (1 - c) for share in shares] + [c]
+    return shares
+
+
+def _groups(
+    keys: Collection[str], tensors: dict[str, Tensor]
+) -> Iterator[list[str]]:
+    """Yields the keys in groups whose averages fit into memory."""
+    group: list[str] = []
+    held = 0
+    for key in sorted(keys):
+        if group and held + tensors[key].size > _MAX_GROUP:
+            yield group
+            group, held = [], 0
+        group.append(key)
+        held += tensors[key].size
+    yield group
+
+
+def _progress(
+    checkpoints: Iterable[Checkpoint],
+    progress: Callable[[int, int], None] | None,
+) -> Callable[[Tensor], None]:
+    """Returns a function that is told of each tensor that has been read."""
+    done = 0
+    total = sum(t.nbytes for c in checkpoints for t in c.tensors.values())
+
+    def advance(tensor: Tensor) -> None:
+        nonlocal done
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, total)
+
+    return advance

@@ -1,0 +1,244 @@
+"""TensorFlow's checkpoints, object-based and name-based."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from swa_tf import _files
+from swa_tf.checkpoints import object_graph, paths
+from swa_tf.checkpoints.checkpoint import (
+    Checkpoint,
+    DamagedError,
+    Tensor,
+    Values,
+)
+
+_MAX_SHARD_BYTES = 1 << 30  # held in memory until they are written at once
+
+# What TensorFlow raises about files that are damaged.
+_ERRORS = (
+    tf.errors.OpError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+_SLOT_OF_V1 = re.compile(
+    r"/(?:Adam|AdamW|Adamax|Nadam|Momentum|MomentumW|RMSProp|Adagrad|Adadelta"
+    r"|Ftrl|LAMB|Lion|adam_[mv]|m|v|vhat|momentum|rms|mg|accumulator|linear"
+    r"|StochasticWeightAveraging)(?:_\d+)?$",
+    re.IGNORECASE,
+)
+_POWER_OF_V1 = re.compile(r"(^|/)beta\d_power(_\d+)?$")
+_OPTIMIZER_OF_V1 = re.compile(
+    r"^(?:training/)?(?:Adam|AdamW|Adamax|Nadam|SGD|SGDW|RMSprop|Adagrad"
+    r"|Adadelta|Ftrl|LAMB|Lion|Adafactor)(?:_\d+)?/",
+    re.IGNORECASE,
+)
+
+# Floats of these names count or steer the training, and are no weights.
+_STATE = re.compile(
+    r"(^|[/_])(steps?|epochs?|iter|iterations?|counter|learning_rate|lr"
+    r"|beta_?\d_power(_\d+)?|loss_scale)$"
+)
+
+
+class TensorFlowCheckpoint(Checkpoint):
+    """A checkpoint that `tf.train.load_checkpoint` reads.
+
+    Attributes:
+        averages: The keys of each `WeightAverage` in it.
+    """
+
+    form = "TensorFlow checkpoint"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        if not {path, f"{path}.index"} & set(paths.files(path)):
+            raise DamagedError(f"{os.path.basename(path)}.index is missing")
+        try:
+            reader = self._reader()
+            shapes = reader.get_variable_to_shape_map()
+            self._dtypes = reader.get_variable_to_dtype_map()
+        except _ERRORS as error:
+            raise DamagedError(
+                f"its index cannot be read: {_files.reason(error)}"
+            ) from error
+        self.tensors = {
+            key: Tensor(tuple(shape), _numpy_dtype(self._dtypes[key]))
+            for key, shape in shapes.items()
+        }
+        self._graph: object_graph.ObjectGraph | None = None
+        self.averages: list[object_graph.AverageKeys] = []
+        known: set[str] = set()
+        if object_graph.KEY in self.tensors:
+            try:
+                self._graph = object_graph.ObjectGraph(
+                    self.string(object_graph.KEY), self.tensors.keys()
+                )
+            except (DecodeError, LookupError) as error:
+                raise DamagedError(
+                    f"its object graph cannot be decoded: {error}"
+                ) from error
+            self.slots, known = self._graph.slots, self._graph.state
+            self.averages = self._graph.averages
+        else:
+            self.slots = _slots_by_name(self.tensors)
+            if self.slots:
+                known.update(filter(_POWER_OF_V1.search, self.tensors))
+        self.guessed = self._state_by_name() - self.slots - known
+        self.state = known | self.guessed
+        self.batch_norm = {
+            key
+            for key in self.tensors
+            if re.search(r"(^|/)moving_(mean|variance)(/|$)", key)
+        }
+
+    def name(self, key: str) -> str:
+        return key.removesuffix(object_graph.SUFFIX)
+
+    def string(self, key: str) -> bytes:
+        """Returns the one string of a scalar tensor."""
+        (value,) = self.read([key])
+        if not isinstance(value.item(), bytes):
+            raise DamagedError(f"'{key}' is no string")
+        return value.item()
+
+    def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
+        reader = self._reader()
+        for key in keys:
+            try:
+                if self._dtypes[key].is_numpy_compatible:
+                    value = np.asarray(reader.get_tensor(key))
+                else:  # variants, such as of iterators, which are only checked
+                    with tf.Graph().as_default():
+                        (tensor,) = self._restored([key])
+                        _run(tensor.op)
+                    value = np.empty(0)
+            except _ERRORS as error:
+                raise DamagedError(
+                    f"'{self.name(key)}' cannot be read: {_files.reason(error)}"
+                ) from error
+            yield value
+
+    def write(
+        self, path: pathlib.Path, values: Values, dropped: set[str]
+    ) -> None:
+        parts: list[str] = []
+        for shard in self._shards(values):
+            if self._graph and dropped and object_graph.KEY in shard:
+                graph = self._graph.without(dropped)
+                shard[object_graph.KEY] = np.array(graph, object)
+            parts.append(f"{path}-part-{len(parts)}")
+            with _files.errors_named(path):
+                self._save(parts[-1], shard)
+        with _files.errors_named(path), tf.Graph().as_default():
+            _run(
+                tf.raw_ops.MergeV2Checkpoints(
+                    checkpoint_prefixes=parts,
+                    destination_prefix=os.fspath(path),
+                    delete_old_dirs=False,
+                )
+            )
+
+    def _shards(self, values: Values) -> Iterator[dict[str, Any]]:
+        """Yields the values in parts that fit into memory."""
+        shard: dict[str, Any] = {}
+        held = 0
+        for key, value in values:
+            nbytes = self.tensors[key].nbytes
+            if shard and held + nbytes > _MAX_SHARD_BYTES:
+                yield shard
+                shard, held = {}, 0
+            shard[key] = value
+            held += nbytes
+        yield shard
+
+    def _save(self, path: str, values: dict[str, Any]) -> None:
+        with tf.Graph().as_default():
+            kept = [key for key, value in values.items() if value is None]
+            tensors = dict(zip(kept, self._restored(kept)))
+            feed = {}
+            for key in values.keys() - tensors.keys():
+                tensors[key] = tf.compat.v1.placeholder(self._dtypes[key])
+                feed[tensors[key]] = values[key]
+            _run(
+                tf.raw_ops.SaveV2(
+                    prefix=path,
+                    tensor_names=list(tensors),
+                    shape_and_slices=[""] * len(tensors),
+                    tensors=list(tensors.values()),
+                ),
+                feed,
+            )
+
+    def _restored(self, keys: list[str]) -> list[tf.Tensor]:
+        """Returns tensors of the current graph that read the file."""
+        if not keys:  # the op has at least one
+            return []
+        return tf.raw_ops.RestoreV2(
+            prefix=self.path,
+            tensor_names=keys,
+            shape_and_slices=[""] * len(keys),
+            dtypes=[self._dtypes[key] for key in keys],
+        )
+
+    def _reader(self) -> Any:
+        return tf.compat.v1.train.NewCheckpointReader(self.path)
+
+    def _state_by_name(self) -> set[str]:
+        """Returns the floats whose names say that they are no weights.
+
+        They are scalars, and in an object-based checkpoint lie beside the
+        model, not in it: what else an object has may be a weight.
+        """
+        return {
+            key
+            for key, tensor in self.tensors.items()
+            if tensor.shape == () and tensor.is_float
+            if _STATE.search(self.name(key))
+            if not (self._graph and "/" in self.name(key))
+        }
+
+
+def _run(op: tf.Operation, feed: Mapping[Any, Any] | None = None) -> None:
+    """Runs an op of the current graph on the CPU.
+
+    A session does so also where eager execution is off.
+    """
+    config = tf.compat.v1.ConfigProto(device_count={"GPU": 0})
+    with tf.compat.v1.Session(config=config) as session:
+        session.run(op, feed)
+
+
+def _numpy_dtype(dtype: tf.DType) -> np.dtype[Any] | None:
+    if dtype == tf.string or not dtype.is_numpy_compatible:
+        return None
+    return np.dtype(dtype.as_numpy_dtype)
+
+
+def _slots_by_name(tensors: Mapping[str, Tensor]) -> set[str]:
+    """Returns the optimizer slots of a name-based checkpoint.
+
+    They are `<variable>/<slot>`, as `tf.compat.v1.train` names them, of the
+    variable's shape; and what Keras puts below the optimizer's name.
+    """
+    slots = set()
+    for key, tensor in tensors.items():
+        suffix = _SLOT_OF_V1.search(key)
+        owner = tensors.get(key[: suffix.start()]) if suffix else None
+        if (owner and owner.shape == tensor.shape) or (
+            tensor.shape and _OPTIMIZER_OF_V1.match(key)
+        ):
+            slots.add(key)
+    return slots
