@@ -12,16 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import (
-    _checks,
-    _compat,
-    _parts,
-    _refitting,
-    _swaps,
-    _variables,
-)
+from swa_tf import _checks, _compat, _parts, _swaps, _variables
+from swa_tf._forward_pass import ArgumentNames
 from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
-from swa_tf.batch_norm import MovingFreeBatchNormalization
+from swa_tf.refit import BatchNormRefit
 
 
 class BackupVariables(tf.Module):
@@ -146,6 +140,7 @@ def averaged_weights(
     *,
     refit_data: Iterable[Any] | None = None,
     refit_steps: int | None = None,
+    refit: BatchNormRefit | None = None,
     keep: bool = False,
 ) -> Iterator[None]:
     """Evaluates, saves or serves the averaged model inside a `with` block.
@@ -181,6 +176,8 @@ def averaged_weights(
             variables, all of which `swa` must average.
         refit_data: Batches for `refit_batch_norm`; `target` must be a model.
         refit_steps: Its `steps`.
+        refit: A `BatchNormRefit` of `target`, to be called with them. Given
+            the same one each time, the model is traced once. None makes one.
         keep: Whether the averages stay when the block ends without an
             exception: for the end of the training.
 
@@ -192,9 +189,11 @@ def averaged_weights(
             no meaning when the graph runs: use `BackupVariables` and
             `assign_averages` there.
         TypeError: If `swa` is no `WeightAverage`, `target` neither a model nor
-            a list of variables, or `keep` no bool.
+            a list of variables, `refit` no `BatchNormRefit`, or `keep` no
+            bool.
         ValueError: If `swa` averages no variable of `target`, if `refit_steps`
-            is given without `refit_data`, or as `refit_batch_norm` does.
+            or `refit` is given without `refit_data`, if `refit` is of another
+            model, or as `refit_batch_norm` does.
     """
     if not tf.executing_eagerly():
         raise RuntimeError(
@@ -204,29 +203,20 @@ def averaged_weights(
         )
     _check_average(swa)
     keep = _checks.boolean("keep", keep)
-    if refit_data is None and refit_steps is not None:
+    if refit_data is not None:
+        refit = _checked_refit(refit, target)
+    elif refit_steps is not None or refit is not None:
+        useless = "refit" if refit_steps is None else "refit_steps"
         raise ValueError(
-            "`refit_data` must be given for `refit_steps` to be of use. "
-            f"Received: {refit_steps=} alone"
-        )
-    if refit_data is not None and not _is_model(target):
-        raise TypeError(
-            "`target` must be a model for `refit_data` to be of use. "
-            f"Received: target of type {type(target).__name__}"
+            f"`refit_data` must be given for `{useless}` to be of use. "
+            f"Received: {useless}={refit_steps or refit} alone"
         )
     swap = _swaps.Swap()
     try:
         try:
             _swap_in(swa, target, swap)
-            if refit_data is not None:
-                _refitting.refit(
-                    target,
-                    refit_data,
-                    refit_steps,
-                    "pooled",
-                    MovingFreeBatchNormalization,
-                    _OF_THE_REFIT,
-                )
+            if refit is not None and refit_data is not None:
+                refit._run(refit_data, refit_steps, _NAMES_IN_REFIT)
             yield
             if keep:
                 swap.keep()
@@ -236,12 +226,33 @@ def averaged_weights(
         _swap_out(swa, swap)
 
 
-_OF_THE_REFIT = _refitting.Arguments(
+_NAMES_IN_REFIT = ArgumentNames(
     "target",
     "refit_data",
     "refit_steps",
-    level=4,  # between the two is `contextlib`
+    level=4,  # `contextlib` calls `averaged_weights`
 )
+
+
+def _checked_refit(refit: Any, target: Any) -> BatchNormRefit:
+    if not _is_model(target):
+        raise TypeError(
+            "`target` must be a model for `refit_data` to be of use. "
+            f"Received: target of type {type(target).__name__}"
+        )
+    if refit is None:
+        return BatchNormRefit(target)
+    if not isinstance(refit, BatchNormRefit):
+        raise TypeError(
+            "`refit` must be a `BatchNormRefit` or None. "
+            f"Received: refit={refit!r}"
+        )
+    if refit.model is not target:
+        raise ValueError(
+            "`refit` must be of the model `target`. "
+            f"Received: a refit of {refit.model!r}"
+        )
+    return refit
 
 
 def _swap_in(swa: WeightAverage, target: Any, swap: _swaps.Swap) -> None:
