@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from swa_tf import _compat, schedules
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
-from swa_tf.batch_norm import MovingFreeBatchNormalization, refit_batch_norm
+from swa_tf.batch_norm import MovingFreeBatchNormalization
 from swa_tf.callbacks import SWACallback
 from swa_tf.exponential import ExponentialMovingAverage, scaled_decay
 from swa_tf.parameters import (
@@ -22,6 +22,7 @@ from swa_tf.parameters import (
     average_parameters,
     copy_parameters,
 )
+from swa_tf.refit import BatchNormRefit, refit_batch_norm
 from swa_tf.swapping import (
     BackupVariables,
     assign_averages,
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AveragingSchedule",
     "BackupVariables",
+    "BatchNormRefit",
     "ExponentialMovingAverage",
     "MovingFreeBatchNormalization",
     "SWACallback",

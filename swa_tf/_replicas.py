@@ -115,9 +115,7 @@ def merged(
             f"Received: layer {layer.name} inside one"
         )
     count = tf.where(empty, tf.zeros_like(batch.count), batch.count)
-    own = tf.concat(
-        [tf.reshape(each, [-1]) for each in (count, *batch[1:])], axis=0
-    )
+    own = tf.concat([[count], batch.mean, batch.variance], axis=0)
     replica = tf.distribute.get_replica_context()
     replicas = replica.num_replicas_in_sync
     if isinstance(replica.strategy, tf.distribute.MirroredStrategy):
@@ -136,13 +134,7 @@ def merged(
     for each in tf.unstack(table, replicas):
         mean, variance = tf.split(each[1:], 2)
         parts.append(Moments(each[0], mean, variance))
-    whole = functools.reduce(Moments.merge, parts)
-    shape = batch.mean.shape
-    return Moments(
-        whole.count,
-        tf.reshape(whole.mean, shape),
-        tf.reshape(whole.variance, shape),
-    )
+    return functools.reduce(Moments.merge, parts)
 
 
 def _stacked(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:

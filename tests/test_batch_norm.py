@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _refitting
+from swa_tf import refit as refitting
 
 layers = tf.keras.layers
 
@@ -466,7 +466,7 @@ def test_failing_write_puts_back_what_was_written(monkeypatch):
     x = np.random.default_rng(22).normal(size=[8, 4]).astype(np.float32)
     model = built(functional(), x)
     before = bits(model.variables)
-    assign, written = _refitting._assign, []
+    assign, written = refitting._assign, []
 
     def fails_at_third(variable, value):
         if len(written) == 2:
@@ -474,7 +474,7 @@ def test_failing_write_puts_back_what_was_written(monkeypatch):
         assign(variable, value)
         written.append(variable)
 
-    monkeypatch.setattr(_refitting, "_assign", fails_at_third)
+    monkeypatch.setattr(refitting, "_assign", fails_at_third)
     with pytest.raises(KeyboardInterrupt):
         swa_tf.refit_batch_norm(model, [x])
     assert len(written) == 2

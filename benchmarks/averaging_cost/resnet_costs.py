@@ -13,7 +13,7 @@ from benchmarks.common import timing
 from benchmarks.common.resnet import ResNet
 
 _SHAPE, _CLASSES = (32, 32, 3), 10
-FORWARD, REFIT = "forward pass, as in training", "refit_batch_norm"
+FORWARD, REFIT = "forward pass, as in training", "BatchNormRefit"
 STEP, AVERAGING_STEP = "training step", "training step with apply"
 STEP_THEN_APPLY = "training step, then apply"
 
@@ -66,9 +66,11 @@ def refit(
     traces: list[int] = []
 
     def make_refit() -> timing.Step:
+        refit = swa_tf.BatchNormRefit(model)
+
         def step() -> None:
             before = model.n_calls
-            swa_tf.refit_batch_norm(model, data)
+            refit(data)
             traces.append(model.n_calls - before)
 
         return timing.Step(step)

@@ -50,6 +50,7 @@ class Evaluator:
         self._strategy = tf.distribute.get_strategy()
         self._model = model
         self._swa = swa
+        self._refit = swa_tf.BatchNormRefit(model)
         self._refit_data = refit_data
         self._moving_free = moving_free
         self._statistics = swa_tf.BackupVariables(model.non_trainable_variables)
@@ -87,7 +88,7 @@ class Evaluator:
     def _refitted(self) -> Iterator[None]:
         self._statistics.save()
         try:
-            swa_tf.refit_batch_norm(self._model, self._refit_data)
+            self._refit(self._refit_data)
             yield
         finally:
             self._statistics.restore()

@@ -13,6 +13,7 @@ import tensorflow as tf
 from swa_tf import _checks, _files, _parts
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.callbacks import arguments, overrides, resume
+from swa_tf.refit import BatchNormRefit
 from swa_tf.swapping import averaged_weights
 
 _NOT_STARTED = -(2**62)
@@ -170,6 +171,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         )
         self._training = False
         self._averages: Any = None
+        self._refit_of_model: Any = None
 
     @property
     def averages(self) -> WeightAverage | None:
@@ -382,7 +384,12 @@ class SWACallback(tf.keras.callbacks.Callback):
         logs.update(self._results)
 
     def _swapped_in(self, keep: bool = False) -> Any:
-        refit = self._refit if self._has_batch_norm() else {}
+        refit: dict[str, Any] = {}
+        if self._refit["refit_data"] is not None and self._has_batch_norm():
+            held = self._refit_of_model
+            if held is None or held.model is not self.model:
+                held = self._refit_of_model = BatchNormRefit(self.model)
+            refit = {**self._refit, "refit": held}
         return averaged_weights(self._averages, self.model, keep=keep, **refit)
 
     def _has_averages(self) -> bool:

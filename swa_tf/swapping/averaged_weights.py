@@ -12,9 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _checks, _parts, _refitting, _variables
+from swa_tf import _checks, _parts, _variables
+from swa_tf._forward_pass import ArgumentNames
 from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
-from swa_tf.batch_norm import MovingFreeBatchNormalization
+from swa_tf.refit import BatchNormRefit
 from swa_tf.swapping import backup
 from swa_tf.swapping.swap import Swap
 
@@ -26,6 +27,7 @@ def averaged_weights(
     *,
     refit_data: Iterable[Any] | None = None,
     refit_steps: int | None = None,
+    refit: BatchNormRefit | None = None,
     keep: bool = False,
 ) -> Iterator[None]:
     """Evaluates, saves or serves the averaged model inside a `with` block.
@@ -61,6 +63,8 @@ def averaged_weights(
             all of which `swa` must average.
         refit_data: Batches for `refit_batch_norm`; `target` must be a model.
         refit_steps: The `steps` of `refit_batch_norm`.
+        refit: A `BatchNormRefit` of `target`, to be called with them. Given
+            the same one each time, the model is traced once. None makes one.
         keep: Whether the averages stay when the block ends without an
             exception: for the end of the training.
 
@@ -69,9 +73,11 @@ def averaged_weights(
             the averages of `swa` are swapped in already, or in a graph or
             `tf.function`: use `BackupVariables` and `assign_averages` there.
         TypeError: If `swa` is no `WeightAverage`, `target` neither a model nor
-            a list of variables, or `keep` no bool.
+            a list of variables, `refit` no `BatchNormRefit`, or `keep` no
+            bool.
         ValueError: If `swa` averages no variable of `target`, if `refit_steps`
-            is given without `refit_data`, or as `refit_batch_norm` does.
+            or `refit` is given without `refit_data`, if `refit` is of another
+            model, or as `refit_batch_norm` does.
     """
     if not tf.executing_eagerly():
         raise RuntimeError(
@@ -81,29 +87,20 @@ def averaged_weights(
         )
     backup.check_average(swa)
     keep = _checks.boolean("keep", keep)
-    if refit_data is None and refit_steps is not None:
+    if refit_data is not None:
+        refit = _checked_refit(refit, target)
+    elif refit_steps is not None or refit is not None:
+        useless = "refit" if refit_steps is None else "refit_steps"
         raise ValueError(
-            "`refit_data` must be given for `refit_steps` to be of use. "
-            f"Received: {refit_steps=} alone"
-        )
-    if refit_data is not None and not _is_model(target):
-        raise TypeError(
-            "`target` must be a model for `refit_data` to be of use. "
-            f"Received: target of type {type(target).__name__}"
+            f"`refit_data` must be given for `{useless}` to be of use. "
+            f"Received: {useless}={refit_steps or refit} alone"
         )
     swap = Swap()
     try:
         try:
             _swap_in(swa, target, swap)
-            if refit_data is not None:
-                _refitting.refit(
-                    target,
-                    refit_data,
-                    refit_steps,
-                    "pooled",
-                    MovingFreeBatchNormalization,
-                    _OF_THE_REFIT,
-                )
+            if refit is not None and refit_data is not None:
+                refit._run(refit_data, refit_steps, _NAMES_IN_REFIT)
             yield
             if keep:
                 swap.keep()
@@ -113,12 +110,33 @@ def averaged_weights(
         _swap_out(swa, swap)
 
 
-_OF_THE_REFIT = _refitting.Arguments(
+_NAMES_IN_REFIT = ArgumentNames(
     "target",
     "refit_data",
     "refit_steps",
     level=4,  # warnings name the caller, beyond `contextlib`
 )
+
+
+def _checked_refit(refit: Any, target: Any) -> BatchNormRefit:
+    if not _is_model(target):
+        raise TypeError(
+            "`target` must be a model for `refit_data` to be of use. "
+            f"Received: target of type {type(target).__name__}"
+        )
+    if refit is None:
+        return BatchNormRefit(target)
+    if not isinstance(refit, BatchNormRefit):
+        raise TypeError(
+            "`refit` must be a `BatchNormRefit` or None. "
+            f"Received: refit={refit!r}"
+        )
+    if refit.model is not target:
+        raise ValueError(
+            "`refit` must be of the model `target`. "
+            f"Received: a refit of {refit.model!r}"
+        )
+    return refit
 
 
 def _swap_in(swa: WeightAverage, target: Any, swap: Swap) -> None:
