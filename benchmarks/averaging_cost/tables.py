@@ -39,7 +39,7 @@ all these beyond the weights and gradients, also in bytes a parameter."""
 _FIRST_CALLS = f"""\
 Eager calls, each row of fresh processes in which TensorFlow has started and the
 model is built; medians of the processes. The forward pass is a `tf.function`
-with training=True over {first_calls.BATCH_SIZE} images, the refit has
+with training=True over {first_calls.BATCH_SIZE} images, the refit has \
 {first_calls.REFIT_BATCHES} batches of as many.
 "/ peer": the first `apply` over that of TensorFlow's EMA, which should be at
 most 1, and the first refit over the first forward pass, at most 2.5. Longest:
