@@ -16,9 +16,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _checks, _compat
+from swa_tf.support import checks, stack
 
-_addons = _compat.tensorflow_addons()
+_addons = stack.tensorflow_addons()
 _SGD: Any = _addons.optimizers.SGDW if _addons else tf.keras.optimizers.SGD
 _Adam: Any = _addons.optimizers.AdamW if _addons else tf.keras.optimizers.Adam
 _Mixin: Any = object  # Tells mypy that `super()` is more than `object`.
@@ -46,7 +46,7 @@ class _DecoupledDecay(_Mixin):
         scale_decay_by_learning_rate: bool,
         **kwargs: Any,
     ) -> None:
-        _checks.choice("weight_decay_on", weight_decay_on, ("all", "kernels"))
+        checks.choice("weight_decay_on", weight_decay_on, ("all", "kernels"))
         if isinstance(learning_rate, numbers.Real):
             learning_rate = _number(
                 "learning_rate", learning_rate, ">= 0", lambda x: x >= 0
@@ -64,7 +64,7 @@ class _DecoupledDecay(_Mixin):
             **kwargs,
         )
         self.weight_decay_on = weight_decay_on
-        self.scale_decay_by_learning_rate = _checks.boolean(
+        self.scale_decay_by_learning_rate = checks.boolean(
             "scale_decay_by_learning_rate", scale_decay_by_learning_rate
         )
 
@@ -127,7 +127,7 @@ class _AddonsDecay(_DecoupledDecay):
 _Decay: Any = _AddonsDecay if _addons else _KerasDecay
 
 
-@_compat.register
+@stack.register
 class MomentumW(_Decay, _SGD):
     """Gradient descent with momentum and decoupled weight decay.
 
@@ -203,13 +203,13 @@ class MomentumW(_Decay, _SGD):
             momentum=_number(
                 "momentum", momentum, "between 0 and 1", lambda x: 0 <= x <= 1
             ),
-            nesterov=_checks.boolean("nesterov", nesterov),
+            nesterov=checks.boolean("nesterov", nesterov),
             name=name,
             **kwargs,
         )
 
 
-@_compat.register
+@stack.register
 class AdamW(_Decay, _Adam):
     """Adam with decoupled weight decay.
 
@@ -280,7 +280,7 @@ class AdamW(_Decay, _Adam):
                 "beta_2", beta_2, ">= 0 and < 1", lambda x: 0 <= x < 1
             ),
             epsilon=_number("epsilon", epsilon, "> 0", lambda x: x > 0),
-            amsgrad=_checks.boolean("amsgrad", amsgrad),
+            amsgrad=checks.boolean("amsgrad", amsgrad),
             name=name,
             **kwargs,
         )

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _names, _rounding, _variables
+from swa_tf import _rounding
+from swa_tf.support import parameter_names
+from swa_tf.support import variables as variables_lib
 
 _N_MODELS = "n_models"
 """The key of the count, beside the averages."""
@@ -50,7 +52,7 @@ def copy_parameters(target: Any) -> dict[str, np.ndarray]:
         RuntimeError: If called in a graph or `tf.function`.
     """
     _require_eager("copy_parameters")
-    variables = _names.named_variables(target)
+    variables = parameter_names.named_variables(target)
     return {name: _array(v.read_value()) for name, v in variables.items()}
 
 
@@ -90,14 +92,14 @@ def assign_parameters(
         RuntimeError: If called in a graph or `tf.function`.
     """
     _require_eager("assign_parameters")
-    variables = _names.named_variables(target)
+    variables = parameter_names.named_variables(target)
     if not isinstance(dictionary, Mapping):
         raise _not_a("mapping from name to value", dictionary)
     given = {name: dictionary[name] for name in dictionary}
     if _N_MODELS not in variables:
         given.pop(_N_MODELS, None)
     values = _checked(variables, given, _dtype, strict=strict, fill=True)
-    put_back = _variables.snapshot(variables[name] for name in values)
+    put_back = variables_lib.snapshot(variables[name] for name in values)
     try:
         for name, value in values.items():
             variables[name].assign(value)
@@ -148,7 +150,7 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
         Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.1.
     """
     _require_eager("average_parameters")
-    variables = _names.named_variables(target)
+    variables = parameter_names.named_variables(target)
     if not isinstance(dictionary, dict):
         raise _not_a(
             "dictionary; one of a file is `dict(np.load(path))`", dictionary

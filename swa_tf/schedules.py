@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 import tensorflow as tf
 
-from swa_tf import _checks, _compat
+from swa_tf.support import checks, stack
 
 _keras = tf.keras.optimizers.schedules
 
@@ -67,7 +67,7 @@ class _Plan(tf.keras.optimizers.schedules.LearningRateSchedule):
         return {name: getattr(self, name) for name in arguments}
 
 
-@_compat.register
+@stack.register
 class LinearRamp(_Plan):
     """A constant rate, then a straight line to another constant rate.
 
@@ -105,14 +105,14 @@ class LinearRamp(_Plan):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        self.initial_learning_rate = _checks.real(
+        self.initial_learning_rate = checks.real(
             "initial_learning_rate", initial_learning_rate
         )
-        self.final_learning_rate = _checks.real(
+        self.final_learning_rate = checks.real(
             "final_learning_rate", final_learning_rate
         )
-        self.ramp_start = _checks.real("ramp_start", ramp_start)
-        self.ramp_steps = _checks.real("ramp_steps", ramp_steps)
+        self.ramp_start = checks.real("ramp_start", ramp_start)
+        self.ramp_steps = checks.real("ramp_steps", ramp_steps)
 
     def _rate(self, step: tf.Tensor) -> tf.Tensor:
         return _between(
@@ -154,8 +154,8 @@ def published_plan(
     without its faults: there one step exceeds `learning_rate`, and SWA that
     starts where the ramp ends divides by zero.
     """
-    total_steps = _checks.integer("total_steps", total_steps, at_least=0)
-    swa_start = _checks.integer("swa_start", swa_start, at_least=0)
+    total_steps = checks.integer("total_steps", total_steps, at_least=0)
+    swa_start = checks.integer("swa_start", swa_start, at_least=0)
     if swa_start > total_steps:
         raise ValueError(
             "`swa_start` must be <= `total_steps`. Received: "
@@ -196,7 +196,7 @@ def paper_plan(
     Source: https://github.com/timgaripov/swa, train.py, `schedule`, by the
     authors of Izmailov et al. (2018), arXiv:1803.05407.
     """
-    swa_start = _checks.real("swa_start", swa_start)
+    swa_start = checks.real("swa_start", swa_start)
     ramp_start = swa_start / 2
     return LinearRamp(
         learning_rate,
@@ -206,7 +206,7 @@ def paper_plan(
     )
 
 
-@_compat.register
+@stack.register
 class Cyclical(_Plan):
     """A cycle in which the rate falls in a line from one rate to another.
 
@@ -246,10 +246,10 @@ class Cyclical(_Plan):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        self.max_learning_rate = _checks.real(
+        self.max_learning_rate = checks.real(
             "max_learning_rate", max_learning_rate
         )
-        self.min_learning_rate = _checks.real(
+        self.min_learning_rate = checks.real(
             "min_learning_rate", min_learning_rate
         )
         if self.min_learning_rate > self.max_learning_rate:
@@ -258,8 +258,8 @@ class Cyclical(_Plan):
                 f"min_learning_rate={min_learning_rate!r}, "
                 f"max_learning_rate={max_learning_rate!r}"
             )
-        self.period = _checks.integer("period", period, at_least=1)
-        self.start = _checks.integer("start", start, at_least=0)
+        self.period = checks.integer("period", period, at_least=1)
+        self.start = checks.integer("start", start, at_least=0)
 
     def _rate(self, step: tf.Tensor) -> tf.Tensor:
         done = tf.cast(step, tf.float64) - self.start
@@ -268,7 +268,7 @@ class Cyclical(_Plan):
         return _between(self.max_learning_rate, self.min_learning_rate, weight)
 
 
-@_compat.register
+@stack.register
 class SWALearningRate(_Plan):
     """Any learning rate up to the start of SWA, then annealed to SWA's rate.
 
@@ -316,20 +316,20 @@ class SWALearningRate(_Plan):
     ) -> None:
         super().__init__(name)
         if not isinstance(initial_learning_rate, _keras.LearningRateSchedule):
-            initial_learning_rate = _checks.real(
+            initial_learning_rate = checks.real(
                 "initial_learning_rate",
                 initial_learning_rate,
                 "a LearningRateSchedule, or a finite number >= 0",
             )
         self.initial_learning_rate = initial_learning_rate
-        self.swa_learning_rate = _checks.real(
+        self.swa_learning_rate = checks.real(
             "swa_learning_rate", swa_learning_rate
         )
-        self.swa_start = _checks.integer("swa_start", swa_start, at_least=0)
-        self.anneal_steps = _checks.integer(
+        self.swa_start = checks.integer("swa_start", swa_start, at_least=0)
+        self.anneal_steps = checks.integer(
             "anneal_steps", anneal_steps, at_least=0
         )
-        _checks.choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
+        checks.choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
         self.anneal_strategy = anneal_strategy
 
     def _rate(self, step: tf.Tensor) -> tf.Tensor:
@@ -415,7 +415,7 @@ def plot_schedule(
         ValueError: If `steps` is not an integer >= 1.
     """
     _check_schedule(schedule)
-    steps = _checks.integer("steps", steps, at_least=1)
+    steps = checks.integer("steps", steps, at_least=1)
     if ax is None:
         try:
             from matplotlib.figure import Figure

@@ -17,7 +17,8 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat, _variables
+from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
 from tests.fitting import covering
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -62,7 +63,7 @@ def _state(average, *variables):
     return [
         component.numpy().tobytes()
         for variable in (*average.variables, *variables)
-        for component in _variables.components(_compat.tf_variable(variable))
+        for component in variables_lib.components(stack.tf_variable(variable))
     ]
 
 
@@ -198,9 +199,9 @@ def test_swaps_of_two_averages_that_end_out_of_order(make):
 @both
 def test_swap_closed_twice(make):
     average, variable = _averaged(make)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as swaps:
         swap = swa_tf.averaged_weights(average, [variable])
-        stack.push(swap)  # closes it again
+        swaps.push(swap)  # closes it again
         with swap:
             assert float(variable) == 2.0
         variable.assign(7.0)
@@ -902,7 +903,7 @@ def _averaged_mirrored(make, scope):
     for value in (1.0, 3.0):
         variable.assign(value)
         average.apply([variable])
-    return average, _compat.tf_variable(variable)
+    return average, stack.tf_variable(variable)
 
 
 @both
@@ -1232,7 +1233,7 @@ def test_data_of_fit_that_end_early(make):
         model, _batches(3), epochs=4, steps_per_epoch=2, callbacks=[callback]
     )
     # Keras 2 stops; Keras 3 has kept the first batches, and repeats them.
-    assert len(kernels) == (4 if _compat.KERAS_3 else 2)
+    assert len(kernels) == (4 if stack.KERAS_3 else 2)
     assert int(average.n_models) == len(kernels)
     expected = kernels[0]
     for n, kernel in enumerate(kernels[1:], 1):

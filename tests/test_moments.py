@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swa_tf import _compat, _moments
+from swa_tf.batch_norm import moments
+from swa_tf.support import stack
 from tests.fitting import covering
 
 layers = tf.keras.layers
@@ -16,25 +17,25 @@ def built(x, **kwargs):
     return layer
 
 
-def moments(x):
+def moments_of(x):
     x = np.asarray(x, np.float64)
     axes = tuple(range(x.ndim - 1))
     return x.mean(axes), x.var(axes)
 
 
 def batch_moments(layer, x, mask=None):
-    axes = _moments.channel_axes(layer, x, mask)
-    return _moments.batch_moments(x, mask, axes)
+    axes = moments.channel_axes(layer, x, mask)
+    return moments.batch_moments(x, mask, axes)
 
 
 def normalize(layer, x, mean, variance):
-    return _moments.normalize(
+    return moments.normalize(
         x,
         mean,
         variance,
-        *_moments.parameters(layer),
+        *moments.parameters(layer),
         epsilon=layer.epsilon,
-        axes=_moments.channel_axes(layer, x),
+        axes=moments.channel_axes(layer, x),
     )
 
 
@@ -53,7 +54,7 @@ def test_moments(mean, deviation):
     x = np.random.default_rng(0).normal(mean, deviation, [64, 32, 32, 3])
     x = x.astype(np.float32)
     found = batch_moments(built(x), tf.constant(x))
-    true_mean, true_variance = moments(x)
+    true_mean, true_variance = moments_of(x)
     assert float(found.count) == 64 * 32 * 32
     # Next to the deviations, which says more where the mean is far away.
     np.testing.assert_allclose(
@@ -66,7 +67,7 @@ def test_one_far_channel_is_enough():
     x = np.random.default_rng(1).normal(size=[16, 16, 16, 3])
     x = (x + np.array([0.0, 1000.0, 0.0])).astype(np.float32)
     found = batch_moments(built(x), tf.constant(x))
-    np.testing.assert_allclose(found.variance, moments(x)[1], rtol=1e-6)
+    np.testing.assert_allclose(found.variance, moments_of(x)[1], rtol=1e-6)
 
 
 def test_positive_numbers_keep_their_digits():
@@ -74,8 +75,8 @@ def test_positive_numbers_keep_their_digits():
     x = np.random.default_rng(2).normal(size=[128, 32, 32, 4])
     x = np.maximum(x, 0.0).astype(np.float32)
     found = batch_moments(built(x), tf.constant(x))
-    np.testing.assert_allclose(found.mean, moments(x)[0], rtol=1e-7)
-    np.testing.assert_allclose(found.variance, moments(x)[1], rtol=2e-7)
+    np.testing.assert_allclose(found.mean, moments_of(x)[0], rtol=1e-7)
+    np.testing.assert_allclose(found.variance, moments_of(x)[1], rtol=2e-7)
 
 
 def test_constant_channels():
@@ -132,7 +133,7 @@ def test_shapes_and_dtypes(shape, dtype, known):
         return found, normalize(layer, x, found.mean, found.variance)
 
     (_, mean, variance), outputs = both(x)
-    true_mean, true_variance = moments(x)
+    true_mean, true_variance = moments_of(x)
     np.testing.assert_allclose(mean, true_mean, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(variance, true_variance, rtol=1e-6)
     expected = (x.astype(np.float64) - true_mean) / np.sqrt(
@@ -150,7 +151,7 @@ def test_without_gamma_or_beta(parameters):
     center, scale = parameters
     x = np.random.default_rng(4).normal(size=[6, 8, 8, 3]).astype(np.float32)
     layer = built(x, center=center, scale=scale, epsilon=0.0)
-    mean, variance = moments(x)
+    mean, variance = moments_of(x)
     outputs = normalize(
         layer, tf.constant(x), tf.constant(mean), tf.constant(variance)
     )
@@ -161,7 +162,7 @@ def test_without_gamma_or_beta(parameters):
 
 @pytest.mark.parametrize("axis", [1, 2, -1, [1, 3]])
 def test_other_axes(axis):
-    if axis == [1, 3] and _compat.KERAS_3:
+    if axis == [1, 3] and stack.KERAS_3:
         pytest.skip("Keras 3 has no layer with several axes")
     x = np.random.default_rng(5).normal(2.0, size=[6, 4, 5, 3])
     x = x.astype(np.float32)

@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _checks
 from swa_tf.averaging import WeightAverage
 from swa_tf.schedules import per_epoch
+from swa_tf.support import checks
 from swa_tf.timing import AveragingSchedule
 
 
@@ -35,8 +35,8 @@ def averaging_schedule(
             f"Received: {start_epoch=}, {start_step=}"
         )
     for name, start in given.items():
-        _checks.integer(name, start, at_least=0)
-    _checks.integer("average_period", average_period, at_least=1)
+        checks.integer(name, start, at_least=0)
+    checks.integer("average_period", average_period, at_least=1)
     if start_step is not None and unit != "step":
         raise ValueError(
             f'`start_step` goes with unit="step". Received: {unit=}'
@@ -66,7 +66,7 @@ def rate_of_epoch(
         return lambda epoch: _checked_rate(rate_of, epoch)
     if swa_learning_rate is None:
         return None
-    rate = _checks.real("swa_learning_rate", swa_learning_rate)
+    rate = checks.real("swa_learning_rate", swa_learning_rate)
     if first_epoch is None:
         raise ValueError(
             "`swa_learning_rate` goes with `start_epoch`: it is set at the "
@@ -84,7 +84,7 @@ def _checked_rate(rate_of: Callable[[int], float], epoch: int) -> Any:
         raise ValueError(
             f"`schedule` must give a number for epoch {epoch}: {error}"
         ) from error
-    return _checks.real(f"schedule({epoch})", rate)
+    return checks.real(f"schedule({epoch})", rate)
 
 
 def check_rate_can_be_set(optimizer: Any) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _checks, _files, _parts
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
+from swa_tf.batch_norm import BatchNormRefit
 from swa_tf.callbacks import arguments, overrides, resume
-from swa_tf.refit import BatchNormRefit
+from swa_tf.support import checks, model_parts, whole_files
 from swa_tf.swapping import averaged_weights
 
 _NOT_STARTED = -(2**62)
@@ -118,16 +118,16 @@ class SWACallback(tf.keras.callbacks.Callback):
         super().__init__()
         if unit is None:
             unit = "epoch" if start_step is None else "step"
-        _checks.choice("unit", unit, ("epoch", "step"))
-        _checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
-        _checks.choice("final_weights", final_weights, ("averaged", "trained"))
+        checks.choice("unit", unit, ("epoch", "step"))
+        checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
+        checks.choice("final_weights", final_weights, ("averaged", "trained"))
         arguments.check_averages(averages)
         if filepath is not None:
-            _files.check_model_path("filepath", filepath)
+            whole_files.check_model_path("filepath", filepath)
         if refit_data is not None:
             batches = (refit_data, refit_steps, "refit_data", "refit_steps")
-            _checks.batches(*batches)
-            _checks.enough_batches(*batches, again=evaluate != "trained")
+            checks.batches(*batches)
+            checks.enough_batches(*batches, again=evaluate != "trained")
         elif refit_steps is not None:
             raise ValueError(
                 "`refit_data` must be given for `refit_steps` to be of use. "
@@ -408,11 +408,13 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _pairs(self) -> list[tuple[Any, Any]]:
         """Returns the averaged weights of the model with their averages."""
         averages: Any = self._averages
-        pairs = [(w, averages.average(w)) for w in _parts.weights(self.model)]
+        pairs = [
+            (w, averages.average(w)) for w in model_parts.weights(self.model)
+        ]
         return [pair for pair in pairs if pair[1] is not None]
 
     def _has_batch_norm(self) -> bool:
-        return bool(_parts.batch_norm_layers(self.model, trainable=True))
+        return bool(model_parts.batch_norm_layers(self.model, trainable=True))
 
     def _finish(self, logs: Any = None) -> None:
         """Runs after the `on_train_end` of every other callback."""
@@ -439,7 +441,7 @@ class SWACallback(tf.keras.callbacks.Callback):
             return
         with self._swapped_in(keep=self._keep):
             if self._filepath is not None:
-                _files.save_model(self.model, self._filepath)
+                whole_files.save_model(self.model, self._filepath)
                 self._print(f"The averaged model is in {self._filepath}")
         if self._keep:
             self._print(f"The model is the average of {n_models} model(s)")

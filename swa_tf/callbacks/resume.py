@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from swa_tf import _compat, _variables
 from swa_tf.averaging import WeightAverage
+from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
 
 
 class SavedAverage:
@@ -29,7 +30,7 @@ class SavedAverage:
         # TensorFlow keeps what it read from an earlier checkpoint and found no
         # object for, and hands it over at once. It is of another training.
         self.restorable = False
-        self.detach = _compat.save_with_model(
+        self.detach = stack.save_with_model(
             model, "swa_tf_average", self._save, self._load
         )
         self.restorable = True
@@ -72,5 +73,5 @@ class SavedAverage:
                 f"instead of {shapes}"
             )
         for variable, value in zip(variables, values):
-            for component in _variables.components(variable):
+            for component in variables_lib.components(variable):
                 component.assign(value)

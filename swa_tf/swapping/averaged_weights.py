@@ -12,10 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _checks, _parts, _variables
-from swa_tf._forward_pass import ArgumentNames
 from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
-from swa_tf.refit import BatchNormRefit
+from swa_tf.batch_norm import ArgumentNames, BatchNormRefit
+from swa_tf.support import checks, model_parts
+from swa_tf.support import variables as variables_lib
 from swa_tf.swapping import backup
 from swa_tf.swapping.swap import Swap
 
@@ -86,7 +86,7 @@ def averaged_weights(
             "`assign_averages`."
         )
     backup.check_average(swa)
-    keep = _checks.boolean("keep", keep)
+    keep = checks.boolean("keep", keep)
     if refit_data is not None:
         refit = _checked_refit(refit, target)
     elif refit_steps is not None or refit is not None:
@@ -179,12 +179,12 @@ def _kept_and_swapped(
 ) -> tuple[list[Any], list[Any]]:
     """Returns the variables to restore at the end, and those to swap."""
     if not _is_model(target):
-        variables = _variables.checked_list(
+        variables = variables_lib.checked_list(
             "target", target, wanted="a model or a list of variables"
         )
         backup.averages_of(swa, variables, "target")
         return variables, variables
-    kept = _parts.weights(target)
+    kept = model_parts.weights(target)
     swapped = [v for v in kept if swa.average(v) is not None]
     if not swapped:
         raise ValueError(

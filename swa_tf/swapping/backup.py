@@ -7,8 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _variables
 from swa_tf.averaging import WeightAverage
+from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
 
 
 class BackupVariables(tf.Module):
@@ -46,20 +47,20 @@ class BackupVariables(tf.Module):
         self, var_list: Iterable[Any], device: str | None = None
     ) -> None:
         super().__init__()
-        _variables.check_device(device)
+        variables_lib.check_device(device)
         components = [
             component
-            for variable in _variables.checked_list("var_list", var_list)
-            for component in _variables.components(variable)
+            for variable in variables_lib.checked_list("var_list", var_list)
+            for component in variables_lib.components(variable)
         ]
-        self._originals = _variables.Untracked(components)
+        self._originals = variables_lib.Untracked(components)
         self._backups: list[tf.Variable] = []
         with tf.init_scope():
             for component in components:
                 self._backups.append(
-                    _variables.local_variable(
-                        _variables.initial_value(component),
-                        f"{_compat.variable_name(component)}/backup",
+                    variables_lib.local_variable(
+                        variables_lib.initial_value(component),
+                        f"{stack.variable_name(component)}/backup",
                         device or component.device,
                     )
                 )
@@ -117,13 +118,13 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
             raises `tf.errors.InvalidArgumentError` instead.
     """
     check_average(swa)
-    variables = _variables.checked_list("var_list", var_list)
+    variables = variables_lib.checked_list("var_list", var_list)
     averages = averages_of(swa, variables)
     with tf.control_dependencies(swa.assert_averaged(variables)):
         return _assign_all(
             pair
             for variable, average in zip(variables, averages)
-            for pair in _variables.component_pairs(variable, average)
+            for pair in variables_lib.component_pairs(variable, average)
         )
 
 
@@ -151,7 +152,7 @@ def averages_of(
     if unknown:
         raise ValueError(
             f"`{argument}` must hold variables that {swa.name} averages. "
-            f"Received in addition: {_variables.describe(unknown)}. "
+            f"Received in addition: {variables_lib.describe(unknown)}. "
             f"{BUILD_HINT}"
         )
     return averages
@@ -161,9 +162,9 @@ def _assign_all(pairs: Iterable[tuple[Any, Any]]) -> Any:
     """Assigns to the first of each pair the second, cast to its dtype."""
     return tf.group(
         *[
-            _variables.write(
+            variables_lib.write(
                 target,
-                tf.cast(_variables.read(source), target.dtype.base_dtype),
+                tf.cast(variables_lib.read(source), target.dtype.base_dtype),
             )
             for target, source in pairs
         ]

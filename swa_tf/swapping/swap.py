@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from swa_tf import _variables
+from swa_tf.support import variables as variables_lib
 
 _active: list[Swap] = []
 """The swaps that have begun and not ended, in the order they began."""
@@ -31,7 +31,7 @@ class Swap:
         """Keeps the present values of `variables`."""
         self._values = {
             component.ref(): value
-            for component, value in _variables.held(variables)
+            for component, value in variables_lib.held(variables)
         }
         _active.append(self)
 
@@ -45,7 +45,7 @@ class Swap:
         for ref, value in self._values.items():
             heir = next((swap for swap in later if ref in swap._values), None)
             if heir is None:
-                _variables.write(ref.deref(), value)
+                variables_lib.write(ref.deref(), value)
             else:
                 heir._values[ref] = value
 

@@ -1,6 +1,6 @@
 """Files that an earlier version of this package wrote load, and go on.
 
-`tests/data/write.py` wrote them on each stack, with the numbers expected.
+`tests/data/write.py` wrote them on each written_on, with the numbers expected.
 """
 
 import json
@@ -12,13 +12,13 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat
+from swa_tf.support import stack
 from tests.data import write
 
 DATA = pathlib.Path(write.__file__).parent
 STACKS = sorted(p.name for p in DATA.glob("tensorflow-*"))
 # Keras 2 and 3 cannot read each other's checkpoints of models.
-READABLE = [s for s in STACKS if s.endswith("keras3") == _compat.KERAS_3]
+READABLE = [s for s in STACKS if s.endswith("keras3") == stack.KERAS_3]
 # About ten roundings in float32 of numbers no larger than 4.
 TOLERANCE = 40 * 2.0**-24
 # In Adam 1 - 0.999^t in float32 is off by 6e-5, its root by half of that, and
@@ -26,8 +26,8 @@ TOLERANCE = 40 * 2.0**-24
 ADAM_TOLERANCE = TOLERANCE + 3 * 0.1 * 3e-5
 
 
-def _expected(stack):
-    path = DATA / stack / "training.json"
+def _expected(written_on):
+    path = DATA / written_on / "training.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -41,14 +41,14 @@ def _averages(average, weights):
     return [average.average(weight).numpy() for weight in weights]
 
 
-@pytest.mark.parametrize("stack", STACKS)
-def test_averages(stack):
+@pytest.mark.parametrize("written_on", STACKS)
+def test_averages(written_on):
     """Of every stack on every stack: they do not depend on the model's."""
-    expected = _expected(stack)["averages"]
+    expected = _expected(written_on)["averages"]
     training = write.make_averages()
     weights = training.model.trainable_variables
     averages = tf.train.Checkpoint(swa=training.swa, ema=training.ema)
-    status = averages.read(str(DATA / stack / "averages"))
+    status = averages.read(str(DATA / written_on / "averages"))
     for average in (training.swa, training.ema):
         average.build(weights)
     status.assert_existing_objects_matched()
@@ -71,13 +71,13 @@ def test_averages(stack):
         )
 
 
-@pytest.mark.parametrize("stack", READABLE)
-def test_checkpoint_of_a_training(stack):
-    expected = _expected(stack)["averages"]
+@pytest.mark.parametrize("written_on", READABLE)
+def test_checkpoint_of_a_training(written_on):
+    expected = _expected(written_on)["averages"]
     training = write.make_averages()
     weights = training.model.trainable_variables
     training.optimizer.build(weights)
-    status = training.read(str(DATA / stack / "averages"))
+    status = training.read(str(DATA / written_on / "averages"))
     for average in (training.swa, training.ema):
         average.build(weights)
     status.assert_existing_objects_matched()
@@ -108,7 +108,7 @@ def test_model_with_an_optimizer_and_refit_statistics(name):
     average.apply(weights)
     write.step(model)
     # Keras 2 leaves the velocity of the optimizer of Addons out of the file.
-    lost = name == "momentumw" and _compat.tensorflow_addons() is not None
+    lost = name == "momentumw" and stack.tensorflow_addons() is not None
     after = expected["next_without_slots" if lost else "next"]
     _assert_close(weights, after, tolerance)
     average.apply(weights)
@@ -119,11 +119,11 @@ def test_model_with_an_optimizer_and_refit_statistics(name):
     )
 
 
-@pytest.mark.parametrize("stack", READABLE)
-def test_backup_in_the_middle_of_fit(stack, tmp_path):
-    expected = _expected(stack)["backup"]
+@pytest.mark.parametrize("written_on", READABLE)
+def test_backup_in_the_middle_of_fit(written_on, tmp_path):
+    expected = _expected(written_on)["backup"]
     folder = tmp_path / "backup"
-    shutil.copytree(DATA / stack / "backup", folder)
+    shutil.copytree(DATA / written_on / "backup", folder)
     before, after = [], []
 
     class Records(tf.keras.callbacks.Callback):

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from swa_tf import _interception, _moments, _replicas, _variables
+from swa_tf.batch_norm import interception, moments, replicas
+from swa_tf.support import variables as variables_lib
 
 
 class ArgumentNames(NamedTuple):
@@ -53,12 +54,12 @@ class ForwardPass:
         self, model: Any, layers: list[Any], kinds: tuple[type, ...]
     ) -> None:
         self.layers = layers
-        self.accumulators = _moments.Accumulators(
+        self.accumulators = moments.Accumulators(
             [layer.moving_mean.shape.num_elements() for layer in layers]
         )
         self._model = model
         self._kinds = kinds
-        self._strategy = _replicas.strategy_of(layers[0].moving_mean)
+        self._strategy = replicas.strategy_of(layers[0].moving_mean)
         self._traces: list[_Trace] = []
         self._trace: Any = None
         self._saved: dict[int, Callable[[], None]] = {}
@@ -76,11 +77,11 @@ class ForwardPass:
         self.accumulators.reset()
         self._trace = None
         if self._strategy is not None:
-            dataset = _replicas.distributed(
+            dataset = replicas.distributed(
                 self._strategy, dataset, lambda batch: (_inputs_of(batch),)
             )
-        elif _replicas.is_distributed(dataset):
-            _replicas.check_one_replica(dataset, argument)
+        elif replicas.is_distributed(dataset):
+            replicas.check_one_replica(dataset, argument)
         specs = _inputs_of(getattr(dataset, "element_spec", None))
         if specs is not None and _have_ranks(specs):
             self._use(specs)
@@ -138,7 +139,7 @@ class ForwardPass:
         self._trace = same[0]
         for variable in self._trace.variables:
             if id(variable) not in self._saved:
-                self._saved[id(variable)] = _variables.snapshot([variable])
+                self._saved[id(variable)] = variables_lib.snapshot([variable])
 
     def _traced(self, specs: Any) -> _Trace:
         tracing = _Tracing(self)
@@ -150,7 +151,7 @@ class ForwardPass:
         variables = [
             component
             for variable in run.variables
-            for component in _variables.components(variable)
+            for component in variables_lib.components(variable)
             if id(component) not in ours
         ]
         return _Trace(specs, run, variables)
@@ -185,7 +186,7 @@ class _Tracing:
 
     def _all_replicas(self, inputs: Any) -> None:
         self._graph = tf.compat.v1.get_default_graph()
-        with _interception.intercepted(
+        with interception.intercepted(
             self._pass.layers,
             self._pass._kinds,
             self._is_traced_here,
@@ -194,16 +195,16 @@ class _Tracing:
             if self._strategy is None:
                 found = self._forward(inputs)
             else:
-                found = _replicas.first(
+                found = replicas.first(
                     self._strategy,
                     self._strategy.run(self._forward, args=(inputs,)),
                 )
         self._pass.accumulators.merge(found)
 
-    def _forward(self, inputs: Any) -> dict[int, list[_moments.Moments]]:
+    def _forward(self, inputs: Any) -> dict[int, list[moments.Moments]]:
         self._found.of = collections.defaultdict(list)
         if self._strategy is not None:
-            inputs, self._found.empty = _replicas.filled(inputs)
+            inputs, self._found.empty = replicas.filled(inputs)
         self._pass._model(inputs, training=False)
         return dict(self._found.of)
 
@@ -220,22 +221,22 @@ class _Tracing:
         return self._inlined
 
     def _normalize(self, layer: Any, inputs: Any, mask: Any) -> Any:
-        axes = _moments.channel_axes(layer, inputs, mask)
-        batch = self._call(_moments.batch_moments, inputs, mask, axes=axes)
+        axes = moments.channel_axes(layer, inputs, mask)
+        batch = self._call(moments.batch_moments, inputs, mask, axes=axes)
         number = self._numbers[id(layer)]
         outermost = tf.compat.v1.get_default_graph() is self._graph
         if self._strategy is not None:
-            batch = _replicas.merged(layer, batch, self._found.empty, outermost)
+            batch = replicas.merged(layer, batch, self._found.empty, outermost)
         if outermost:
             self._found.of[number].append(batch)
         else:  # inside a loop or a condition, out of reach from here
             self._pass.accumulators.merge({number: [batch]})
         return self._call(
-            _moments.normalize,
+            moments.normalize,
             inputs,
             batch.mean,
             batch.variance,
-            *_moments.parameters(layer),
+            *moments.parameters(layer),
             epsilon=float(layer.epsilon),
             axes=axes,
         )
@@ -291,7 +292,7 @@ def _inputs_of(batch: Any) -> Any:
 
 
 def _tensor(value: Any) -> Any:
-    if tf.is_tensor(value) or _replicas.is_distributed(value):
+    if tf.is_tensor(value) or replicas.is_distributed(value):
         return value
     return tf.convert_to_tensor(value)
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _moments
+from swa_tf.batch_norm import moments
+from swa_tf.support import stack
 
 
-@_compat.register
+@stack.register
 class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
     """Batch normalization with moving and with freshly computed statistics.
 
@@ -58,16 +59,16 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         """Makes the weights, for inputs of `input_shape`."""
         super().build(input_shape)
         shape = self.moving_mean.shape
-        self.mean = _compat.add_statistic(
+        self.mean = stack.add_statistic(
             self, "mean", shape=shape, initializer="zeros"
         )
-        self.variance = _compat.add_statistic(
+        self.variance = stack.add_statistic(
             self, "variance", shape=shape, initializer="ones"
         )
-        self.n_updates = _compat.add_statistic(
+        self.n_updates = stack.add_statistic(
             self, "n_updates", shape=(), dtype="int64", initializer="zeros"
         )
-        self.n_samples = _compat.add_statistic(
+        self.n_samples = stack.add_statistic(
             self, "n_samples", shape=(), dtype="int64", initializer="zeros"
         )
 
@@ -120,8 +121,8 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         if use_moving_statistics:
             return super().call(inputs, training=training, mask=mask)
         if training and self.trainable:
-            axes = _moments.channel_axes(self, inputs, mask)
-            batch = _moments.batch_moments(inputs, mask, axes)
+            axes = moments.channel_axes(self, inputs, mask)
+            batch = moments.batch_moments(inputs, mask, axes)
             self._merge(batch)
             return self._normalize(inputs, batch.mean, batch.variance)
         filled = tf.debugging.assert_positive(
@@ -134,16 +135,16 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         return self._normalize(inputs, mean, self.variance)
 
     def _normalize(self, inputs: Any, mean: Any, variance: Any) -> Any:
-        return _moments.normalize(
+        return moments.normalize(
             inputs,
             mean,
             variance,
-            *_moments.parameters(self),
+            *moments.parameters(self),
             epsilon=self.epsilon,
-            axes=_moments.channel_axes(self, inputs),
+            axes=moments.channel_axes(self, inputs),
         )
 
-    def _merge(self, batch: _moments.Moments) -> None:
+    def _merge(self, batch: moments.Moments) -> None:
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
             raise RuntimeError(
@@ -151,7 +152,7 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
                 "moments of one replica only. Call "
                 "`swa_tf.refit_batch_norm` outside `strategy.run`."
             )
-        merged = _moments.Moments(
+        merged = moments.Moments(
             tf.cast(self.n_samples, tf.float64),
             tf.cast(self.mean, tf.float64),
             tf.cast(self.variance, tf.float64),

@@ -8,8 +8,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _variables
-from swa_tf._moments import Moments
+from swa_tf.batch_norm.moments import Moments
+from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
@@ -17,7 +18,7 @@ def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
 
     So it does for parameter servers: their coordinator reads the variables.
     """
-    strategy = _variables.strategy_of(_compat.tf_variable(variable))
+    strategy = variables_lib.strategy_of(stack.tf_variable(variable))
     if (
         strategy is None
         or strategy.num_replicas_in_sync == 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _parts
+from swa_tf.support import model_parts, stack
 
 
 def named_variables(target: Any) -> dict[str, Any]:
@@ -37,8 +37,8 @@ def named_variables(target: Any) -> dict[str, Any]:
         ValueError: If it holds no variables, or some that have no place in
             an order.
     """
-    if isinstance(target, _compat.optimizers()):
-        paths = _paths(_parts.reached(target, _optimizer_edges))
+    if isinstance(target, stack.optimizers()):
+        paths = _paths(model_parts.reached(target, _optimizer_edges))
         return _unique(paths, paths)
     if not isinstance(target, (tf.keras.layers.Layer, tf.Module)) or isinstance(
         target, tf.keras.metrics.Metric
@@ -48,7 +48,7 @@ def named_variables(target: Any) -> dict[str, Any]:
             f"`tf.Module`. Received: target of type {type(target).__name__}"
         )
     try:
-        weights = [variable.ref() for variable in _parts.weights(target)]
+        weights = [variable.ref() for variable in model_parts.weights(target)]
     except ValueError:  # Keras 2, of a model that is not built
         weights = []
     if not weights:
@@ -56,26 +56,26 @@ def named_variables(target: Any) -> dict[str, Any]:
             "`target` must hold variables: call it on data, or its `build`, "
             f"first. Received: target={target!r} without variables"
         )
-    return _unique(_paths(_parts.reached(target, _layer_edges)), weights)
+    return _unique(_paths(model_parts.reached(target, _layer_edges)), weights)
 
 
 def _ref(variable: Any) -> Any:
-    return _compat.tf_variable(variable).ref()
+    return stack.tf_variable(variable).ref()
 
 
 def _paths(
-    reached: Iterable[tuple[_parts.Path, Any]],
-) -> dict[Any, _parts.Path]:
+    reached: Iterable[tuple[model_parts.Path, Any]],
+) -> dict[Any, model_parts.Path]:
     """Returns the best path to each variable, by its `ref()`."""
-    paths: dict[Any, _parts.Path] = {}
+    paths: dict[Any, model_parts.Path] = {}
     for path, part in reached:
-        if isinstance(_compat.tf_variable(part), tf.Variable):
+        if isinstance(stack.tf_variable(part), tf.Variable):
             paths.setdefault(_ref(part), path)
     return paths
 
 
 def _unique(
-    paths: dict[Any, _parts.Path], weights: Iterable[Any]
+    paths: dict[Any, model_parts.Path], weights: Iterable[Any]
 ) -> dict[str, Any]:
     """Joins the paths to names; numbers all but the first of equal names.
 
@@ -84,12 +84,12 @@ def _unique(
         weights: The `ref()`s to be named, in the order of the result.
     """
     for ref in weights:
-        if _parts.NO_NAME in paths.get(ref, (_parts.NO_NAME,)):
+        if model_parts.NO_NAME in paths.get(ref, (model_parts.NO_NAME,)):
             variable = ref.deref()
             raise ValueError(
                 "`target` must hold its layers and variables in attributes, "
                 "lists or dictionaries, which have the same order in every "
-                f"process. Received: '{_compat.variable_name(variable)}' "
+                f"process. Received: '{stack.variable_name(variable)}' "
                 f"of shape {variable.shape}, in a set or elsewhere"
             )
     names: dict[str, Any] = {}
@@ -105,24 +105,24 @@ def _numbered(name: str, taken: Iterable[str]) -> str:
     return next(n for n in itertools.chain([name], others) if n not in taken)
 
 
-def _layer_edges(part: Any) -> Iterator[_parts.Edge]:
+def _layer_edges(part: Any) -> Iterator[model_parts.Edge]:
     """Yields what a part of a model holds; the layers of a model by name."""
-    if isinstance(part, tf.keras.Model) and _compat.is_functional(part):
+    if isinstance(part, tf.keras.Model) and stack.is_functional(part):
         for name, layer in zip(_layer_names(part.layers), part.layers):
-            yield name, layer, _parts.PREFERRED
-    yield from _parts.edges(part)
+            yield name, layer, model_parts.PREFERRED
+    yield from model_parts.edges(part)
 
 
-def _optimizer_edges(part: Any) -> Iterator[_parts.Edge]:
+def _optimizer_edges(part: Any) -> Iterator[model_parts.Edge]:
     """Yields what an optimizer, its lists and its loss scale hold."""
     if isinstance(part, (Mapping, list, tuple, set)):
-        yield from _parts.items(part)
+        yield from model_parts.items(part)
     elif not isinstance(part, (tf.keras.layers.Layer, tf.Module)):
-        for name, child in _compat.optimizer_parts(part):
-            yield _parts.public(name), child, _parts.PREFERRED
-        if isinstance(part, _compat.optimizers()):
-            for name, slots in _compat.optimizer_slots(part).items():
-                yield name, slots, _parts.LAST_RESORT
+        for name, child in stack.optimizer_parts(part):
+            yield model_parts.public(name), child, model_parts.PREFERRED
+        if isinstance(part, stack.optimizers()):
+            for name, slots in stack.optimizer_slots(part).items():
+                yield name, slots, model_parts.LAST_RESORT
 
 
 def _layer_names(layers: list[Any]) -> list[str]:

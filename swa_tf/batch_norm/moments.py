@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _variables
+from swa_tf.support import variables as variables_lib
 
 # Inputs are summed in their own dtype over blocks of at most this many
 # samples, and the sums of blocks in float64. A float32 sum of n terms of one
@@ -239,7 +239,7 @@ class Accumulators:
         layers = tf.zeros([len(channels)], tf.float64)
         zeros = tf.zeros([sum(channels)], tf.float64)
         self.variables = [
-            _variables.local_variable(value, "accumulator", None)
+            variables_lib.local_variable(value, "accumulator", None)
             for value in (layers, layers, zeros, zeros, zeros)
         ]
         self._n_updates, self._count = self.variables[:2]

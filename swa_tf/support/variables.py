@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat
+from swa_tf.support import stack
 
 
 def checked_list(
@@ -38,7 +38,7 @@ def checked_list(
         raise TypeError(
             f"`{argument}` must be {wanted}. Received: {argument}={var_list!r}"
         )
-    variables = [_compat.tf_variable(v) for v in var_list]
+    variables = [stack.tf_variable(v) for v in var_list]
     if not variables:
         raise ValueError(
             f"`{argument}` must hold at least one variable. "
@@ -60,7 +60,7 @@ def checked_list(
 def describe(variables: Iterable[Any]) -> str:
     """Returns the names and dtypes of variables, for an error."""
     return ", ".join(
-        f"'{_compat.variable_name(v)}' ({v.dtype.base_dtype.name})"
+        f"'{stack.variable_name(v)}' ({v.dtype.base_dtype.name})"
         for v in variables
     )
 
@@ -254,7 +254,7 @@ def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
     return [
         (component, read(component))
         for variable in variables
-        for component in components(_compat.tf_variable(variable))
+        for component in components(stack.tf_variable(variable))
     ]
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _checks, _compat, _forward_pass, _parts, _variables
-from swa_tf._forward_pass import ArgumentNames
-from swa_tf._moments import Statistics
-from swa_tf.batch_norm import MovingFreeBatchNormalization
+from swa_tf.batch_norm import forward_pass
+from swa_tf.batch_norm.forward_pass import ArgumentNames
+from swa_tf.batch_norm.layer import MovingFreeBatchNormalization
+from swa_tf.batch_norm.moments import Statistics
+from swa_tf.support import checks, model_parts, stack
+from swa_tf.support import variables as variables_lib
 
 _ONE_AT_A_TIME = threading.RLock()
 """Lets one thread refit at a time: two models may share layers."""
@@ -98,10 +100,10 @@ class BatchNormRefit:
             raise TypeError(
                 f"`model` must be a model or layer. Received: model={model!r}"
             )
-        _checks.choice("variance", variance, ("pooled", "mean_of_batches"))
+        checks.choice("variance", variance, ("pooled", "mean_of_batches"))
         self._model = model
         self._variance = variance
-        self._pass: _forward_pass.ForwardPass | None = None
+        self._pass: forward_pass.ForwardPass | None = None
         self._parts: list[tuple[Any, Any]] = []
 
     @property
@@ -151,11 +153,11 @@ class BatchNormRefit:
                 "`refit_batch_norm` works in eager mode only: call it outside "
                 "of graphs and `tf.function`."
             )
-        _checks.batches(dataset, steps, names.dataset, names.steps)
+        checks.batches(dataset, steps, names.dataset, names.steps)
         with _ONE_AT_A_TIME:
             forward = self._forward_pass(names)
             if forward is None:
-                frozen = _parts.batch_norm_layers(self._model)
+                frozen = model_parts.batch_norm_layers(self._model)
                 kind = "with `trainable=True`" if frozen else "of `tf.keras`"
                 warnings.warn(
                     f"`{names.model}` holds no batch-norm layer {kind} to "
@@ -176,11 +178,11 @@ class BatchNormRefit:
 
     def _forward_pass(
         self, names: ArgumentNames
-    ) -> _forward_pass.ForwardPass | None:
+    ) -> forward_pass.ForwardPass | None:
         """The pass of the last time, or a new one if the model has changed."""
         parts = [
             (part, getattr(part, "trainable", None))
-            for part in _parts.walk(self._model)
+            for part in model_parts.walk(self._model)
             if not isinstance(part, tf.keras.metrics.Metric)
         ]
         is_same = len(parts) == len(self._parts) and all(
@@ -189,7 +191,7 @@ class BatchNormRefit:
         )
         if is_same and self._pass is not None:
             return self._pass
-        layers = _parts.batch_norm_layers(self._model, trainable=True)
+        layers = model_parts.batch_norm_layers(self._model, trainable=True)
         unbuilt = [layer.name for layer in layers if not layer.built]
         if unbuilt:
             raise ValueError(
@@ -198,10 +200,10 @@ class BatchNormRefit:
             )
         self._pass, self._parts = None, parts
         if layers:
-            self._pass = _forward_pass.ForwardPass(
+            self._pass = forward_pass.ForwardPass(
                 self._model,
                 layers,
-                (MovingFreeBatchNormalization, *_compat.batch_norm_layers()),
+                (MovingFreeBatchNormalization, *stack.batch_norm_layers()),
             )
         return self._pass
 
@@ -296,7 +298,7 @@ def _fitting(
     layer: Any, name: str, value: Any, names: ArgumentNames
 ) -> tuple[tf.Variable, np.ndarray]:
     """A statistic and its value in its dtype and shape, if that is finite."""
-    variable = _compat.tf_variable(getattr(layer, name))
+    variable = stack.tf_variable(getattr(layer, name))
     with np.errstate(over="ignore"):  # checked in the next line
         value = np.asarray(value).astype(variable.dtype.as_numpy_dtype)
     if not np.all(np.isfinite(value.astype(np.float64))):
@@ -310,7 +312,7 @@ def _fitting(
 
 def _write(values: list[tuple[tf.Variable, np.ndarray]]) -> None:
     """Assigns all, or none if one cannot be."""
-    put_back = _variables.snapshot(variable for variable, _ in values)
+    put_back = variables_lib.snapshot(variable for variable, _ in values)
     try:
         for variable, value in values:
             _assign(variable, value)
@@ -320,5 +322,5 @@ def _write(values: list[tuple[tf.Variable, np.ndarray]]) -> None:
 
 
 def _assign(variable: tf.Variable, value: np.ndarray) -> None:
-    for component in _variables.components(variable):
+    for component in variables_lib.components(variable):
         component.assign(value)

@@ -20,7 +20,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat
+from swa_tf.support import stack
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -198,9 +198,9 @@ def reserve(path: str | os.PathLike[str], size: int) -> None:
 def _size_in_hdf5(model: Any) -> int:
     """Returns how many bytes a model takes at most, for what Keras has."""
     optimizer = getattr(model, "optimizer", None)
-    variables = [*model.weights, *_compat.optimizer_variables(optimizer)]
+    variables = [*model.weights, *stack.optimizer_variables(optimizer)]
     values = sum(
-        math.prod(variable.shape) * _compat.tf_variable(variable).dtype.size
+        math.prod(variable.shape) * stack.tf_variable(variable).dtype.size
         for variable in variables
     )
     # Names, places and the model's configuration take some KB a variable.

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat
+from swa_tf.support import stack
 
 Edge = tuple[str, Any, int]
 """A name, the object that it leads to, and how much to avoid it."""
@@ -40,29 +40,29 @@ def weights(model: Any) -> list[Any]:
     listed = getattr(model, "weights", getattr(model, "variables", ()))
     walked = list(walk(model))
     found = [*listed, *filter(is_variable, walked)]
-    by_ref = {v.ref(): v for v in map(_compat.tf_variable, found)}
+    by_ref = {v.ref(): v for v in map(stack.tf_variable, found)}
     for part in walked:
         if isinstance(part, tf.keras.metrics.Metric):
-            for variable in map(_compat.tf_variable, part.variables):
+            for variable in map(stack.tf_variable, part.variables):
                 by_ref.pop(variable.ref(), None)
     return list(by_ref.values())
 
 
 def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:
     """Returns the batch-norm layers of a model; or only the trainable ones."""
-    kinds: Any = _compat.batch_norm_layers()
+    kinds: Any = stack.batch_norm_layers()
     layers = [part for part in parts(model) if isinstance(part, kinds)]
     return [each for each in layers if each.trainable or not trainable]
 
 
 def is_variable(part: Any) -> bool:
     """Whether `part` is a variable, of Keras or plain."""
-    return isinstance(part, _compat.variable_classes())
+    return isinstance(part, stack.variable_classes())
 
 
 def walk(model: Any) -> Iterator[Any]:
     """Yields the model, its parts, metrics and variables, each once."""
-    kinds = (*_compat.variable_classes(), *_part_classes())
+    kinds = (*stack.variable_classes(), *_part_classes())
     for _, part in reached(model, edges):
         if isinstance(part, kinds):
             yield part
@@ -108,10 +108,10 @@ def edges(part: Any) -> Iterator[Edge]:
     elif isinstance(part, tf.keras.metrics.Metric):
         return  # its state is no part of the model
     elif isinstance(part, _part_classes()):
-        uncounted = _compat.uncounted_attributes(part)
+        uncounted = stack.uncounted_attributes(part)
         for name, value in vars(part).items():
             if name not in uncounted:
-                listed = name in _compat.KERAS_CONTAINERS
+                listed = name in stack.KERAS_CONTAINERS
                 yield public(name), value, LAST_RESORT if listed else PREFERRED
 
 
