@@ -1,7 +1,12 @@
-"""Benchmarks: what weight averaging and batch-norm refitting are worth.
+"""Benchmarks: programs that measure what averaging and refitting do and cost.
 
-`python -m benchmarks.cifar10 --preset=digits` trains a small network within a
-minute or two and prints the table. `cifar10.py` says more.
+    python -m benchmarks.cifar10 --preset=digits
+    python -m benchmarks.averaging_cost
+    python -m benchmarks.averaging_cost.scaling
+    python -m benchmarks.checkpoint_averaging
+
+The first trains a small network within a minute or two, and prints a table of
+accuracies. `--help` lists the flags of each.
 """
 
 import os

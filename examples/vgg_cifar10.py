@@ -28,7 +28,8 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 import swa_tf
-from benchmarks import config, data, errors
+from benchmarks.cifar10 import config, data
+from benchmarks.common import errors
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("dataset", "digits", ["digits", "cifar10"], "What to learn.")
@@ -124,9 +125,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     if FLAGS.plot and not os.path.isdir(os.path.dirname(FLAGS.plot) or "."):
         raise app.UsageError(f"No such directory: --plot={FLAGS.plot}")
-    # The images are those of the benchmark, whose other settings are not used.
     settings = {n: FLAGS[n].value for n in config.FLAGS if n in FLAGS}
-    settings.update(refit_samples=1, epochs_before_swa=0)
+    settings.update(refit_samples=1, epochs_before_swa=0)  # Not used.
     try:
         splits = data.load(config.resolve(settings))
     except errors.BenchmarkError as error:

@@ -12,9 +12,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from swa_tf import _compat, schedules
+from swa_tf import schedules
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
-from swa_tf.batch_norm import MovingFreeBatchNormalization, refit_batch_norm
+from swa_tf.batch_norm import (
+    BatchNormRefit,
+    MovingFreeBatchNormalization,
+    refit_batch_norm,
+)
 from swa_tf.callbacks import SWACallback
 from swa_tf.exponential import ExponentialMovingAverage, scaled_decay
 from swa_tf.parameters import (
@@ -22,6 +26,7 @@ from swa_tf.parameters import (
     average_parameters,
     copy_parameters,
 )
+from swa_tf.support import stack
 from swa_tf.swapping import (
     BackupVariables,
     assign_averages,
@@ -47,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AveragingSchedule",
     "BackupVariables",
+    "BatchNormRefit",
     "ExponentialMovingAverage",
     "MovingFreeBatchNormalization",
     "SWACallback",
@@ -71,7 +77,7 @@ __all__ = [
 ]
 
 
-if _compat.KERAS_3:
+if stack.KERAS_3:
     # It loads what has been registered by then, and imports nothing itself.
     importlib.import_module("swa_tf.optimizers")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _variables
+from swa_tf.support import variables as variables_lib
 
 
 class Begun:
@@ -34,9 +34,9 @@ class Begun:
     def __deepcopy__(self, memo: dict[int, Any]) -> Begun:
         """The copy, which is made before whatever else has the variable."""
         # TensorFlow's copy of a variable can no longer grow.
-        strategy = _variables.strategy_of(self.variable)
+        strategy = variables_lib.strategy_of(self.variable)
         with strategy.scope() if strategy else contextlib.nullcontext():
-            value = _variables.components(self.variable)[0].read_value()
+            value = variables_lib.components(self.variable)[0].read_value()
             copied = Begun(self._name, value)
         memo[id(self)] = copied
         memo[id(self.variable)] = copied.variable
@@ -82,7 +82,7 @@ class Begun:
         A checkpoint with a scalar is from before the first `apply`, or of a
         version that had no other: there all had begun when there were models.
         """
-        handle = _variables.components(self.variable)[0].handle
+        handle = variables_lib.components(self.variable)[0].handle
         return _flags(handle, tf.constant(n), n_models)
 
 

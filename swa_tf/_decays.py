@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _checks, _compat
+from swa_tf.support import checks, stack
 
 
 class Argument(NamedTuple):
@@ -57,7 +57,7 @@ class Argument(NamedTuple):
 
     def _number_or_scalar(self, value: Any) -> Any:
         """A number, or a scalar tensor or `tf.Variable`, or an error."""
-        value = _compat.tf_variable(value)
+        value = stack.tf_variable(value)
         if isinstance(value, tf.Variable) or tf.is_tensor(value):
             if value.shape.rank not in (0, None):
                 self._raise_no_scalar(value.shape)
@@ -71,7 +71,7 @@ class Argument(NamedTuple):
         if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
             value = value.item()
         wanted = f"a scalar tensor or {self.wanted}"
-        return _checks.real(self.name, value, wanted)
+        return checks.real(self.name, value, wanted)
 
     def _raise_no_scalar(self, shape: tf.TensorShape) -> NoReturn:
         raise ValueError(

@@ -13,7 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _compat, _variables
+from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
 
 
 def make(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
@@ -23,22 +24,22 @@ def make(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
     that the variable has now or, in a v1 graph, will be given first; zeros for
     a tensor.
     """
-    dtype = _variables.dtype_of_average(variable)
-    name = f"{_compat.variable_name(variable)}/{suffix}"
+    dtype = variables_lib.dtype_of_average(variable)
+    name = f"{stack.variable_name(variable)}/{suffix}"
     if not isinstance(variable, tf.Variable):
         # Not `tf.device(None)`, which would leave the caller's device.
         with tf.device(device) if device else contextlib.nullcontext():
             return _of_tensor(variable, dtype, name)
-    strategy = _variables.strategy_of(variable)
+    strategy = variables_lib.strategy_of(variable)
     with tf.init_scope():
-        value = tf.cast(_variables.initial_value(variable), dtype)
+        value = tf.cast(variables_lib.initial_value(variable), dtype)
         place = device or variable.device
         with strategy.scope() if strategy else tf.device(place):
             if tf.executing_eagerly():
                 return tf.Variable(value, trainable=False, name=name)
             with _beside(variable, strategy, device):
                 average = _graph_variable(value, name)
-        _compat.copy_slices_and_sharding(variable, average, suffix)
+        stack.copy_slices_and_sharding(variable, average, suffix)
         v1 = tf.compat.v1
         v1.add_to_collection(v1.GraphKeys.MOVING_AVERAGE_VARIABLES, variable)
     return average

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from swa_tf import _compat, _variables
+from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
 
 
 class Averaged(NamedTuple):
@@ -43,7 +44,7 @@ class State(tf.train.experimental.PythonState):
         self.swapped = False
         self.variable: Any = None
         self.n_models: Any = None  # where it can be read: in eager mode
-        if _variables.outermost_graph() is None:
+        if variables_lib.outermost_graph() is None:
             self.variable = tf.Variable(False, trainable=False)
         self._averaged: list[Averaged] = []
         self._restored: list[Averaged] = []
@@ -62,8 +63,8 @@ class State(tf.train.experimental.PythonState):
 
     def set(self, swapped: bool) -> None:
         self.swapped = swapped
-        for component in _variables.components(self.variable):
-            _variables.write(component, tf.constant(swapped))
+        for component in variables_lib.components(self.variable):
+            variables_lib.write(component, tf.constant(swapped))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> State:
         self._mind_what_waits("An average cannot be copied", "The copy")
@@ -107,9 +108,9 @@ class State(tf.train.experimental.PythonState):
         """
         averaged = [
             Averaged(
-                _compat.variable_name(v),
+                stack.variable_name(v),
                 str(v.shape),
-                _variables.dtype_of_average(v).name,
+                variables_lib.dtype_of_average(v).name,
             )
             for v in variables
         ]

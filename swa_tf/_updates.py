@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from swa_tf import _compat, _rounding, _variables
+from swa_tf import _rounding
+from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
 
 # Below this number of elements a variable takes less time than starting its
 # computation does: such are strung together, and not compiled.
@@ -161,11 +163,11 @@ class _Kind(NamedTuple):
         """None of what no function is made for."""
         if (
             not isinstance(weight, tf.Variable)
-            or _variables.outermost_graph() is not None
+            or variables_lib.outermost_graph() is not None
             or not weight.shape.is_fully_defined()
         ):
             return None
-        plain = _variables.components(weight)[0] is weight
+        plain = variables_lib.components(weight)[0] is weight
         return cls(
             average.device,
             tuple(average.shape.as_list()),
@@ -182,7 +184,7 @@ class _Kind(NamedTuple):
     def splits_flat(self) -> bool:
         """Whether it is quicker flat, in a branch, than as it is."""
         on = tf.DeviceSpec.from_string(self.device).device_type
-        is_free = on == "CPU" and _compat.BRANCHES_TAKE_VIEWS
+        is_free = on == "CPU" and stack.BRANCHES_TAKE_VIEWS
         return is_free and len(self.shape) > 1
 
     @property
@@ -206,7 +208,7 @@ class _Bundle(NamedTuple):
     def weights(self) -> list[Any]:
         """What the function is given of each: a handle, or a value sent."""
         return [
-            _variables.read(member.weight)
+            variables_lib.read(member.weight)
             if self.kind.is_sent
             else member.weight.handle
             for member in self.members
@@ -338,5 +340,5 @@ def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
 def _value(weight: Any, average: tf.Tensor) -> tf.Tensor:
     """The weight now, after the control dependencies, in `average`'s dtype."""
     if isinstance(weight, tf.Variable):
-        weight = _variables.read(weight)
+        weight = variables_lib.read(weight)
     return tf.cast(weight, average.dtype)

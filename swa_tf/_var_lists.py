@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _variables
+from swa_tf.support import variables as variables_lib
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
@@ -26,7 +26,7 @@ def require_coordinator() -> None:
 
 def require_v1_graph(argument: str) -> None:
     """Raises where there is no collection to take for `argument`=None."""
-    if _variables.outermost_graph() is None:
+    if variables_lib.outermost_graph() is None:
         raise ValueError(
             f"`{argument}` must be given outside v1 graphs, where no "
             "collection of trainable variables exists. "
@@ -46,19 +46,19 @@ def check_strategies(
     if not tf.distribute.has_strategy():
         return
     here = (None, tf.distribute.get_strategy())
-    others = [v for v in variables if _variables.strategy_of(v) not in here]
+    others = [v for v in variables if variables_lib.strategy_of(v) not in here]
     known = all(average is not None for average in averages)
     if others and not (known and tf.executing_eagerly()):
         raise ValueError(
             "`var_list` must hold no variables of another strategy than "
             "that in whose scope `apply` is called: call it outside. "
-            f"Received: {_variables.describe(others)}"
+            f"Received: {variables_lib.describe(others)}"
         )
-    if _variables.strategy_of(n_models) not in here:
+    if variables_lib.strategy_of(n_models) not in here:
         raise ValueError(
             "`apply` must not be called in the scope of another strategy "
             f"than that in which {name} was made: make it outside of "
-            f"either. Received: {_variables.describe(variables)}"
+            f"either. Received: {variables_lib.describe(variables)}"
         )
 
 
@@ -70,24 +70,24 @@ def check_each(variables: list[Any], device: str | None) -> None:
             raise TypeError(
                 "`var_list` must hold variables of dtype float16, "
                 "bfloat16, float32 or float64. "
-                f"Received: {_variables.describe([variable])}"
+                f"Received: {variables_lib.describe([variable])}"
             )
         if _differs_by_replica(variable):
             raise ValueError(
                 "`var_list` must hold variables that are one number for "
                 "all replicas, not their sum or a number for each. "
-                f"Received: {_variables.describe([variable])}"
+                f"Received: {variables_lib.describe([variable])}"
             )
-        if device and _variables.strategy_of(variable):
+        if device and variables_lib.strategy_of(variable):
             raise ValueError(
                 "`device` must be None for variables of a strategy, which "
                 f"places them. Received: device={device!r} and "
-                f"{_variables.describe([variable])}"
+                f"{variables_lib.describe([variable])}"
             )
         if variable.ref() in seen:
             raise ValueError(
                 "`var_list` must name each variable once. "
-                f"Received twice: {_variables.describe([variable])}"
+                f"Received twice: {variables_lib.describe([variable])}"
             )
         seen.add(variable.ref())
 
@@ -100,17 +100,17 @@ def _differs_by_replica(variable: Any) -> bool:
     ):
         return False
     if variable.aggregation == tf.VariableAggregation.NONE:
-        return _variables.strategy_of(variable) is not None
+        return variables_lib.strategy_of(variable) is not None
     return bool(variable.aggregation == tf.VariableAggregation.SUM)
 
 
 def check_graph(variables: list[Any], first: tf.Graph | None) -> None:
     """Raises unless this is the graph of the first `apply`."""
-    if _variables.outermost_graph() is not first:
+    if variables_lib.outermost_graph() is not first:
         raise ValueError(
             "`var_list` must belong to the graph of the first `apply` "
             "(or, as there, to eager mode). "
-            f"Received: {_variables.describe(variables)}"
+            f"Received: {variables_lib.describe(variables)}"
         )
 
 
@@ -122,7 +122,7 @@ def check_same(variables: list[Any], averaged: list[Any]) -> None:
         raise ValueError(
             "`var_list` must hold the variables of the first `apply`: one "
             "that joins later would have missed the models before. "
-            f"Received in addition: {_variables.describe(late)}"
+            f"Received in addition: {variables_lib.describe(late)}"
         )
     given = {v.ref() for v in variables}
     missing = [v for v in averaged if v.ref() not in given]
@@ -130,7 +130,7 @@ def check_same(variables: list[Any], averaged: list[Any]) -> None:
         raise ValueError(
             "`var_list` must hold all variables of the first `apply`: one "
             "that is left out would miss this model. "
-            f"Received a list without: {_variables.describe(missing)}"
+            f"Received a list without: {variables_lib.describe(missing)}"
         )
 
 
@@ -146,7 +146,8 @@ def check_shapes(variables: list[Any], averages: list[Any]) -> None:
             raise ValueError(
                 "`var_list` must hold variables whose shapes stay as they "
                 f"were at the first `apply`, here {average.shape}. "
-                f"Received: {_variables.describe([variable])} of shape {shape}"
+                f"Received: {variables_lib.describe([variable])} "
+                f"of shape {shape}"
             )
 
 

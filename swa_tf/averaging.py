@@ -14,15 +14,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import (
-    _compat,
-    _functions,
-    _shadows,
-    _state,
-    _updates,
-    _var_lists,
-    _variables,
-)
+from swa_tf import _functions, _shadows, _state, _updates, _var_lists
+from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
 from swa_tf.timing import AveragingSchedule
 
 ONE_AT_A_TIME = threading.RLock()
@@ -65,11 +59,11 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         super().__init__()
         if not isinstance(name, (str, type(None))):
             raise TypeError(f"`name` must be a string. Received: {name=}")
-        _variables.check_device(device)
+        variables_lib.check_device(device)
         self._name = name
         self._device = device
         self._averages: list[tf.Variable] = []
-        self._average_of = _variables.Untracked({})
+        self._average_of = variables_lib.Untracked({})
         self._functions = _functions.Functions()
         self._pace = _updates.Pace()
         self._when = _checked_when(when)
@@ -83,7 +77,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         >>> int(swa_tf.StochasticWeightAveraging().n_models)
         0
         """
-        return _variables.components(self._n_models)[0]
+        return variables_lib.components(self._n_models)[0]
 
     @property
     def when(self) -> AveragingSchedule | None:
@@ -117,7 +111,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         """
         if self._when is None:
             return None
-        return _variables.components(self._n_calls)[0]
+        return variables_lib.components(self._n_calls)[0]
 
     @n_calls.setter
     def n_calls(self, n_calls: int) -> None:
@@ -249,7 +243,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         Raises:
             TypeError: If `var` is none of these.
         """
-        variable = _compat.tf_variable(var)
+        variable = stack.tf_variable(var)
         if not isinstance(variable, (tf.Variable, tf.Tensor)):
             raise TypeError(f"`var` must be a variable. Received: var={var!r}")
         return self._average_of.value.get(variable.ref())
@@ -272,9 +266,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         """
         average = self.average(var)
         if average is not None:
-            return _compat.variable_name(average)
+            return stack.variable_name(average)
         graph = tf.compat.v1.get_default_graph()
-        name = f"{_compat.variable_name(var)}/{self.name}"
+        name = f"{stack.variable_name(var)}/{self.name}"
         return str(graph.unique_name(name, mark_as_used=False))
 
     def variables_to_restore(
@@ -312,13 +306,13 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
                 *v1.trainable_variables(),
                 *v1.moving_average_variables(),
             ]
-        averaged = [_compat.tf_variable(v) for v in moving_avg_variables]
+        averaged = [stack.tf_variable(v) for v in moving_avg_variables]
         restored = {self.average_name(v): v for v in averaged}
         counts = [v for v in (self._n_models, self._n_calls) if v is not None]
         # By name: an imported graph has several objects for one variable.
-        skip = {_compat.variable_name(v) for v in [*averaged, *counts]}
+        skip = {stack.variable_name(v) for v in [*averaged, *counts]}
         for variable in v1.global_variables():
-            name = _compat.variable_name(variable)
+            name = stack.variable_name(variable)
             if name not in skip:
                 restored.setdefault(name, variable)
         return restored
@@ -390,7 +384,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         return [
             pair
             for variable in variables
-            for pair in _variables.component_pairs(
+            for pair in variables_lib.component_pairs(
                 self.average(variable), variable
             )
         ]
@@ -469,7 +463,8 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
         update = _updates.Update(self._pairs(variables))
         if c.shape.rank:
             sizes = [
-                len(_variables.components(self.average(v))) for v in variables
+                len(variables_lib.components(self.average(v)))
+                for v in variables
             ]
             c = tf.gather(c, np.repeat(np.arange(len(sizes)), sizes))
         when: Any = compiled
@@ -522,7 +517,9 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
     def _checked(self, var_list: Iterable[Any]) -> list[Any]:
         """The `tf.Variable`s of `var_list`, or an error that says why not."""
-        variables = _variables.checked_list("var_list", var_list, tensors=True)
+        variables = variables_lib.checked_list(
+            "var_list", var_list, tensors=True
+        )
         averages = [self.average(v) for v in variables]
         _var_lists.check_strategies(
             variables, averages, self._n_models, self.name
@@ -538,7 +535,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
     def _make_averages(self, variables: list[Any]) -> None:
         """Makes the shadow variables, unless they are there."""
-        if _variables.outermost_graph() is not self._graph:
+        if variables_lib.outermost_graph() is not self._graph:
             self._make_count()
         new = [v for v in variables if self.average(v) is None]
         if new:
@@ -558,7 +555,7 @@ class WeightAverage(tf.Module, metaclass=abc.ABCMeta):
 
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""
-        self._graph = _variables.outermost_graph()
+        self._graph = variables_lib.outermost_graph()
         self._functions = _functions.Functions()
         with tf.init_scope():
             self._state = _state.State()

@@ -9,8 +9,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _begun, _checks, _decays, _rounding, _variables
+from swa_tf import _begun, _decays, _rounding
 from swa_tf.averaging import WeightAverage
+from swa_tf.support import checks
+from swa_tf.support import variables as variables_lib
 from swa_tf.timing import AveragingSchedule
 
 
@@ -103,20 +105,20 @@ class ExponentialMovingAverage(WeightAverage):
                 f"Received: decay={decay!r}, half_life={half_life!r}"
             )
         # Untracked: a checkpoint of the average is not one of what it is given.
-        self._decay = _variables.Untracked(_decays.DECAY.given(decay))
-        self._num_updates = _variables.Untracked(
+        self._decay = variables_lib.Untracked(_decays.DECAY.given(decay))
+        self._num_updates = variables_lib.Untracked(
             _decays.NUM_UPDATES.given(num_updates)
         )
         if half_life is not None:
-            half_life = _checks.positive("half_life", half_life)
-        if warm_up is not None and _checks.positive("warm_up", warm_up) < 1.0:
+            half_life = checks.positive("half_life", half_life)
+        if warm_up is not None and checks.positive("warm_up", warm_up) < 1.0:
             raise ValueError(
                 f"`warm_up` must be a number >= 1. Received: {warm_up=}"
             )
-        self._zero_debias = _checks.boolean("zero_debias", zero_debias)
+        self._zero_debias = checks.boolean("zero_debias", zero_debias)
         self._half_life = half_life
         self._warm_up = warm_up
-        self._debiased = _variables.Untracked({})
+        self._debiased = variables_lib.Untracked({})
         self._debias_variables: list[tf.Variable] = []
         super().__init__(name, when, device)
 
@@ -205,7 +207,7 @@ class ExponentialMovingAverage(WeightAverage):
         checks = super().assert_averaged()
         if self._has_begun is None or var_list is None:
             return checks
-        variables = _variables.checked_list("var_list", var_list)
+        variables = variables_lib.checked_list("var_list", var_list)
         begun = self._has_begun.of(
             self._indices(variables),
             len(self._averages),
@@ -213,7 +215,7 @@ class ExponentialMovingAverage(WeightAverage):
         )
         if not tf.executing_eagerly():
             message = _NOT_BEGUN.format(
-                name=self.name, variables=_variables.describe(variables)
+                name=self.name, variables=variables_lib.describe(variables)
             )
             all_have = tf.reduce_all(begun)
             return [
@@ -224,7 +226,7 @@ class ExponentialMovingAverage(WeightAverage):
         if missing:
             raise RuntimeError(
                 _NOT_BEGUN.format(
-                    name=self.name, variables=_variables.describe(missing)
+                    name=self.name, variables=variables_lib.describe(missing)
                 )
             )
         return checks
@@ -323,7 +325,7 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _counter(self, name: str) -> tf.Variable:
         if (
-            _variables.outermost_graph() is None
+            variables_lib.outermost_graph() is None
             or not self._starts_as_tensorflow()
         ):
             return super()._counter(name)
@@ -444,8 +446,10 @@ class ExponentialMovingAverage(WeightAverage):
             if not isinstance(variable, tf.Variable):
                 assigned.append(average.assign(tf.zeros_like(average)))
                 continue
-            for target, source in _variables.component_pairs(average, variable):
-                value = tf.cast(_variables.read(source), target.dtype)
+            for target, source in variables_lib.component_pairs(
+                average, variable
+            ):
+                value = tf.cast(variables_lib.read(source), target.dtype)
                 assigned.append(target.assign(value))
         return assigned
 
@@ -481,10 +485,8 @@ def scaled_decay(decay: float, batch_size_ratio: float) -> float:
         Busbridge et al. 2023, How to Scale Your EMA, definition 1.2,
         https://arxiv.org/abs/2307.13813.
     """
-    if _checks.real("decay", decay, "a number in [0, 1)") >= 1:
+    if checks.real("decay", decay, "a number in [0, 1)") >= 1:
         raise ValueError(
             f"`decay` must be a number in [0, 1). Received: {decay=}"
         )
-    return float(
-        decay ** _checks.positive("batch_size_ratio", batch_size_ratio)
-    )
+    return float(decay ** checks.positive("batch_size_ratio", batch_size_ratio))

@@ -1,10 +1,10 @@
-"""Optimizers whose weight decay means the same on every stack.
+"""Defines optimizers whose weight decay is the same on every stack.
 
     w <- w - weight_decay * w
 
-beside the step, not multiplied by the learning rate: the meaning of the
-published tables, of TensorFlow Addons, and of Loshchilov and Hutter with the
-schedule multiplier at 1. Keras's own is `learning_rate * weight_decay * w`.
+beside the step, not multiplied by the learning rate. So decay the published
+tables, TensorFlow Addons, and Loshchilov and Hutter with a schedule multiplier
+of 1. Keras decays by `learning_rate * weight_decay * w`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _checks, _compat
+from swa_tf.support import checks, stack
 
-_addons = _compat.tensorflow_addons()
+_addons = stack.tensorflow_addons()
 _SGD: Any = _addons.optimizers.SGDW if _addons else tf.keras.optimizers.SGD
 _Adam: Any = _addons.optimizers.AdamW if _addons else tf.keras.optimizers.Adam
 _Mixin: Any = object  # Tells mypy that `super()` is more than `object`.
@@ -27,7 +27,7 @@ _Mixin: Any = object  # Tells mypy that `super()` is more than `object`.
 def _number(
     name: str, value: Any, wanted: str, holds: Callable[[float], bool]
 ) -> float:
-    """A finite `value` of which `holds` is true, as a float."""
+    """Returns a finite `value` as a float; raises unless `holds` of it."""
     if not isinstance(value, numbers.Real) or not math.isfinite(value):
         wanted = "a finite number"
     elif holds(float(value)):
@@ -36,7 +36,7 @@ def _number(
 
 
 class _DecoupledDecay(_Mixin):
-    """What the optimizers share: which weights decay, and by how much."""
+    """Checks and keeps the arguments that both optimizers have."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class _DecoupledDecay(_Mixin):
         scale_decay_by_learning_rate: bool,
         **kwargs: Any,
     ) -> None:
-        _checks.choice("weight_decay_on", weight_decay_on, ("all", "kernels"))
+        checks.choice("weight_decay_on", weight_decay_on, ("all", "kernels"))
         if isinstance(learning_rate, numbers.Real):
             learning_rate = _number(
                 "learning_rate", learning_rate, ">= 0", lambda x: x >= 0
@@ -64,7 +64,7 @@ class _DecoupledDecay(_Mixin):
             **kwargs,
         )
         self.weight_decay_on = weight_decay_on
-        self.scale_decay_by_learning_rate = _checks.boolean(
+        self.scale_decay_by_learning_rate = checks.boolean(
             "scale_decay_by_learning_rate", scale_decay_by_learning_rate
         )
 
@@ -80,7 +80,7 @@ class _DecoupledDecay(_Mixin):
 
 
 class _KerasDecay(_DecoupledDecay):
-    """Decays within Keras's update of one variable, on its own device."""
+    """Decays in Keras's update of one variable, on its device."""
 
     def update_step(
         self, gradient: Any, variable: tf.Variable, *learning_rate: Any
@@ -90,19 +90,19 @@ class _KerasDecay(_DecoupledDecay):
             if self.scale_decay_by_learning_rate:
                 decay = decay * tf.cast(self.learning_rate, variable.dtype)
             variable.assign_sub(decay * variable)
-        # A sparse gradient becomes the dense one that it stands for.
+        # A sparse gradient has the same effect as the equal dense one.
         gradient = tf.convert_to_tensor(gradient)
         super().update_step(gradient, variable, *learning_rate)
 
     def _apply_weight_decay(self, variables: Any) -> None:
-        """Keeps Keras from decaying once more, by its own rule."""
+        """Keeps Keras from decaying a second time by its own rule."""
 
 
 class _AddonsDecay(_DecoupledDecay):
-    """Decays as TensorFlow Addons does, by the options that we add to it."""
+    """Decays as TensorFlow Addons does, with our options."""
 
     def _do_use_weight_decay(self, var: tf.Variable) -> bool:
-        # Addons forgets that a replica's copy belongs to a listed variable.
+        # Addons does not know the copy on a replica; it lists the whole.
         whole = getattr(var.handle, "_distributed_container", lambda: var)()
         return self._decays(var) and super()._do_use_weight_decay(whole)
 
@@ -127,7 +127,7 @@ class _AddonsDecay(_DecoupledDecay):
 _Decay: Any = _AddonsDecay if _addons else _KerasDecay
 
 
-@_compat.register
+@stack.register
 class MomentumW(_Decay, _SGD):
     """Gradient descent with momentum and decoupled weight decay.
 
@@ -139,8 +139,6 @@ class MomentumW(_Decay, _SGD):
 
         w <- w + momentum * velocity - learning_rate * gradient
 
-    A weight of 1 with no gradient to follow keeps 3/4 of itself a step:
-
     >>> w = tf.Variable([[1.0]])
     >>> optimizer = swa_tf.optimizers.MomentumW(weight_decay=0.25)
     >>> for _ in range(2):
@@ -149,31 +147,27 @@ class MomentumW(_Decay, _SGD):
     0.75
     0.5625
 
-    On TensorFlow 2.15 with TensorFlow Addons it is a
-    `tfa.optimizers.SGDW`, elsewhere a `tf.keras.optimizers.SGD`; the numbers
-    are the same. Its decay does not shrink with a schedule: what is right at
-    a high rate can be too much at a low one (`scale_decay_by_learning_rate`).
-    A variable without a gradient does not decay. A sparse gradient (of an
-    embedding) counts as the dense one it stands for: every row decays and
-    keeps its momentum, also one that the batch did not touch.
+    The base class is `tfa.optimizers.SGDW` on TensorFlow 2.15 with TensorFlow
+    Addons, otherwise `tf.keras.optimizers.SGD`; the results are the same. The
+    decay does not shrink with a schedule of the rate, and can be too large at
+    its low end: see `scale_decay_by_learning_rate`. A variable without a
+    gradient does not decay. A sparse gradient, as of an embedding, has the
+    same effect as the equal dense one: every row decays and keeps its
+    momentum, also a row that the batch did not use.
 
-    `exclude_from_weight_decay` is Keras's method of that name, to be called
-    before the first step; under TensorFlow Addons it is an argument instead,
-    a list of regular expressions for names. `weight_decay` reads as it was
-    given; under TensorFlow Addons it becomes a variable, and Keras 2 leaves
-    the velocity out of `.keras` files (not of checkpoints and `.h5` files).
+    `exclude_from_weight_decay` is Keras's method, to be called before the
+    first step. Under TensorFlow Addons it is an argument instead, a list of
+    regular expressions for names; `weight_decay` becomes a variable; and
+    `.keras` files lack the velocity, which checkpoints and `.h5` files have.
 
     Args:
         learning_rate: A float >= 0, or a
             `tf.keras.optimizers.schedules.LearningRateSchedule`.
         momentum: A float between 0 and 1.
-        weight_decay: A float >= 0: the part of a weight that one step takes
-            away. Multiplied by the learning rate where
-            `scale_decay_by_learning_rate` is set.
+        weight_decay: A float >= 0: the part of a weight that one step removes.
         nesterov: Whether to look one step ahead.
-        weight_decay_on: "all", or "kernels": only variables of rank 2 and
-            more, which are kernels and embeddings, so neither biases nor the
-            scales and offsets of batch norm.
+        weight_decay_on: "all", or "kernels": variables of rank 2 and more,
+            which leaves out biases and the scales and offsets of batch norm.
         scale_decay_by_learning_rate: Whether to decay as Keras does, by
             `w <- w - learning_rate * weight_decay * w`.
         name: The optimizer's name.
@@ -182,8 +176,8 @@ class MomentumW(_Decay, _SGD):
     Raises:
         ValueError: If a number is out of its range or not finite, or
             `weight_decay_on` is neither of its values.
-        TypeError: If `learning_rate` is no number and no schedule, or what is
-            to be True or False is neither.
+        TypeError: If `learning_rate` is neither a number nor a schedule, or
+            `nesterov` or `scale_decay_by_learning_rate` no bool.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization"
     (https://arxiv.org/abs/1711.05101), algorithm 1, with eta_t = 1 for the
@@ -209,13 +203,13 @@ class MomentumW(_Decay, _SGD):
             momentum=_number(
                 "momentum", momentum, "between 0 and 1", lambda x: 0 <= x <= 1
             ),
-            nesterov=_checks.boolean("nesterov", nesterov),
+            nesterov=checks.boolean("nesterov", nesterov),
             name=name,
             **kwargs,
         )
 
 
-@_compat.register
+@stack.register
 class AdamW(_Decay, _Adam):
     """Adam with decoupled weight decay.
 
@@ -225,8 +219,8 @@ class AdamW(_Decay, _Adam):
         rate <- learning_rate * sqrt(1 - beta_2^t) / (1 - beta_1^t)
         w <- w - rate * m / (sqrt(v) + epsilon)
 
-    where t is 1 in the first step. With `amsgrad` the largest v so far stands
-    in its place in the last line.
+    where t is 1 in the first step. With `amsgrad` the last line uses the
+    largest v so far.
 
     >>> w = tf.Variable([[2.0]])
     >>> optimizer = swa_tf.optimizers.AdamW(0.5, weight_decay=0.25)
@@ -234,17 +228,17 @@ class AdamW(_Decay, _Adam):
     >>> print(f"{float(w[0, 0]):.4f}")  # 2 - 0.25 * 2 - 0.5
     1.0000
 
-    Everything else is as in `MomentumW`; the base class is
-    `tfa.optimizers.AdamW` or `tf.keras.optimizers.Adam`. It is not
-    `tf.keras.optimizers.AdamW`, which multiplies the decay by the learning
-    rate: its `weight_decay=0.004` at the rate 0.001 is 4e-6 here.
+    All else is as in `MomentumW`; the base class is `tfa.optimizers.AdamW` or
+    `tf.keras.optimizers.Adam`. `tf.keras.optimizers.AdamW` multiplies the decay
+    by the learning rate: its `weight_decay=0.004` at the rate 0.001 is 4e-6
+    here.
 
     Args:
         learning_rate: A float >= 0, or a
             `tf.keras.optimizers.schedules.LearningRateSchedule`.
-        beta_1: A float >= 0 and < 1: what m keeps of itself in a step.
-        beta_2: A float >= 0 and < 1: what v keeps of itself in a step.
-        epsilon: A float > 0, that keeps the last line from dividing by zero.
+        beta_1: The part of m that is kept in a step, a float >= 0 and < 1.
+        beta_2: The part of v that is kept in a step, a float >= 0 and < 1.
+        epsilon: A float > 0, against division by zero.
         amsgrad: Whether to use the AMSGrad variant.
         weight_decay: As in `MomentumW`.
         weight_decay_on: As in `MomentumW`.
@@ -253,10 +247,7 @@ class AdamW(_Decay, _Adam):
         **kwargs: What else the base class takes, `clipnorm` for one.
 
     Raises:
-        ValueError: If a number is out of its range or not finite, or
-            `weight_decay_on` is neither of its values.
-        TypeError: If `learning_rate` is no number and no schedule, or what is
-            to be True or False is neither.
+        ValueError, TypeError: As in `MomentumW`.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization"
     (https://arxiv.org/abs/1711.05101), algorithm 2, with eta_t = 1 for the
@@ -289,7 +280,7 @@ class AdamW(_Decay, _Adam):
                 "beta_2", beta_2, ">= 0 and < 1", lambda x: 0 <= x < 1
             ),
             epsilon=_number("epsilon", epsilon, "> 0", lambda x: x > 0),
-            amsgrad=_checks.boolean("amsgrad", amsgrad),
+            amsgrad=checks.boolean("amsgrad", amsgrad),
             name=name,
             **kwargs,
         )

@@ -1,7 +1,7 @@
-"""Parameters by name: copies, their way back, and their running average.
+"""Copies, assigns and averages parameters by name.
 
-For whoever trains by hand: a dictionary of NumPy arrays can be looked at,
-changed, and saved with `np.savez(path, **dictionary)`.
+A dictionary of NumPy arrays can be looked at, changed, and saved with
+`np.savez(path, **dictionary)`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _names, _rounding, _variables
+from swa_tf import _rounding
+from swa_tf.support import parameter_names
+from swa_tf.support import variables as variables_lib
 
 _N_MODELS = "n_models"
 """The key of the count, beside the averages."""
-_MOST = 10
-"""Problems that one error lists."""
+_MAX_LISTED_PROBLEMS = 10
 
 
 def copy_parameters(target: Any) -> dict[str, np.ndarray]:
     """Copies every parameter, by a name that is the same in every process.
 
-    A name is the path of attributes to the parameter, `encoder/dense/kernel`;
-    a layer of a functional or sequential model goes by its name, or, where
-    Keras made that up, by its class and number: `dense/kernel`,
-    `dense_1/kernel`. Later training changes no copy.
+    A name is the path of attributes to the parameter, `encoder/dense/kernel`.
+    A layer of a functional or sequential model has its own name in it; if
+    Keras made that name, its class and number: `dense/kernel`,
+    `dense_1/kernel`. Later training does not change the copies.
 
     >>> layer = tf.keras.layers.Dense(1, kernel_initializer="ones")
     >>> layer.build([None, 2])
@@ -37,8 +38,8 @@ def copy_parameters(target: Any) -> dict[str, np.ndarray]:
 
     Args:
         target: A built Keras model or layer, a Keras or TensorFlow Addons
-            optimizer, or a `tf.Module`. Of a model its weights, batch-norm
-            statistics included, but not its optimizer and metrics.
+            optimizer, or a `tf.Module`. The parameters of a model are its
+            weights, with batch-norm statistics, without optimizer and metrics.
 
     Returns:
         A dictionary from name to array, of the parameter's shape and dtype,
@@ -46,19 +47,19 @@ def copy_parameters(target: Any) -> dict[str, np.ndarray]:
 
     Raises:
         TypeError: If `target` is none of these.
-        ValueError: If it has no parameters (yet), or some in a set of several,
-            which has another order in another process.
+        ValueError: If it has no parameters (yet), or several in a set, whose
+            order differs between processes.
         RuntimeError: If called in a graph or `tf.function`.
     """
     _require_eager("copy_parameters")
-    variables = _names.named_variables(target)
+    variables = parameter_names.named_variables(target)
     return {name: _array(v.read_value()) for name, v in variables.items()}
 
 
 def assign_parameters(
     target: Any, dictionary: Mapping[str, Any], strict: bool = True
 ) -> list[str]:
-    """Gives parameters the values of a dictionary: all of them, or none.
+    """Assigns the values of a dictionary to parameters: all, or none.
 
     >>> layer = tf.keras.layers.Dense(1)
     >>> layer.build([None, 2])
@@ -67,8 +68,8 @@ def assign_parameters(
     >>> layer.kernel.numpy().tolist()
     [[1.0], [2.0]]
 
-    After averages have been assigned to a model with batch normalization, its
-    statistics must be computed anew: see `swa_tf.refit_batch_norm`.
+    After assigning averages to a model with batch normalization, compute its
+    statistics anew with `swa_tf.refit_batch_norm`.
 
     Args:
         target: As in `copy_parameters`.
@@ -76,8 +77,8 @@ def assign_parameters(
             shape, or one number for all of its elements. Values are cast to
             the parameter's dtype if it can hold them: whole numbers in range
             for an integer parameter, real ones for a floating-point one. The
-            count of `average_parameters`, "n_models", is passed over.
-        strict: Whether every parameter must have a value. If not, those
+            key "n_models", the count of `average_parameters`, is ignored.
+        strict: Whether every parameter must have a value. If not, parameters
             without one stay as they are.
 
     Returns:
@@ -86,19 +87,19 @@ def assign_parameters(
     Raises:
         TypeError: If `target` is none of these, or `dictionary` no mapping.
         ValueError: If a name is no parameter of `target`, if one is missing
-            and `strict`, or if a value does not fit; all of them are named.
+            and `strict`, or if a value does not fit. The error names them all.
             Nothing has changed then, nor if assigning fails.
         RuntimeError: If called in a graph or `tf.function`.
     """
     _require_eager("assign_parameters")
-    variables = _names.named_variables(target)
+    variables = parameter_names.named_variables(target)
     if not isinstance(dictionary, Mapping):
         raise _not_a("mapping from name to value", dictionary)
     given = {name: dictionary[name] for name in dictionary}
     if _N_MODELS not in variables:
         given.pop(_N_MODELS, None)
     values = _checked(variables, given, _dtype, strict=strict, fill=True)
-    put_back = _variables.snapshot(variables[name] for name in values)
+    put_back = variables_lib.snapshot(variables[name] for name in values)
     try:
         for name, value in values.items():
             variables[name].assign(value)
@@ -109,14 +110,14 @@ def assign_parameters(
 
 
 def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
-    """Averages the present parameters into a dictionary.
+    """Averages the present parameters into a dictionary of averages.
 
         average <- average + (parameter - average) / (n_models + 1)
 
     as `swa_tf.StochasticWeightAveraging` does, to the bit, and in at least
-    float32. What is no floating-point parameter is that of the newest model.
-    The number of models is in the dictionary too: saved with `np.savez` and
-    loaded with `dict(np.load(...))`, it goes on where it stopped.
+    float32. Parameters that are not floating-point are copied. The dictionary
+    also holds the number of models, so it can be saved with `np.savez`, loaded
+    with `dict(np.load(...))`, and averaged into again.
 
     >>> layer = tf.keras.layers.Dense(1, use_bias=False)
     >>> layer.build([None, 1])
@@ -127,9 +128,9 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
     >>> averages["kernel"].tolist(), int(averages["n_models"])
     ([[3.0]], 3)
 
-    The statistics of batch normalization are averaged like all else, and are
-    not those of the averaged weights: after `assign_parameters(model,
-    averages)` call `swa_tf.refit_batch_norm`.
+    Averaged statistics of batch normalization do not belong to the averaged
+    weights: after `assign_parameters(model, averages)` call
+    `swa_tf.refit_batch_norm`.
 
     Args:
         target: As in `copy_parameters`.
@@ -149,7 +150,7 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
         Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.1.
     """
     _require_eager("average_parameters")
-    variables = _names.named_variables(target)
+    variables = parameter_names.named_variables(target)
     if not isinstance(dictionary, dict):
         raise _not_a(
             "dictionary; one of a file is `dict(np.load(path))`", dictionary
@@ -193,7 +194,7 @@ def _not_a(wanted: str, dictionary: Any) -> TypeError:
 
 
 def _array(value: tf.Tensor) -> np.ndarray:
-    """An array of its own, which shares nothing with TensorFlow."""
+    """Returns a copy that shares no memory with TensorFlow."""
     return np.array(value.numpy(), value.dtype.as_numpy_dtype)
 
 
@@ -223,14 +224,14 @@ def _checked(
     strict: bool = True,
     fill: bool = False,
 ) -> dict[str, np.ndarray]:
-    """New arrays of the values given, in the order of `variables`.
+    """Returns new arrays of the given values, in the order of `variables`.
 
     Args:
         variables: The parameters by name.
         given: Values by name.
-        dtype_of: The dtype that the value of a variable is to have.
+        dtype_of: A function from a variable to the dtype of its value.
         strict: Whether each parameter must be given.
-        fill: Whether one number stands for a whole array of it.
+        fill: Whether one number fills a whole array.
     """
     problems = [_unknown(n, variables) for n in given if n not in variables]
     values = {}
@@ -245,9 +246,9 @@ def _checked(
         elif strict:
             problems.append(f"'{name}' missing")
     if problems:
-        more = len(problems) - _MOST
+        more = len(problems) - _MAX_LISTED_PROBLEMS
         if more > 0:
-            problems[_MOST:] = [f"and {more} more"]
+            problems[_MAX_LISTED_PROBLEMS:] = [f"and {more} more"]
         raise ValueError(
             "`dictionary` must hold values that fit the parameters of "
             f"`target`. Received: {'; '.join(problems)}"
@@ -256,7 +257,7 @@ def _checked(
 
 
 class _MisfitError(Exception):
-    """What came, and what was wanted."""
+    """Says how a value does not fit its parameter."""
 
 
 def _unknown(name: Any, variables: Mapping[str, Any]) -> str:
@@ -290,16 +291,15 @@ def _shaped(array: np.ndarray, variable: Any, fill: bool) -> np.ndarray:
 
 
 def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """A new array of `dtype`, if that can hold the values."""
+    """Returns a new array of `dtype`; raises if that cannot hold the values."""
     try:
         given = tf.as_dtype(array.dtype)
     except TypeError:
         given = None
-    if given != dtype and not (
-        given is not None
-        and _is_number(given)
-        and _is_number(dtype)
-        and dtype.is_complex >= given.is_complex
+    if given != dtype and (
+        given is None
+        or tf.string in (given, dtype)
+        or given.is_complex > dtype.is_complex
     ):
         raise _MisfitError(f"of dtype {array.dtype} instead of {dtype.name}")
     with np.errstate(over="ignore", invalid="ignore"):  # checked below
@@ -314,7 +314,7 @@ def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _lost(array: np.ndarray, new: np.ndarray, dtype: Any) -> np.ndarray:
-    """Which elements are another number in `dtype`, rounding aside."""
+    """Returns where casting changed a number by more than rounding."""
     if dtype.is_floating or dtype.is_complex:
         return np.isfinite(array) & ~np.isfinite(new)
     low, high = (0, 1) if dtype.is_bool else (dtype.min, dtype.max)
@@ -323,12 +323,3 @@ def _lost(array: np.ndarray, new: np.ndarray, dtype: Any) -> np.ndarray:
     array = array.astype(np.float64)  # which `high` itself may not fit
     inside = (array >= low) & (array < high + 1.0)
     return ~inside | (array != np.trunc(array))
-
-
-def _is_number(dtype: Any) -> bool:
-    return (
-        dtype.is_floating
-        or dtype.is_complex
-        or dtype.is_integer
-        or dtype.is_bool
-    )

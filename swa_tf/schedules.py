@@ -1,12 +1,11 @@
-"""Learning-rate plans for training whose weights are averaged.
+"""Plans the learning rate of training whose weights are averaged.
 
-Steps count from 0. Given to an optimizer, a plan's steps are batches; made a
-function by `per_epoch`, they are epochs.
+Steps count from 0. They are batches if an optimizer has the plan, and epochs
+if `per_epoch` made a function of it.
 
-Rates are computed in float64, which counts steps exactly up to 2^53, and are
-rounded once at the end. Float32 counts to 2^24 only: an optimizer that hands
-its step over as float32 (the legacy ones of Keras and those of TensorFlow
-Addons do) is off by at most one part in 2^24 of the step from there on.
+Rates are computed in float64, in which steps are exact up to 2^53, and rounded
+at the end. Legacy optimizers of Keras and those of TensorFlow Addons count
+steps in float32, in which steps are exact up to 2^24 only.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, Callable
 
 import tensorflow as tf
 
-from swa_tf import _checks, _compat
+from swa_tf.support import checks, stack
 
 _keras = tf.keras.optimizers.schedules
 
@@ -31,7 +30,7 @@ def _check_schedule(schedule: Any) -> None:
 
 
 def _progress(step: tf.Tensor, start: float, length: float) -> tf.Tensor:
-    """0 up to `start`, 1 from `start + length` on, a straight line between."""
+    """Returns 0 up to `start`, 1 from `start + length` on, linear between."""
     done = tf.cast(step, tf.float64) - start
     if length == 0:
         return tf.cast(done > 0.0, tf.float64)
@@ -39,7 +38,7 @@ def _progress(step: tf.Tensor, start: float, length: float) -> tf.Tensor:
 
 
 def _between(first: Any, last: float, weight: tf.Tensor) -> tf.Tensor:
-    """`(1 - weight) * first + weight * last`, exact at 0 and at 1."""
+    """Returns `(1 - weight) * first + weight * last`, exact at 0 and 1."""
     line = first + (last - first) * weight
     return tf.where(weight < 1.0, line, tf.constant(last, tf.float64))
 
@@ -47,7 +46,7 @@ def _between(first: Any, last: float, weight: tf.Tensor) -> tf.Tensor:
 class _Plan(tf.keras.optimizers.schedules.LearningRateSchedule):
     """A schedule whose attributes are its arguments.
 
-    `_rate` gives it in float64.
+    A subclass computes the rate in float64 in `_rate`.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -68,17 +67,17 @@ class _Plan(tf.keras.optimizers.schedules.LearningRateSchedule):
         return {name: getattr(self, name) for name in arguments}
 
 
-@_compat.register
+@stack.register
 class LinearRamp(_Plan):
-    """One rate, then a straight line to another, then that one.
+    """A constant rate, then a straight line to another constant rate.
 
         rate(step) = initial                                if step <= start
         rate(step) = initial + (final - initial) * f        between
         rate(step) = final                    if step >= start + ramp_steps
 
-    with `f = (step - start) / ramp_steps`. Both ends are met exactly, and the
-    rate is never outside them. With `ramp_steps` 0 it jumps after
-    `ramp_start`: that step still has the initial rate.
+    with `f = (step - start) / ramp_steps`. Both rates are exact, and the rate
+    is never outside them. With `ramp_steps` 0 it jumps after `ramp_start`:
+    that step still has the initial rate.
 
     >>> rate = swa_tf.schedules.LinearRamp(0.5, 0.1, ramp_start=2, ramp_steps=4)
     >>> [round(float(rate(step)), 3) for step in range(8)]
@@ -106,14 +105,14 @@ class LinearRamp(_Plan):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        self.initial_learning_rate = _checks.real(
+        self.initial_learning_rate = checks.real(
             "initial_learning_rate", initial_learning_rate
         )
-        self.final_learning_rate = _checks.real(
+        self.final_learning_rate = checks.real(
             "final_learning_rate", final_learning_rate
         )
-        self.ramp_start = _checks.real("ramp_start", ramp_start)
-        self.ramp_steps = _checks.real("ramp_steps", ramp_steps)
+        self.ramp_start = checks.real("ramp_start", ramp_start)
+        self.ramp_steps = checks.real("ramp_steps", ramp_steps)
 
     def _rate(self, step: tf.Tensor) -> tf.Tensor:
         return _between(
@@ -129,7 +128,7 @@ def published_plan(
     swa_start: int,
     total_steps: int,
 ) -> LinearRamp:
-    """The plan of the first TensorFlow SWA: high, a ramp, a last tenth low.
+    """Returns the plan of the first TensorFlow SWA: high, a ramp, low.
 
     `learning_rate` up to step `swa_start`, a straight line to
     `swa_learning_rate` at step 9/10 * total_steps (rounded down), and
@@ -139,8 +138,7 @@ def published_plan(
     >>> [round(float(rate(step)), 3) for step in (0, 10, 14, 18, 20)]
     [0.5, 0.5, 0.3, 0.1, 0.1]
 
-    Where SWA starts in the last tenth there is no room for a line: the rate
-    falls at once, after `swa_start`.
+    If SWA starts in the last tenth, the rate falls at once, after `swa_start`.
 
     Args:
         learning_rate: The rate before SWA, finite and >= 0.
@@ -148,19 +146,16 @@ def published_plan(
         swa_start: The step at which SWA starts, an integer >= 0.
         total_steps: The length of the training in steps, an integer.
 
-    Returns:
-        The `LinearRamp` of this plan.
-
     Raises:
         ValueError: If an argument is out of its range, or `swa_start` is
             greater than `total_steps`.
 
     Source: https://github.com/JGuillaumin/swa-tf (2019), examples/train.py,
-    which is one step above `learning_rate` at one place and divides by zero
-    where SWA starts as the ramp ends; this does neither.
+    without its faults: there one step exceeds `learning_rate`, and SWA that
+    starts where the ramp ends divides by zero.
     """
-    total_steps = _checks.integer("total_steps", total_steps, at_least=0)
-    swa_start = _checks.integer("swa_start", swa_start, at_least=0)
+    total_steps = checks.integer("total_steps", total_steps, at_least=0)
+    swa_start = checks.integer("swa_start", swa_start, at_least=0)
     if swa_start > total_steps:
         raise ValueError(
             "`swa_start` must be <= `total_steps`. Received: "
@@ -178,7 +173,7 @@ def published_plan(
 def paper_plan(
     learning_rate: float, swa_learning_rate: float, swa_start: float
 ) -> LinearRamp:
-    """The plan of the SWA paper's code, down to the SWA rate before SWA starts.
+    """Returns the plan of the SWA paper's code: SWA starts at its low rate.
 
     `learning_rate` up to step 0.5 * swa_start, a straight line to
     `swa_learning_rate` at step 0.9 * swa_start, and `swa_learning_rate` from
@@ -195,16 +190,13 @@ def paper_plan(
         swa_learning_rate: The rate during SWA, finite and >= 0.
         swa_start: The step at which SWA starts, finite and >= 0.
 
-    Returns:
-        The `LinearRamp` of this plan.
-
     Raises:
         ValueError: If a number is negative, not finite, or no number.
 
     Source: https://github.com/timgaripov/swa, train.py, `schedule`, by the
     authors of Izmailov et al. (2018), arXiv:1803.05407.
     """
-    swa_start = _checks.real("swa_start", swa_start)
+    swa_start = checks.real("swa_start", swa_start)
     ramp_start = swa_start / 2
     return LinearRamp(
         learning_rate,
@@ -214,9 +206,9 @@ def paper_plan(
     )
 
 
-@_compat.register
+@stack.register
 class Cyclical(_Plan):
-    """Straight down from one rate to another, again and again.
+    """A cycle in which the rate falls in a line from one rate to another.
 
         rate(step) = (1 - t) * max + t * min
         t          = (mod(step - start, period) + 1) / period
@@ -254,10 +246,10 @@ class Cyclical(_Plan):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
-        self.max_learning_rate = _checks.real(
+        self.max_learning_rate = checks.real(
             "max_learning_rate", max_learning_rate
         )
-        self.min_learning_rate = _checks.real(
+        self.min_learning_rate = checks.real(
             "min_learning_rate", min_learning_rate
         )
         if self.min_learning_rate > self.max_learning_rate:
@@ -266,8 +258,8 @@ class Cyclical(_Plan):
                 f"min_learning_rate={min_learning_rate!r}, "
                 f"max_learning_rate={max_learning_rate!r}"
             )
-        self.period = _checks.integer("period", period, at_least=1)
-        self.start = _checks.integer("start", start, at_least=0)
+        self.period = checks.integer("period", period, at_least=1)
+        self.start = checks.integer("start", start, at_least=0)
 
     def _rate(self, step: tf.Tensor) -> tf.Tensor:
         done = tf.cast(step, tf.float64) - self.start
@@ -276,9 +268,9 @@ class Cyclical(_Plan):
         return _between(self.max_learning_rate, self.min_learning_rate, weight)
 
 
-@_compat.register
+@stack.register
 class SWALearningRate(_Plan):
-    """Any learning rate up to the start of SWA, then annealed to SWA's own.
+    """Any learning rate up to the start of SWA, then annealed to SWA's rate.
 
         rate(step) = initial(step)                       if step <= swa_start
         rate(step) = (1 - w) * initial(swa_start) + w * swa     after it
@@ -287,7 +279,7 @@ class SWALearningRate(_Plan):
     or `w = (1 - cos(pi * t)) / 2` ("cos"). With `anneal_steps` 0 it jumps
     after `swa_start`. The SWA rate may be above the initial one.
 
-    So an optimizer that has a schedule gets its SWA rate:
+    It gives an optimizer that has a schedule its SWA rate:
 
     >>> decay = tf.keras.optimizers.schedules.CosineDecay(0.4, decay_steps=8)
     >>> rate = swa_tf.schedules.SWALearningRate(
@@ -324,20 +316,20 @@ class SWALearningRate(_Plan):
     ) -> None:
         super().__init__(name)
         if not isinstance(initial_learning_rate, _keras.LearningRateSchedule):
-            initial_learning_rate = _checks.real(
+            initial_learning_rate = checks.real(
                 "initial_learning_rate",
                 initial_learning_rate,
                 "a LearningRateSchedule, or a finite number >= 0",
             )
         self.initial_learning_rate = initial_learning_rate
-        self.swa_learning_rate = _checks.real(
+        self.swa_learning_rate = checks.real(
             "swa_learning_rate", swa_learning_rate
         )
-        self.swa_start = _checks.integer("swa_start", swa_start, at_least=0)
-        self.anneal_steps = _checks.integer(
+        self.swa_start = checks.integer("swa_start", swa_start, at_least=0)
+        self.anneal_steps = checks.integer(
             "anneal_steps", anneal_steps, at_least=0
         )
-        _checks.choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
+        checks.choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
         self.anneal_strategy = anneal_strategy
 
     def _rate(self, step: tf.Tensor) -> tf.Tensor:
@@ -367,9 +359,9 @@ class SWALearningRate(_Plan):
 
 
 def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
-    """A schedule as a function of the epoch, for `LearningRateScheduler`.
+    """Returns a schedule as a function of the epoch.
 
-    That callback sets the rate of an optimizer whose own rate is a number.
+    `LearningRateScheduler` sets such a rate, if the optimizer's is a number.
 
     >>> plan = swa_tf.schedules.paper_plan(0.5, 0.1, swa_start=100)
     >>> rate = swa_tf.schedules.per_epoch(plan)
@@ -382,8 +374,8 @@ def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
             steps are read as epochs, from 0.
 
     Returns:
-        A function from an epoch to its rate as a Python float: Keras 3 refuses
-        tensors.
+        A function from an epoch to its rate as a Python float, as Keras 3
+        wants it.
 
     Raises:
         TypeError: If `schedule` is neither.
@@ -423,7 +415,7 @@ def plot_schedule(
         ValueError: If `steps` is not an integer >= 1.
     """
     _check_schedule(schedule)
-    steps = _checks.integer("steps", steps, at_least=1)
+    steps = checks.integer("steps", steps, at_least=1)
     if ax is None:
         try:
             from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _checks
+from swa_tf.support import checks
 
 
 class AveragingSchedule:
@@ -45,8 +45,8 @@ class AveragingSchedule:
     """
 
     def __init__(self, start: int = 0, period: int = 1) -> None:
-        self._start = _checks.integer("start", start, at_least=0)
-        self._period = _checks.integer("period", period, at_least=1)
+        self._start = checks.integer("start", start, at_least=0)
+        self._period = checks.integer("period", period, at_least=1)
 
     @property
     def start(self) -> int:

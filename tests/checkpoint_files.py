@@ -9,7 +9,8 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
-from swa_tf import _compat, average_checkpoints_main
+from swa_tf import average_checkpoints_main
+from swa_tf.support import stack
 
 OBJECT, NAME, WEIGHTS, KERAS, H5 = (
     "object-based",
@@ -167,7 +168,7 @@ def write_trained(form, path, seed):
 
 def optimizer_variables(model):
     """All that a model's optimizer keeps."""
-    return _compat.optimizer_variables(model.optimizer)
+    return stack.optimizer_variables(model.optimizer)
 
 
 def contents(folder):

@@ -12,7 +12,8 @@ import hypothesis
 import pytest
 import tensorflow as tf
 
-from swa_tf import _compat, averaging
+from swa_tf import averaging
+from swa_tf.support import stack
 from tests import checkpoint_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -32,7 +33,7 @@ hypothesis.settings.load_profile("swa_tf")
 
 # Keras 3 collects garbage at each clear, which takes longer than many a test:
 # Python does so when there is enough of it.
-CLEAR = {"free_memory": False} if _compat.KERAS_3 else {}
+CLEAR = {"free_memory": False} if stack.KERAS_3 else {}
 
 
 def pytest_collection_finish():

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat
+from swa_tf.support import stack
 
 EPOCHS = 4
 STEPS = 3  # an epoch
@@ -260,7 +260,7 @@ def kept_by_a_worker(device):
 
 
 def _device(variable):
-    return _compat.tf_variable(variable).device
+    return stack.tf_variable(variable).device
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ Y = RNG.normal(size=[N_BATCHES * BATCH_SIZE, 1]).astype(np.float32)
 BATCHES = list(zip(np.split(X, N_BATCHES), np.split(Y, N_BATCHES)))
 EXHAUSTIVE = [pytest.mark.slow, pytest.mark.exhaustive]
 MODES = {
-    "compiled": {},
-    "jit_compile": {"jit_compile": True},
-    "eager": {"run_eagerly": True},
+    "compiled": {"run_eagerly": False},
+    "jit_compile": {"run_eagerly": False, "jit_compile": True},
+    "eager": {},
 }
 
 
@@ -35,6 +35,11 @@ def quick_to_trace():
     tf.config.optimizer.set_experimental_options(
         {"disable_meta_optimizer": False}
     )
+
+
+def slow(*values):
+    """A parameter beside a quick one of its kind, for `.ci/run`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def exhaustive(*values):
@@ -76,7 +81,10 @@ def data():
 
 
 def make_model(optimizer=None, **compile_arguments):
-    """A model with batch norm whose weights do not settle: the rate is high."""
+    """A model with batch norm, whose weights do not settle: the rate is high.
+
+    It trains eagerly unless told otherwise, as tracing takes most of the time.
+    """
     tf.keras.utils.set_random_seed(1)
     model = tf.keras.Sequential(
         [
@@ -88,13 +96,20 @@ def make_model(optimizer=None, **compile_arguments):
     )
     optimizer = optimizer or tf.keras.optimizers.SGD(0.1, momentum=0.9)
     # Not Keras 3's "auto", which takes XLA, and XLA takes its time.
-    settings = {"jit_compile": False, **compile_arguments}
+    settings = {
+        "run_eagerly": True,
+        "jit_compile": False,
+        **compile_arguments,
+    }
     model.compile(optimizer, "mse", **settings)
     return model
 
 
 def fit(model, *callbacks, **arguments):
+    """Trains `model`, with validation in one batch."""
     settings = {"epochs": EPOCHS, "validation_data": (X, Y), **arguments}
+    if isinstance(settings["validation_data"], tuple):
+        settings["validation_batch_size"] = len(X)
     return model.fit(
         X,
         Y,

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _refitting
+from swa_tf.batch_norm import refit
 
 layers = tf.keras.layers
 
@@ -466,7 +466,7 @@ def test_failing_write_puts_back_what_was_written(monkeypatch):
     x = np.random.default_rng(22).normal(size=[8, 4]).astype(np.float32)
     model = built(functional(), x)
     before = bits(model.variables)
-    assign, written = _refitting._assign, []
+    assign, written = refit._assign, []
 
     def fails_at_third(variable, value):
         if len(written) == 2:
@@ -474,7 +474,7 @@ def test_failing_write_puts_back_what_was_written(monkeypatch):
         assign(variable, value)
         written.append(variable)
 
-    monkeypatch.setattr(_refitting, "_assign", fails_at_third)
+    monkeypatch.setattr(refit, "_assign", fails_at_third)
     with pytest.raises(KeyboardInterrupt):
         swa_tf.refit_batch_norm(model, [x])
     assert len(written) == 2
@@ -606,9 +606,9 @@ def test_moving_free_keeps_both_kinds():
     np.testing.assert_allclose(norm.mean, mean, rtol=1e-6)
     np.testing.assert_allclose(norm.variance, variance, rtol=1e-6)
     assert (int(norm.n_updates), int(norm.n_samples)) == (4, 33)
-    refit = (x - mean) / np.sqrt(variance + 1e-3)
+    refitted = (x - mean) / np.sqrt(variance + 1e-3)
     moving = (x - norm.moving_mean) / np.sqrt(norm.moving_variance + 1e-3)
-    for flag, expected in ((False, refit), (True, moving)):
+    for flag, expected in ((False, refitted), (True, moving)):
         for given in (flag, tf.constant(flag)):
             output = model(x, use_moving_statistics=given)
             np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat, _fit
+from swa_tf.callbacks import resume
+from swa_tf.support import stack
 from tests import fitting
 from tests.fitting import (
     X,
@@ -21,6 +22,7 @@ from tests.fitting import (
     fit,
     make_model,
     quick_to_trace,  # noqa: F401
+    slow,
     weights,
 )
 
@@ -91,7 +93,7 @@ def steps_loop(mode):
 
 
 @pytest.mark.parametrize(
-    "mode", ["compiled", exhaustive("jit_compile"), "eager"]
+    "mode", ["compiled", exhaustive("jit_compile"), slow("eager")]
 )
 @pytest.mark.parametrize("steps_per_execution", [exhaustive(1), 2])
 def test_steps_equal_a_loop(mode, steps_per_execution):
@@ -314,7 +316,7 @@ def test_swa_val_is_of_the_averaged_model(evaluate):
     model = make_model()
     swa = callback(1, evaluate=evaluate)
     history = fit(model, swa, epochs=3).history
-    expected = model.evaluate(X, Y, batch_size=fitting.BATCH_SIZE, verbose=0)
+    expected = model.evaluate(X, Y, batch_size=len(X), verbose=0)
     assert history["swa_val_loss"][-1] == expected
     same = history["val_loss"][1:] == history["swa_val_loss"][1:]
     assert same == (evaluate == "averaged")
@@ -330,14 +332,12 @@ class Sequence(tf.keras.utils.Sequence):
 
 @functools.lru_cache
 def in_one_validation_batch():
-    return fit(
-        make_model(), callback(1), epochs=2, validation_batch_size=len(X)
-    ).history
+    return fit(make_model(), callback(1), epochs=2).history
 
 
 @pytest.mark.parametrize(
     "make",
-    [Sequence, lambda: ((X, Y) for _ in itertools.count())],
+    [Sequence, slow(lambda: ((X, Y) for _ in itertools.count()))],
     ids=["Sequence", "generator"],
 )
 def test_validation_data_that_comes_in_batches(make):
@@ -359,7 +359,9 @@ def test_validation_in_some_epochs():
     assert len(history["swa_val_loss"]) == len(history["val_loss"]) == 2
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5", ""])
+@pytest.mark.parametrize(
+    "suffix", [".keras", slow(".h5"), ".weights.h5", slow("")]
+)
 @pytest.mark.parametrize("final_weights", ["averaged", exhaustive("trained")])
 def test_file_of_the_averaged_model(suffix, final_weights, tmp_path):
     path = tmp_path / f"averaged{suffix}"
@@ -456,7 +458,7 @@ def test_a_callback_list_of_the_user():
 def test_weights_of_another_training_bring_no_average(tmp_path):
     """Only what is restored in this `fit` is of it."""
     path = tmp_path / "trained.weights.h5"
-    paths = [path] if _compat.KERAS_3 else [path, tmp_path / "checkpoint"]
+    paths = [path] if stack.KERAS_3 else [path, tmp_path / "checkpoint"]
     for path in paths:
         keep = keras_callbacks.ModelCheckpoint(
             str(path), save_weights_only=True
@@ -519,7 +521,7 @@ def test_an_average_that_cannot_be_restored_leaves_nothing_behind(monkeypatch):
     def fail(saved, average):
         raise ValueError("of another model")
 
-    monkeypatch.setattr(_fit.Saved, "attach", fail)
+    monkeypatch.setattr(resume.SavedAverage, "attach", fail)
     with pytest.raises(ValueError, match="of another model"):
         fit(model, made)
     assert given.when is None
@@ -735,12 +737,12 @@ def test_a_weight_that_joins_and_is_not_averaged_yet(evaluate):
     model = make_model()
     frozen = model.layers[0]
     frozen.trainable = False
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     ema = swa_tf.ExponentialMovingAverage(0.5, warm_up=1)
     first = callback(0, averages=ema, final_weights="trained")
     fit(model, first, epochs=2, validation_data=None)
     frozen.trainable = True
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     with pytest.warns(UserWarning, match="averaged not each weight"):
         history = fit(
             model,

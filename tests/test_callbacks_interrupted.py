@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat, _fit
+from swa_tf.callbacks import resume
+from swa_tf.support import stack
 from tests import fitting
 from tests.fitting import (
     X,
@@ -19,6 +20,7 @@ from tests.fitting import (
     fit,
     make_model,
     quick_to_trace,  # noqa: F401
+    slow,
     weights,
 )
 
@@ -66,7 +68,7 @@ def count_of(hook):
     """In epoch 2, once averages exist, but for the hooks that come once."""
     if hook in ("on_train_begin", "on_train_end"):
         return 1
-    return 2 * (fitting.N_BATCHES if "batch" in hook else 1) + 1
+    return 2 * (fitting.N_BATCHES if "train_batch" in hook else 1) + 1
 
 
 class Keeps(keras_callbacks.Callback):
@@ -280,9 +282,7 @@ def test_evaluate_by_the_user_is_of_the_trained_weights():
 
     class Evaluates(keras_callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            loss = self.model.evaluate(
-                X, Y, batch_size=fitting.BATCH_SIZE, verbose=0
-            )
+            loss = self.model.evaluate(X, Y, batch_size=len(X), verbose=0)
             found.append((loss, logs["val_loss"], logs["swa_val_loss"]))
 
     fit(make_model(), callback(0), Evaluates(), epochs=3)
@@ -335,20 +335,18 @@ CRASHES = [
     (3, True, None),
 ]
 # Of each way to average, and of each crash.
-QUICK_RESUMED = [
-    ("epoch", CRASHES[0]),
-    ("exponential", CRASHES[1]),
-    ("epoch", CRASHES[2]),
-]
+MARKS = {
+    ("epoch", 0): pytest.param,
+    ("exponential", 1): slow,
+    ("epoch", 2): slow,
+}
 
 
 @pytest.mark.parametrize(
     ("unit", "crash", "swa_first", "validation_data"),
     [
-        (unit, *crash)
-        if (unit, crash) in QUICK_RESUMED
-        else exhaustive(unit, *crash)
-        for crash in CRASHES
+        MARKS.get((unit, i), exhaustive)(unit, *crash)
+        for i, crash in enumerate(CRASHES)
         for unit in RESUMED
     ],
 )
@@ -377,7 +375,7 @@ def test_resumed_after_the_last_epoch(tmp_path):
     assert_same(found, uninterrupted("epoch")[1])
 
 
-@pytest.mark.skipif(not _compat.KERAS_3, reason="one file of weights and epoch")
+@pytest.mark.skipif(not stack.KERAS_3, reason="one file of weights and epoch")
 @pytest.mark.parametrize("cut_short", [exhaustive(False), True])
 def test_a_backup_cut_short_between_its_files_is_said(
     cut_short, tmp_path, recwarn
@@ -399,14 +397,14 @@ def test_a_backup_cut_short_between_its_files_is_said(
 
 def test_a_restored_average_is_that_of_each_replica(tmp_path):
     """Not of the first alone, where others would go on from what they had."""
-    suffix = ".weights.h5" if _compat.KERAS_3 else ""
+    suffix = ".weights.h5" if stack.KERAS_3 else ""
     path = str(tmp_path / f"kept{suffix}")
     strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
     with strategy.scope():
         model = make_model()
         swa = swa_tf.StochasticWeightAveraging()
     swa.apply(model.trainable_variables)
-    saved = _fit.Saved(model)
+    saved = resume.SavedAverage(model)
     saved.attach(swa)
     model.save_weights(path)
     expected = [v.numpy() for v in model.trainable_variables]

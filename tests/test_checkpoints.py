@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 import swa_tf
-from swa_tf import _compat
 from swa_tf.checkpoints import merge, tensorflow_format
+from swa_tf.support import stack
 from tests import checkpoint_files, programs
 from tests.checkpoint_files import FORMS, H5, KERAS, NAME, OBJECT, WEIGHTS
 from tests.fitting import exhaustive
@@ -57,7 +57,7 @@ def _save(form, model, trackables, path):
         tf.train.Checkpoint(**trackables).write(path)
     elif form == WEIGHTS:
         model.save_weights(path)
-    elif form == H5 and _compat.KERAS_3:
+    elif form == H5 and stack.KERAS_3:
         # With the optimizer it would change how the model is compiled.
         model.save(path, include_optimizer=False)
     else:
@@ -178,7 +178,7 @@ def test_what_is_averaged_does_not_follow_from_the_key(run):
         run["paths"][OBJECT][0]
     ).get_variable_to_shape_map()
     under_optimizer = {k for k in keys if k.startswith("optimizer/_trainable")}
-    assert bool(under_optimizer) == _compat.KERAS_3
+    assert bool(under_optimizer) == stack.KERAS_3
     report = swa_tf.average_checkpoints(
         run["paths"][OBJECT], "unused", dry_run=True
     )
@@ -213,7 +213,7 @@ OPTIMIZERS = {
         2,
     ),
 }
-if not _compat.KERAS_3:
+if not stack.KERAS_3:
     OPTIMIZERS["legacy"] = (
         lambda: tf.keras.optimizers.legacy.Adam(0.1),
         2,
@@ -227,12 +227,12 @@ def test_state_of_optimizers_is_the_newest(name, tmp_path):
     model.build([None, 3])
     optimizer = make()
     checkpoint = tf.train.Checkpoint(optimizer=optimizer, model=model)
-    if not _compat.KERAS_3:  # there, TensorFlow saves no metrics
+    if not stack.KERAS_3:  # there, TensorFlow saves no metrics
         checkpoint.metric = tf.keras.metrics.Mean()
     for step in range(3):
         gradients = [tf.ones_like(w) * step for w in model.trainable_variables]
         optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        if not _compat.KERAS_3:
+        if not stack.KERAS_3:
             checkpoint.metric(float(step))
         checkpoint.write(str(tmp_path / f"ckpt-{step}"))
     newest = _contents(tmp_path / "ckpt-2")
@@ -310,7 +310,7 @@ def test_optimizers_that_a_model_holds(name, slots, tmp_path):
     assert written.keys() == newest.keys() - set(dropped)
     for key in kept:
         np.testing.assert_array_equal(written[key], newest[key])
-    if (name, slots) == ("loss scaling", "drop") and not _compat.KERAS_3:
+    if (name, slots) == ("loss scaling", "drop") and not stack.KERAS_3:
         return  # Keras 2 cannot load it: docs/checkpoints.md says so
     gan.load_weights(str(output))
     for weight, values in zip((*gan.d.weights, *gan.g.weights), zip(*history)):
@@ -680,9 +680,11 @@ def _floats(form, path):
 
 
 @pytest.mark.parametrize("form", [OBJECT, WEIGHTS, KERAS])
-@pytest.mark.parametrize("stack", [p.name for p in WRITTEN.glob("tensor*")])
-def test_checkpoints_of_each_stack_average_on_each(stack, form, tmp_path):
-    folder = WRITTEN / stack
+@pytest.mark.parametrize(
+    "written_on", [p.name for p in WRITTEN.glob("tensor*")]
+)
+def test_checkpoints_of_each_stack_average_on_each(written_on, form, tmp_path):
+    folder = WRITTEN / written_on
     names = ["ckpt-1", "ckpt-2"]
     if form != OBJECT:
         names = [f"model-{i}{checkpoint_files.suffix(form)}" for i in (1, 2)]

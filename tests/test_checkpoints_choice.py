@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import swa_tf
-from swa_tf._compat import KERAS_3
+from swa_tf.support import KERAS_3
 from tests import checkpoint_files
 from tests.checkpoint_files import FORMS, H5, KERAS, NAME, OBJECT, WEIGHTS
 

@@ -7,14 +7,14 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat
+from swa_tf.support import stack
 from tests import programs
-from tests.fitting import exhaustive, quick_to_trace  # noqa: F401
+from tests.fitting import exhaustive, quick_to_trace, slow  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("quick_to_trace")
 layers = tf.keras.layers
-KERAS_3 = _compat.KERAS_3
-ADDONS = _compat.tensorflow_addons()
+KERAS_3 = stack.KERAS_3
+ADDONS = stack.tensorflow_addons()
 MSE = tf.keras.losses.MeanSquaredError
 
 
@@ -386,7 +386,7 @@ def test_what_keras_loses(combined, tmp_path):
 
 def trained(make, **kwargs):
     model = make()
-    model.compile(OPTIMIZERS[make](0.05), MSE())
+    model.compile(OPTIMIZERS[make](0.05), MSE(), run_eagerly=True)
     return model, fit(model, **kwargs)
 
 
@@ -492,6 +492,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_no_custom_objects_in_another_process(tmp_path):
     x, _ = data()
     np.save(tmp_path / "x.npy", x)
@@ -538,14 +539,14 @@ IN_TRAINING = ["keras", "h5", "weights", "folder of weights"]
         exhaustive(sequential, IN_TRAINING),
         exhaustive(functional, IN_TRAINING),
         (subclassed, IN_TRAINING),
-        (nested, IN_TRAINING),
+        slow(nested, IN_TRAINING),
         *((functional, [f]) for f in formats(functional) if f == "folder"),
     ],
     ids=name_of,
 )
 def test_files_of_model_checkpoint(make, forms, tmp_path):
     model = make()
-    model.compile(OPTIMIZERS[make](0.05), MSE())
+    model.compile(OPTIMIZERS[make](0.05), MSE(), run_eagerly=True)
     forms = [form for form in forms if form in formats(make)]
     names = {form: f"{form}{{epoch}}{FORMATS[form][0]}" for form in forms}
     checkpoints = [

@@ -17,7 +17,8 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat, _variables
+from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
 from tests.fitting import covering
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -62,7 +63,7 @@ def _state(average, *variables):
     return [
         component.numpy().tobytes()
         for variable in (*average.variables, *variables)
-        for component in _variables.components(_compat.tf_variable(variable))
+        for component in variables_lib.components(stack.tf_variable(variable))
     ]
 
 
@@ -198,9 +199,9 @@ def test_swaps_of_two_averages_that_end_out_of_order(make):
 @both
 def test_swap_closed_twice(make):
     average, variable = _averaged(make)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as swaps:
         swap = swa_tf.averaged_weights(average, [variable])
-        stack.push(swap)  # closes it again
+        swaps.push(swap)  # closes it again
         with swap:
             assert float(variable) == 2.0
         variable.assign(7.0)
@@ -383,7 +384,7 @@ def test_refit_while_swapped(make):
 @both
 def test_fit_while_swapped(make):
     average, model = _averaged_model(make)
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     before = _state(average, *model.weights)
     x, y = tf.ones([4, 3]), tf.ones([4, 2])
 
@@ -902,7 +903,7 @@ def _averaged_mirrored(make, scope):
     for value in (1.0, 3.0):
         variable.assign(value)
         average.apply([variable])
-    return average, _compat.tf_variable(variable)
+    return average, stack.tf_variable(variable)
 
 
 @both
@@ -1224,7 +1225,7 @@ def _fit(model, *args, callbacks, **kwargs):
 @pytest.mark.filterwarnings("ignore:.*ran out of data", "ignore:.*shuffle")
 def test_data_of_fit_that_end_early(make):
     model, average = _model(), make()
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     callback = swa_tf.SWACallback(
         0, averages=average, refit_data=[tf.ones([4, 3])], verbose=0
     )
@@ -1232,7 +1233,7 @@ def test_data_of_fit_that_end_early(make):
         model, _batches(3), epochs=4, steps_per_epoch=2, callbacks=[callback]
     )
     # Keras 2 stops; Keras 3 has kept the first batches, and repeats them.
-    assert len(kernels) == (4 if _compat.KERAS_3 else 2)
+    assert len(kernels) == (4 if stack.KERAS_3 else 2)
     assert int(average.n_models) == len(kernels)
     expected = kernels[0]
     for n, kernel in enumerate(kernels[1:], 1):
@@ -1247,7 +1248,7 @@ def test_data_of_fit_that_end_early(make):
 @both
 def test_refit_data_of_fit_that_end_early(make):
     model, average = _model(), make()
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     callback = swa_tf.SWACallback(
         0, averages=average, refit_data=_batches(1), refit_steps=2, verbose=0
     )
@@ -1323,7 +1324,7 @@ def _fitted(callback, values, match):
     """A model whose one weight is set anew for each epoch, of one step."""
     model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
     model.build([None, 1])
-    model.compile(tf.keras.optimizers.SGD(0.0), "mse")
+    model.compile(tf.keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
     set_weight = tf.keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: model.set_weights(
             [np.full([1, 1], values[epoch]), np.zeros(1)]

@@ -5,15 +5,15 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _compat, _names
+from swa_tf.support import parameter_names, stack
 
 layers = tf.keras.layers
 optimizers = tf.keras.optimizers
-TFA = _compat.tensorflow_addons()
+TFA = stack.tensorflow_addons()
 
 
 def names(target):
-    return list(_names.named_variables(target))
+    return list(parameter_names.named_variables(target))
 
 
 def dense(units=1, inputs=1, **kwargs):
@@ -23,7 +23,7 @@ def dense(units=1, inputs=1, **kwargs):
 
 
 def refs(variables):
-    return [_compat.tf_variable(v).ref() for v in variables]
+    return [stack.tf_variable(v).ref() for v in variables]
 
 
 def sequential():
@@ -95,26 +95,28 @@ def test_golden_names(make):
     make()  # Keras counts on: the second model's layers are dense_5, ...
     model = make()
     assert sorted(names(model)) == sorted(GOLDEN[make])
-    found = _names.named_variables(model)
+    found = parameter_names.named_variables(model)
     assert refs(found.values()) == refs(model.weights)
 
 
 @pytest.mark.parametrize("make", GOLDEN)
 def test_names_lead_to_the_variables(make):
     """By the end of the variable's own name, which Keras gives it."""
-    for name, variable in _names.named_variables(make()).items():
-        end = _compat.variable_name(variable).rsplit("/", 1)[-1]
+    for name, variable in parameter_names.named_variables(make()).items():
+        end = stack.variable_name(variable).rsplit("/", 1)[-1]
         assert name.rsplit("/", 1)[-1] == end
 
 
 def test_each_path_leads_to_its_own_layer():
     model = subclassed()
-    found = _names.named_variables(model)
-    ref = _compat.tf_variable(model._blocks[1]["last"].kernel).ref()
+    found = parameter_names.named_variables(model)
+    ref = stack.tf_variable(model._blocks[1]["last"].kernel).ref()
     assert found["blocks/1/last/kernel"].ref() == ref
     model = sequential()
-    ref = _compat.tf_variable(model.layers[2].kernel).ref()
-    assert _names.named_variables(model)["conv2d_1/kernel"].ref() == ref
+    ref = stack.tf_variable(model.layers[2].kernel).ref()
+    assert (
+        parameter_names.named_variables(model)["conv2d_1/kernel"].ref() == ref
+    )
 
 
 CELL = ("cell/kernel", "cell/recurrent_kernel", "cell/bias")
@@ -178,7 +180,12 @@ def test_training_adds_no_names():
     """No optimizer, no metric, no loss, no counter of batches."""
     model = subclassed()
     before = names(model)
-    model.compile("adam", "mse", metrics=[tf.keras.metrics.MeanSquaredError()])
+    model.compile(
+        "adam",
+        "mse",
+        metrics=[tf.keras.metrics.MeanSquaredError()],
+        run_eagerly=True,
+    )
     model.fit(np.ones([2, 2]), np.ones([2, 1]), verbose=0)
     assert names(model) == before
 
@@ -193,7 +200,7 @@ def test_seeds_are_no_weights():
 
 
 def layer_names(*given):
-    return _names._layer_names(list(given))
+    return parameter_names._layer_names(list(given))
 
 
 def test_names_of_layers():
@@ -288,14 +295,14 @@ def test_an_attribute_added_later_changes_no_name():
 def test_equal_names_are_told_apart():
     first, second, third = variable(1), variable(2), variable(3)
     module = Module(_w=first, w=second, __w=third)
-    found = _names.named_variables(module)
+    found = parameter_names.named_variables(module)
     assert {name: v.shape[0] for name, v in found.items()} == {
         "w": 1,
         "w_1": 2,
         "w_2": 3,
     }
     module = Module(**{"x": {"y": variable(1)}, "x/y": variable(2)})
-    found = _names.named_variables(module)
+    found = parameter_names.named_variables(module)
     assert {name: v.shape[0] for name, v in found.items()} == {
         "x/y": 2,
         "x/y_1": 1,
@@ -312,7 +319,7 @@ def test_weights_in_no_attribute_have_names_too():
 
     layer = Hidden()
     layer.build(None)
-    found = _names.named_variables(layer)
+    found = parameter_names.named_variables(layer)
     assert found["c"].shape == [4]
     assert refs(found.values()) == refs(layer.weights)
     assert len(found) == 3
@@ -360,7 +367,7 @@ def test_another_target_is_refused(target):
 
 def trained(optimizer):
     values = [tf.Variable([1.0, 2.0], name=name) for name in ("d/a", "d_7/b")]
-    if _compat.KERAS_3:
+    if stack.KERAS_3:
         values = [tf.keras.Variable([1.0, 2.0], name=name) for name in "ab"]
     optimizer.apply_gradients([(tf.ones([2]), v) for v in values])
     return optimizer
@@ -396,14 +403,14 @@ def test_no_name_in_an_optimizer_leads_to_a_weight_of_the_model():
     model = sequential()
     model.compile(optimizers.Adam(), "mse")
     model.fit(np.ones([1, 4, 4, 1]), np.ones([1, 1]), verbose=0)
-    found = _names.named_variables(model.optimizer)
+    found = parameter_names.named_variables(model.optimizer)
     assert set(refs(found.values())).isdisjoint(refs(model.weights))
     # Two counts, and two slots for each of five layers' weights but for the
     # two statistics.
     assert len(found) == 2 + 2 * 10
 
 
-@pytest.mark.skipif(not _compat.KERAS_3, reason="Keras 3 has another class")
+@pytest.mark.skipif(not stack.KERAS_3, reason="Keras 3 has another class")
 def test_names_in_a_loss_scale_optimizer():
     optimizer = tf.keras.mixed_precision.LossScaleOptimizer(
         optimizers.SGD(momentum=0.9)
@@ -416,7 +423,7 @@ def test_names_in_a_loss_scale_optimizer():
     ]
 
 
-@pytest.mark.skipif(not _compat.KERAS_3, reason="of Keras 3 alone")
+@pytest.mark.skipif(not stack.KERAS_3, reason="of Keras 3 alone")
 def test_an_optimizer_s_variables_in_no_attribute_have_names_too():
     class Hiding(optimizers.SGD):
         def build(self, variables):
@@ -424,14 +431,14 @@ def test_an_optimizer_s_variables_in_no_attribute_have_names_too():
             self.add_variable(shape=(), name="hidden")
 
     optimizer = trained(Hiding())
-    found = _names.named_variables(optimizer)
+    found = parameter_names.named_variables(optimizer)
     assert len(found) == 3
     assert set(refs(found.values())) == set(refs(optimizer.variables))
 
 
 HYPER = ["iterations", "decay", "learning_rate", "momentum"]
 LEGACY = {}
-if not _compat.KERAS_3:
+if not stack.KERAS_3:
     SCALE = weights("loss_scale", of=("current_loss_scale", "good_steps"))
     ADAM = ["iterations", "beta_1", "beta_2", "decay", "learning_rate"]
     LEGACY = {
@@ -458,7 +465,7 @@ if not _compat.KERAS_3:
     }
 
 
-@pytest.mark.skipif(_compat.KERAS_3, reason="Keras 3 has none of these")
+@pytest.mark.skipif(stack.KERAS_3, reason="Keras 3 has none of these")
 @pytest.mark.parametrize(("make", "wanted"), LEGACY.values(), ids=LEGACY)
 def test_names_in_a_legacy_optimizer(make, wanted):
     assert names(trained(make())) == wanted

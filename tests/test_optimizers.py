@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swa_tf import _compat, optimizers, schedules
+from swa_tf import optimizers, schedules
+from swa_tf.support import stack
 
 BOTH = [optimizers.MomentumW, optimizers.AdamW]
-ADDONS = _compat.tensorflow_addons()
+ADDONS = stack.tensorflow_addons()
 
 # Float32 numbers of order one, after a handful of steps of a dozen roundings
 # of 6e-8. Adam's `1 - beta_2^t` is 1e-3 in the first step, so it is right to
@@ -541,8 +542,8 @@ def test_exclude_from_weight_decay_of_addons(cls, replicas):
 
 @pytest.mark.skipif(ADDONS is None, reason="it is the case already")
 def test_without_addons_it_builds_on_keras(monkeypatch):
-    monkeypatch.setattr(_compat, "tensorflow_addons", lambda: None)
-    monkeypatch.setattr(_compat, "register", lambda cls: cls)
+    monkeypatch.setattr(stack, "tensorflow_addons", lambda: None)
+    monkeypatch.setattr(stack, "register", lambda cls: cls)
     spec = importlib.util.spec_from_file_location(
         "without_addons", pathlib.Path(optimizers.__file__)
     )

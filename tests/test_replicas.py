@@ -120,11 +120,12 @@ def test_against_numpy(mirrored):
 
 def test_the_next_refit_traces_nothing(mirrored, monkeypatch):
     strategy, _, two = mirrored
-    swa_tf.refit_batch_norm(two, data())
+    refit = swa_tf.BatchNormRefit(two)
+    refit(data())
     monkeypatch.setattr(
         type(strategy), "run", lambda *args, **kwargs: pytest.fail("traced")
     )
-    swa_tf.refit_batch_norm(two, data())
+    refit(data())
 
 
 def test_far_means_on_two_replicas():

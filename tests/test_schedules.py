@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swa_tf import _compat, optimizers, schedules
+from swa_tf import optimizers, schedules
+from swa_tf.support import stack
 
 keras = tf.keras.optimizers.schedules
 NAN, INF = float("nan"), float("inf")
 
 
-@_compat.register
+@stack.register
 class WarmUp(keras.LearningRateSchedule):
     """A user's own: `step / 8`, for one step at a time."""
 
@@ -520,7 +521,7 @@ def fallen(model):
 
 def formats():
     """How this Keras saves a model so that training goes on after loading."""
-    return [".keras"] if _compat.KERAS_3 else [".keras", ".h5"]
+    return [".keras"] if stack.KERAS_3 else [".keras", ".h5"]
 
 
 @pytest.mark.parametrize("suffix", formats())
@@ -543,7 +544,7 @@ def test_in_fit_and_in_a_saved_model(tmp_path, name, suffix):
 
 def optimizer_classes():
     classes = [tf.keras.optimizers.SGD, optimizers.MomentumW]
-    if not _compat.KERAS_3:
+    if not stack.KERAS_3:
         classes.append(tf.keras.optimizers.legacy.SGD)
     return classes
 

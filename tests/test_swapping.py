@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import swapping
+from swa_tf.support import variables as variables_lib
 from tests.fitting import exhaustive
 from tests.interrupts import each_moment
 
@@ -131,7 +131,7 @@ def test_a_second_interrupt_does_not_stop_the_restore(monkeypatch):
     model = small_model()
     swa = averaged(model)
     before = bits(model.weights)
-    write, calls = swapping._variables.write, []
+    write, calls = variables_lib.write, []
 
     def interrupted_once(*args):
         calls.append(args)
@@ -141,7 +141,7 @@ def test_a_second_interrupt_does_not_stop_the_restore(monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         with swa_tf.averaged_weights(swa, model):
-            monkeypatch.setattr(swapping._variables, "write", interrupted_once)
+            monkeypatch.setattr(variables_lib, "write", interrupted_once)
     assert bits(model.weights) == before
     assert not swa.swapped
 

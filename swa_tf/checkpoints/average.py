@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from swa_tf import _checks, _files
 from swa_tf.checkpoints import merge, paths
 from swa_tf.checkpoints.paths import Path
+from swa_tf.support import checks, whole_files
 
 
 def average_checkpoints(
@@ -102,7 +102,7 @@ def average_checkpoints(
     """
     found = paths.listed(inputs)
     coefficients = _coefficients(len(found), weights, decay)
-    _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
+    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     report = merge.merge(
         found,
         paths.checked_output(output, found),
@@ -168,12 +168,12 @@ def average_windows(
     """
     found = paths.listed(inputs)
     names = [os.path.basename(path) for path in found]
-    if _checks.integer("window", window, at_least=1) > len(found):
+    if checks.integer("window", window, at_least=1) > len(found):
         raise ValueError(
             f"`window` must be at most {len(found)}, the number of inputs. "
             f"Received: window={window}"
         )
-    _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
+    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     if len(set(names)) < len(names):
         raise ValueError(
             "`inputs` must have different names, which the results take. "
@@ -195,7 +195,7 @@ def average_windows(
         merge.merge(found, written[-1], shares, dry_run=True, **options)
         return written
     report: dict[str, Any] = {}
-    with _files.scratch_folder(folder) as scratch:
+    with whole_files.scratch_folder(folder) as scratch:
         new = scratch / os.path.basename(folder.rstrip("/"))
         new.mkdir()
         for i, end in enumerate(ends):
@@ -211,10 +211,10 @@ def average_windows(
                 progress=scaled,
                 **options,
             )
-        if _files.is_remote(folder):
-            _files.move(sorted(new.iterdir()), folder)
+        if whole_files.is_remote(folder):
+            whole_files.move(sorted(new.iterdir()), folder)
         else:
-            _files.move([new], os.path.dirname(folder.rstrip("/")))
+            whole_files.move([new], os.path.dirname(folder.rstrip("/")))
     merge.warn(report)
     return written
 
@@ -229,7 +229,7 @@ def _coefficients(
                 "`decay` and `weights` must not both be given. "
                 f"Received: decay={decay}, weights={weights}"
             )
-        if not 0 <= _checks.real("decay", decay) < 1:
+        if not 0 <= checks.real("decay", decay) < 1:
             raise ValueError(
                 f"`decay` must be in [0, 1). Received: decay={decay}"
             )
@@ -242,7 +242,7 @@ def _coefficients(
     if not isinstance(weights, Sequence) or len(weights) != n:
         raise ValueError(f"{wanted}. Received: weights={weights!r}")
     for weight in weights:
-        if not _checks.real("weights", weight, "finite numbers > 0") > 0:
+        if not checks.real("weights", weight, "finite numbers > 0") > 0:
             raise ValueError(f"{wanted}. Received: weights={weights!r}")
     largest = float(max(weights))
     parts = [float(weight) / largest for weight in weights]

@@ -19,13 +19,13 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _files
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
     DamagedError,
     Tensor,
     Values,
 )
+from swa_tf.support import whole_files
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
@@ -108,12 +108,12 @@ class Hdf5Checkpoint(Checkpoint):
             raise
         except _ERRORS as error:
             raise DamagedError(
-                f"it is no whole HDF5 file: {_files.reason(error)}"
+                f"it is no whole HDF5 file: {whole_files.reason(error)}"
             ) from error
 
     def _copy_without(self, dropped: set[str], path: pathlib.Path) -> None:
         with self._part() as part:
-            _files.reserve(path, part.seek(0, io.SEEK_END))
+            whole_files.reserve(path, part.seek(0, io.SEEK_END))
         try:
             with self._opened() as old, h5py.File(path, "w") as new:
                 _copy(old, new, self.tensors.keys(), dropped)
@@ -233,7 +233,7 @@ class _Part(io.RawIOBase):
 
 def _opened(path: str) -> Any:
     """Opens a file, local or remote, to read its bytes."""
-    if _files.is_remote(path):
+    if whole_files.is_remote(path):
         return tf.io.gfile.GFile(path, "rb")
     return open(path, "rb")
 
@@ -247,7 +247,7 @@ def _zip(path: str) -> Iterator[zipfile.ZipFile]:
         raise
     except _ERRORS as error:
         raise DamagedError(
-            f"it is no whole zip file: {_files.reason(error)}"
+            f"it is no whole zip file: {whole_files.reason(error)}"
         ) from error
 
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _files
 from swa_tf.checkpoints import paths
 from swa_tf.checkpoints.checkpoint import Checkpoint, DamagedError, Tensor
 from swa_tf.checkpoints.keras_format import Hdf5Checkpoint, KerasCheckpoint
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
+from swa_tf.support import whole_files
 
 _BLOCK = 1 << 15  # numbers averaged at a time; in float64 they fit in a cache
 _MAX_GROUP = 1 << 25  # numbers that are held in float64 at a time
@@ -138,13 +138,13 @@ def merge(
         for key in newest.tensors.keys() - averaged - dropped:
             yield key, None
 
-    with _files.scratch_folder(output) as scratch:
+    with whole_files.scratch_folder(output) as scratch:
         new = scratch / os.path.basename(output)
         newest.write(new, values(), dropped)
         as_json = scratch / f"{new.name}.json"
         as_json.write_text(json.dumps(report, indent=1), encoding="utf-8")
         written = map(pathlib.Path, paths.files(os.fspath(new)))
-        _files.move([as_json, *written], os.path.dirname(output))
+        whole_files.move([as_json, *written], os.path.dirname(output))
     return report
 
 
@@ -183,7 +183,7 @@ def opened(path: str, argument: str = "inputs") -> Checkpoint:
     with errors_of(path, argument):
         for file in files:
             # To read a pipe would never end.
-            if not _files.is_remote(file) and not stat.S_ISREG(
+            if not whole_files.is_remote(file) and not stat.S_ISREG(
                 os.stat(file).st_mode
             ):
                 raise DamagedError(f"{os.path.basename(file)} is no file")
@@ -199,7 +199,7 @@ def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
     try:
         yield
     except (DamagedError, OSError) as error:
-        why = _files.reason(error)
+        why = whole_files.reason(error)
     else:
         return
     raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any, Union
 
 import tensorflow as tf
 
-from swa_tf import _checks, _files
+from swa_tf.support import checks, whole_files
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -59,9 +59,9 @@ def checkpoints_in(
             some with a number and some without, such as a `best.keras` beside
             the epochs, which is one of them again.
     """
-    every = _checks.integer("every", every, at_least=1)
+    every = checks.integer("every", every, at_least=1)
     if last is not None:
-        last = _checks.integer("last", last, at_least=1)
+        last = checks.integer("last", last, at_least=1)
     folder = os.fspath(directory)
     paths = in_directory(folder)[::-1][::every][::-1]
     if last is None:
@@ -250,7 +250,9 @@ def checked_output(output: Any, paths: list[str]) -> str:
             f"`output` must end in {ending}, as the inputs do. "
             f"Received: output='{output}'"
         )
-    parents = [] if _files.is_remote(output) else pathlib.Path(output).parents
+    parents = (
+        [] if whole_files.is_remote(output) else pathlib.Path(output).parents
+    )
     for parent in map(os.fspath, parents):
         if os.path.exists(parent) and not os.path.isdir(parent):
             raise ValueError(
@@ -316,7 +318,7 @@ def _written(path: str) -> int:
 
 
 def _time_of(file: str) -> int:
-    if _files.is_remote(file):
+    if whole_files.is_remote(file):
         return int(tf.io.gfile.stat(file).mtime_nsec)
     # TensorFlow says it in whole seconds.
     return os.stat(file).st_mtime_ns if os.path.exists(file) else 0

@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from swa_tf import _checks, _files
 from swa_tf.checkpoints import merge, paths
 from swa_tf.checkpoints.paths import Path
+from swa_tf.support import checks, whole_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +151,8 @@ def greedy_soup(
         nothing is added; here it must improve the metric.
     """
     found = paths.listed(inputs)
-    _checks.choice("mode", mode, ("max", "min"))
-    _checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
+    checks.choice("mode", mode, ("max", "min"))
+    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     if not callable(metric):
         raise TypeError(
             "`metric` must be a function of a path. "
@@ -185,7 +185,7 @@ def greedy_soup(
             "Received: NaN for each"
         )
     soup, trials = [order[0]], [Trial(order[0], best, best, added=True)]
-    with _files.scratch_folder(output) as scratch:
+    with whole_files.scratch_folder(output) as scratch:
         for i, path in enumerate(order[1:]):
             candidate = f"{scratch / str(i)}{paths.suffix(output)}"
             average([*soup, path], candidate)

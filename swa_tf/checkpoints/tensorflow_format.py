@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from swa_tf import _files
 from swa_tf.checkpoints import object_graph, paths
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
@@ -20,6 +19,7 @@ from swa_tf.checkpoints.checkpoint import (
     Tensor,
     Values,
 )
+from swa_tf.support import whole_files
 
 _MAX_SHARD_BYTES = 1 << 30  # held in memory until they are written at once
 
@@ -72,7 +72,7 @@ class TensorFlowCheckpoint(Checkpoint):
             self._dtypes = reader.get_variable_to_dtype_map()
         except _ERRORS as error:
             raise DamagedError(
-                f"its index cannot be read: {_files.reason(error)}"
+                f"its index cannot be read: {whole_files.reason(error)}"
             ) from error
         self.tensors = {
             key: Tensor(tuple(shape), _numpy_dtype(self._dtypes[key]))
@@ -127,7 +127,8 @@ class TensorFlowCheckpoint(Checkpoint):
                     value = np.empty(0)
             except _ERRORS as error:
                 raise DamagedError(
-                    f"'{self.name(key)}' cannot be read: {_files.reason(error)}"
+                    f"'{self.name(key)}' cannot be read: "
+                    f"{whole_files.reason(error)}"
                 ) from error
             yield value
             del value  # before the next one is read
@@ -141,9 +142,9 @@ class TensorFlowCheckpoint(Checkpoint):
                 graph = self._graph.without(dropped)
                 shard[object_graph.KEY] = np.array(graph, object)
             parts.append(f"{path}-part-{len(parts)}")
-            with _files.errors_named(path):
+            with whole_files.errors_named(path):
                 self._save(parts[-1], shard)
-        with _files.errors_named(path), tf.Graph().as_default():
+        with whole_files.errors_named(path), tf.Graph().as_default():
             _run(
                 tf.raw_ops.MergeV2Checkpoints(
                     checkpoint_prefixes=parts,

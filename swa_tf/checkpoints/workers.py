@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _variables
 from swa_tf.averaging import StochasticWeightAveraging
 from swa_tf.checkpoints import merge, paths
 from swa_tf.checkpoints.checkpoint import Tensor
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
+from swa_tf.support import variables as variables_lib
 
 Worker = Union[StochasticWeightAveraging, str, "os.PathLike[str]"]
 
@@ -97,7 +97,7 @@ def merge_averages(
     merged = _merged([a for a in averages if a.n_models > 0])
     n_models = sum(average.n_models for average in averages)
     variables = [*(average for _, average in target.averaged), target.n_models]
-    restore = _variables.snapshot(variables)
+    restore = variables_lib.snapshot(variables)
     try:
         for variable, value in zip(variables, [*merged, n_models]):
             variable.assign(value)
@@ -178,7 +178,7 @@ def _live(argument: str, swa: StochasticWeightAveraging) -> _Average:
     if argument == "others" and n_models == 0:
         raise _nothing_averaged(swa.name)
     averages = [
-        _variables.components(average)[0] for _, average in swa.averaged
+        variables_lib.components(average)[0] for _, average in swa.averaged
     ]
     return _Average(
         swa.name,

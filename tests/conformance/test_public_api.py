@@ -36,13 +36,15 @@ MODULES = {
 
 
 def _own_public_names(holder, module):
-    """The public classes and functions that `module` itself defines."""
+    """The public classes and functions that a module or a room defines."""
     return {
         name: value
         for name, value in vars(holder).items()
         if not name.startswith("_")
         and (inspect.isroutine(value) or inspect.isclass(value))
-        and getattr(value, "__module__", None) == module.__name__
+        and f"{getattr(value, '__module__', None)}.".startswith(
+            f"{module.__name__}."
+        )
     }
 
 

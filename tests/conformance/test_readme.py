@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from benchmarks import evaluation, report
+from benchmarks.cifar10 import evaluation, report
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

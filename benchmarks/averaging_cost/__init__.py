@@ -1,0 +1,1 @@
+"""The time and the memory that averaging takes, beside other averagers."""

@@ -1,0 +1,1 @@
+"""The time and the memory that an average of checkpoints takes."""

@@ -1,0 +1,1 @@
+"""SWA and batch-norm refitting, measured in training runs."""

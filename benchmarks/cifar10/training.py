@@ -1,0 +1,236 @@
+"""Training with averaging: the steps of an epoch, and a run of epochs."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+import tensorflow as tf
+from tqdm import tqdm
+
+import swa_tf
+from benchmarks.cifar10 import data, distribution
+from benchmarks.cifar10.config import Config
+from benchmarks.cifar10.evaluation import Evaluator
+from benchmarks.cifar10.run_directory import Records, RunDirectory
+from benchmarks.common.errors import BenchmarkError
+from benchmarks.common.resnet import ResNet
+
+MOMENTUM = 0.9
+# It divides the `refit_samples` of the presets: a last batch of another size
+# would be traced by itself, at the cost of seconds.
+_EVALUATION_BATCH = 256
+
+
+class Trainer:
+    """A model, its optimizer and its averages, trained an epoch at a time.
+
+    Made inside the scope of a strategy, its replicas share each batch.
+
+    Args:
+        config: The settings.
+        splits: The images.
+    """
+
+    def __init__(self, config: Config, splits: data.Splits) -> None:
+        self._config = config
+        self._splits = splits
+        self._strategy = tf.distribute.get_strategy()
+        self.steps = len(splits.train) // config.batch_size
+        self.model = ResNet(
+            config.resnet_size,
+            config.width,
+            data.CLASSES,
+            config.batch_norm,
+            config.batch_norm_momentum,
+        )
+        self.model(tf.zeros([1, *splits.train.images.shape[1:]]))
+        self._schedule = learning_rate(config, self.steps)
+        self.optimizer = make_optimizer(config, self._schedule)
+        if hasattr(self.optimizer, "build"):
+            self.optimizer.build(self.model.trainable_variables)
+        self.swa = swa_tf.StochasticWeightAveraging()
+        self.checkpoint = tf.train.Checkpoint(
+            model=self.model, optimizer=self.optimizer, swa=self.swa
+        )
+        self._decayed = _l2_variables(config, self.model)
+        self._loss = tf.keras.metrics.Mean()
+        self._accuracy = tf.keras.metrics.SparseCategoricalAccuracy()
+        self._step = tf.function(self._train_replicas)
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Trains for one epoch, and averages at its end if it is time.
+
+        Args:
+            epoch: Its number, from 1.
+
+        Returns:
+            The epoch's `learning_rate`, of its last step; `loss` and
+            `accuracy` on the augmented images; and `n_models`.
+
+        Raises:
+            BenchmarkError: If the loss has become infinite or NaN.
+        """
+        config = self._config
+        self._loss.reset_state()
+        self._accuracy.reset_state()
+        batches = self._strategy.experimental_distribute_dataset(
+            data.training_batches(
+                self._splits, config.batch_size, config.seed, epoch
+            )
+        )
+        with tqdm(
+            batches,
+            total=self.steps,
+            desc=f"epoch {epoch}/{config.epochs}",
+            unit="batch",
+            leave=False,
+            dynamic_ncols=True,
+            # A log file gets a line now and then, not one a batch.
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        ) as progress:
+            for images, labels in progress:
+                self._step(images, labels)
+        loss = float(self._loss.result())
+        if not math.isfinite(loss):
+            raise BenchmarkError(
+                f"Training diverged in epoch {epoch}: its loss is {loss}. "
+                "Give a smaller `--learning_rate`. "
+                f"Received: --learning_rate={config.learning_rate}"
+            )
+        if epoch > config.epochs_before_swa:
+            self.swa.apply(self.model.trainable_variables)
+        rate: Any = self._schedule
+        if callable(rate):
+            rate = rate(epoch * self.steps - 1)
+        return {
+            "learning_rate": float(rate),
+            "loss": loss,
+            "accuracy": 100.0 * float(self._accuracy.result()),
+            "n_models": int(self.swa.n_models),
+        }
+
+    def _train_replicas(self, images: Any, labels: Any) -> None:
+        self._strategy.run(self._train_step, args=(images, labels))
+
+    def _train_step(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            logits = self.model(images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels, logits
+            )
+            penalty = tf.add_n(
+                [tf.constant(0.0), *(tf.nn.l2_loss(v) for v in self._decayed)]
+            )
+            total = tf.reduce_mean(losses) + self._config.weight_decay * penalty
+            # The gradients of the replicas are summed.
+            total /= self._strategy.num_replicas_in_sync
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(total, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables))
+        self._loss.update_state(losses)
+        self._accuracy.update_state(labels, logits)
+
+
+def run(
+    config: Config, splits: data.Splits, directory: RunDirectory
+) -> Records:
+    """Trains, or goes on training, and evaluates.
+
+    Each epoch is evaluated on the validation images, and ends with a
+    checkpoint. The last one is evaluated on the test images, too.
+
+    Args:
+        config: The settings.
+        splits: The images.
+        directory: Where the checkpoints are, from which the run goes on.
+
+    Returns:
+        The figures and the times of every epoch and of the end.
+    """
+    with distribution.strategy(config).scope():
+        trainer = Trainer(config, splits)
+        evaluator = Evaluator(
+            trainer.model,
+            trainer.swa,
+            data.plain_batches(
+                splits.train.take(slice(config.refit_samples)),
+                _EVALUATION_BATCH,
+            ),
+            moving_free=config.batch_norm == "moving_free",
+        )
+    validation = data.plain_batches(splits.validation, _EVALUATION_BATCH)
+    test = data.plain_batches(splits.test, _EVALUATION_BATCH)
+    sets = {"validation": validation, "test": test}
+    records = directory.restore(trainer.checkpoint)
+    for epoch in range(len(records.epochs) + 1, config.epochs + 1):
+        last = epoch == config.epochs
+        start = time.perf_counter()
+        figures: dict[str, Any] = {"epoch": epoch, **trainer.train_epoch(epoch)}
+        trained = time.perf_counter()
+        evaluated = evaluator(sets if last else {"validation": validation})
+        seconds = {
+            "train": trained - start,
+            "evaluate": time.perf_counter() - trained,
+        }
+        figures["validation"] = evaluated["validation"]
+        records.epochs.append(figures)
+        records.seconds.append(seconds)
+        if last:
+            records.final = evaluated
+        directory.save(trainer.checkpoint, records)
+        print(_line(figures, config.epochs), flush=True)
+    return records
+
+
+def learning_rate(config: Config, steps: int) -> Any:
+    """Returns a float or the published plan, for `steps` an epoch."""
+    if config.strategy == "constant":
+        return config.learning_rate
+    return swa_tf.schedules.published_plan(
+        config.learning_rate,
+        config.swa_learning_rate,
+        swa_start=config.epochs_before_swa * steps,
+        total_steps=config.epochs * steps,
+    )
+
+
+def make_optimizer(config: Config, rate: Any) -> Any:
+    """Returns the optimizer of `config`; `rate` is a float or a schedule."""
+    if config.optimizer == "momentum":
+        return tf.keras.optimizers.SGD(rate, momentum=MOMENTUM)
+    if config.optimizer == "adam":
+        return tf.keras.optimizers.Adam(rate)
+    decay: dict[str, Any] = {
+        "weight_decay": config.weight_decay,
+        "weight_decay_on": config.weight_decay_on,
+    }
+    if config.optimizer == "momentumw":
+        return swa_tf.optimizers.MomentumW(rate, momentum=MOMENTUM, **decay)
+    return swa_tf.optimizers.AdamW(rate, **decay)
+
+
+def _l2_variables(config: Config, model: tf.keras.Model) -> list[Any]:
+    """Returns the weights that the loss penalizes."""
+    if config.optimizer in ("momentumw", "adamw") or not config.weight_decay:
+        return []
+    return [
+        variable
+        for variable in model.trainable_variables
+        if config.weight_decay_on == "all" or len(variable.shape) > 1
+    ]
+
+
+def _line(figures: dict[str, Any], epochs: int) -> str:
+    """Returns the line of an epoch on the console."""
+    shown = [
+        f"{way} {values['accuracy']:.2f}"
+        for way, values in figures["validation"].items()
+    ]
+    return (
+        f"epoch {figures['epoch']}/{epochs}  "
+        f"rate {figures['learning_rate']:.4g}  loss {figures['loss']:.3f}  "
+        f"validation %: {', '.join(shown)}"
+    )

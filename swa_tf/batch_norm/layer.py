@@ -1,0 +1,163 @@
+"""Batch-norm statistics for weights that no training step has seen.
+
+The moving statistics of batch normalization describe the activations of the
+weights that were trained. Averaged weights have other activations, and no
+statistics: they must be computed, from forward passes over the data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf.batch_norm import moments
+from swa_tf.support import stack
+
+
+@stack.register
+class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
+    """Batch normalization with moving and with freshly computed statistics.
+
+    Beside `moving_mean` and `moving_variance`, which training updates as in
+    any batch-norm layer, it has `mean` and `variance`, the pooled moments of
+    the samples that a pre-inference pass has shown it, and `n_updates`, the
+    number of batches in them. So one model can be evaluated with both:
+
+        y = gamma * (x - m) / sqrt(v + epsilon) + beta
+
+    | `training` | `use_moving_statistics` | m, v | updates |
+    | --- | --- | --- | --- |
+    | True | True | of the batch | moving_mean, moving_variance |
+    | True | False | of the batch | mean, variance, n_updates |
+    | False | True | moving | nothing |
+    | False | False | mean, variance | nothing |
+
+    `swa_tf.refit_batch_norm` makes the pre-inference pass for a whole model,
+    with dropout off.
+
+    >>> layer = swa_tf.MovingFreeBatchNormalization(epsilon=0.0)
+    >>> x = tf.constant([[1.0], [3.0]])
+    >>> _ = layer(x, training=True, use_moving_statistics=False)
+    >>> layer.mean.numpy().tolist(), layer.variance.numpy().tolist()
+    ([2.0], [1.0])
+    >>> layer(x, use_moving_statistics=False).numpy().tolist()
+    [[-1.0], [1.0]]
+
+    Args:
+        **kwargs: Those of `tf.keras.layers.BatchNormalization`: axis=-1,
+            momentum=0.99, epsilon=1e-3, center=True, scale=True, ...
+
+    References:
+        Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 2
+        for statistics of the population; Chan et al. 1979, Updating Formulae
+        and a Pairwise Algorithm for Computing Sample Variances, for their
+        merging.
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weights, for inputs of `input_shape`."""
+        super().build(input_shape)
+        shape = self.moving_mean.shape
+        self.mean = stack.add_statistic(
+            self, "mean", shape=shape, initializer="zeros"
+        )
+        self.variance = stack.add_statistic(
+            self, "variance", shape=shape, initializer="ones"
+        )
+        self.n_updates = stack.add_statistic(
+            self, "n_updates", shape=(), dtype="int64", initializer="zeros"
+        )
+        self.n_samples = stack.add_statistic(
+            self, "n_samples", shape=(), dtype="int64", initializer="zeros"
+        )
+
+    def reset_statistics(self) -> None:
+        """Forgets `mean` and `variance`: the next pass starts anew.
+
+        >>> layer = swa_tf.MovingFreeBatchNormalization()
+        >>> x = tf.ones([2, 1])
+        >>> _ = layer(x, training=True, use_moving_statistics=False)
+        >>> layer.reset_statistics()
+        >>> int(layer.n_updates)
+        0
+        """
+        if not self.built:
+            return
+        self.mean.assign(tf.zeros_like(self.mean))
+        self.variance.assign(tf.ones_like(self.variance))
+        self.n_updates.assign(0)
+        self.n_samples.assign(0)
+
+    def call(
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        use_moving_statistics: Any = True,
+        mask: Any = None,
+    ) -> Any:
+        """Normalizes `inputs`, as the table of the class says.
+
+        Args:
+            inputs: Tensor of any floating dtype and rank.
+            training: Whether to use the moments of this batch.
+            use_moving_statistics: Which statistics to use and to update: a
+                Python bool or a scalar boolean tensor.
+            mask: The samples that count, as in Keras's layer.
+
+        Returns:
+            A tensor of the shape of `inputs`.
+
+        Raises:
+            tf.errors.InvalidArgumentError: If `mean` and `variance` are to be
+                used before a pre-inference pass has filled them.
+        """
+        if tf.is_tensor(use_moving_statistics):
+            return tf.cond(
+                use_moving_statistics,
+                lambda: self.call(inputs, training, True, mask),
+                lambda: self.call(inputs, training, False, mask),
+            )
+        if use_moving_statistics:
+            return super().call(inputs, training=training, mask=mask)
+        if training and self.trainable:
+            axes = moments.channel_axes(self, inputs, mask)
+            batch = moments.batch_moments(inputs, mask, axes)
+            self._merge(batch)
+            return self._normalize(inputs, batch.mean, batch.variance)
+        filled = tf.debugging.assert_positive(
+            tf.convert_to_tensor(self.n_updates),
+            message=f"Layer {self.name} has no refit statistics yet: call "
+            "`swa_tf.refit_batch_norm` first",
+        )
+        with tf.control_dependencies([filled] if filled is not None else []):
+            mean = tf.identity(self.mean)
+        return self._normalize(inputs, mean, self.variance)
+
+    def _normalize(self, inputs: Any, mean: Any, variance: Any) -> Any:
+        return moments.normalize(
+            inputs,
+            mean,
+            variance,
+            *moments.parameters(self),
+            epsilon=self.epsilon,
+            axes=moments.channel_axes(self, inputs),
+        )
+
+    def _merge(self, batch: moments.Moments) -> None:
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            raise RuntimeError(
+                "`use_moving_statistics=False` in training mode merges the "
+                "moments of one replica only. Call "
+                "`swa_tf.refit_batch_norm` outside `strategy.run`."
+            )
+        merged = moments.Moments(
+            tf.cast(self.n_samples, tf.float64),
+            tf.cast(self.mean, tf.float64),
+            tf.cast(self.variance, tf.float64),
+        ).merge(batch)
+        self.mean.assign(tf.cast(merged.mean, self.mean.dtype))
+        self.variance.assign(tf.cast(merged.variance, self.variance.dtype))
+        self.n_samples.assign(tf.cast(merged.count, tf.int64))
+        self.n_updates.assign_add(1)

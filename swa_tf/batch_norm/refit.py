@@ -1,0 +1,326 @@
+"""The refit of batch-norm statistics to the weights that a model has now."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from swa_tf.batch_norm import forward_pass
+from swa_tf.batch_norm.forward_pass import ArgumentNames
+from swa_tf.batch_norm.layer import MovingFreeBatchNormalization
+from swa_tf.batch_norm.moments import Statistics
+from swa_tf.support import checks, model_parts, stack
+from swa_tf.support import variables as variables_lib
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Lets one thread refit at a time: two models may share layers."""
+
+
+class BatchNormRefit:
+    """Computes the statistics of every batch-norm layer of a model anew.
+
+    Without it, averaged weights are evaluated with statistics of other
+    weights, and can be no better than chance. The model runs over the data
+    with dropout and all else in inference mode, and each batch-norm layer
+    normalizing by the moments of its batch, as in training; the moments of the
+    batches are merged into those of all samples,
+
+        d = mean_b - mean            n' = n + n_b
+        mean <- mean + d * n_b / n'
+        M2 <- M2 + n_b * var_b + d^2 * n * n_b / n'
+
+    and at the end variance = M2 / n. For the first batch-norm layer this is
+    the same, to rounding, however the data are batched.
+
+    >>> layer = tf.keras.layers.BatchNormalization()
+    >>> data = [tf.constant([[1.0], [2.0]]), tf.constant([[6.0]])]
+    >>> _ = layer(data[0])
+    >>> refit = swa_tf.BatchNormRefit(layer)
+    >>> refit(data)
+    >>> round(float(layer.moving_mean[0]), 4)
+    3.0
+    >>> round(float(layer.moving_variance[0]), 4)
+    4.6667
+
+    Nothing but these statistics changes: every other variable that the pass
+    reads or writes has its value of before at the end. A layer with
+    `trainable=False` is frozen, and left alone; so is one that no batch
+    reached, with a warning. Statistics are written at the end, all or none.
+    Use training data without augmentation; 1,000 to 10,000 samples are enough
+    in practice.
+
+    A call costs about one forward pass over the data. The first one also
+    traces the model, once a shape of inputs: keep the object to refit again.
+    It traces anew when layers or variables were added or replaced, and when
+    some were frozen or unfrozen. As with any `tf.function`, all other Python
+    state is what it was at the trace: make a new object after changing it. A
+    `tf.function` inside the model, or a batch-norm layer in a loop or
+    condition of TensorFlow, is traced by way of
+    `tf.config.run_functions_eagerly`, which other threads see meanwhile.
+
+    On several replicas each takes a part of every batch, and each layer
+    normalizes by the moments of the whole batch, all replicas' parts merged as
+    above; so the result is that of one replica on the same batches. A
+    `tf.data.Dataset` is distributed by the strategy of the model, unless it is
+    already; of other iterables, which must be the same in every worker,
+    batches are split. All workers must call it, and have equally many batches.
+    Under `tf.distribute.ParameterServerStrategy` the coordinator computes.
+
+    A layer that the model calls with an explicit `training=False`, to keep it
+    as it is, should also have `trainable=False`: nothing else tells the refit.
+
+    Args:
+        model: A model or layer; its batch-norm layers are found however
+            deeply they are nested. It is called as `model(x, training=False)`.
+            It must be built when the refit is called.
+        variance: "pooled" as above, with the variance between batches; or
+            "mean_of_batches", the plain mean of the batches' variances, as in
+            the first published TensorFlow implementation: too small wherever
+            samples of a batch resemble each other.
+
+    Raises:
+        TypeError: If `model` is not a model or layer.
+        ValueError: If `variance` is none of the above.
+
+    References:
+        Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2;
+        Wu and Johnson 2021, Rethinking "Batch" in BatchNorm,
+        https://arxiv.org/abs/2105.07576, section 3; Chan et al. 1979 for the
+        merge.
+    """
+
+    def __init__(self, model: Any, variance: str = "pooled") -> None:
+        is_model = callable(model) and hasattr(model, "variables")
+        if not is_model or isinstance(model, type):
+            raise TypeError(
+                f"`model` must be a model or layer. Received: model={model!r}"
+            )
+        checks.choice("variance", variance, ("pooled", "mean_of_batches"))
+        self._model = model
+        self._variance = variance
+        self._pass: forward_pass.ForwardPass | None = None
+        self._parts: list[tuple[Any, Any]] = []
+
+    @property
+    def model(self) -> Any:
+        """The model whose statistics are computed.
+
+        >>> layer = tf.keras.layers.BatchNormalization()
+        >>> swa_tf.BatchNormRefit(layer).model is layer
+        True
+        """
+        return self._model
+
+    def __call__(
+        self, dataset: Iterable[Any], steps: int | None = None
+    ) -> None:
+        """Computes the statistics from `dataset`.
+
+        A model without a layer to refit gives a warning.
+
+        Args:
+            dataset: Batches, as `tf.data.Dataset`, distributed by a strategy
+                or not, or as any other iterable. A tuple or list is (x,),
+                (x, y) or (x, y, sample_weight), as in `Model.fit`; anything
+                else is x, a tensor or a dictionary.
+            steps: The number of batches to take, > 0. None takes all.
+
+        Raises:
+            TypeError: If `dataset` cannot be iterated over batch by batch.
+            ValueError: If the model is not built, if `steps` is not as above,
+                if `dataset` is empty, is infinite with no `steps` given, or
+                ends before `steps`, if it is distributed and the model is not,
+                if a statistic comes out NaN or infinite, or if no layer was
+                reached. No statistic has changed then, nor if `dataset` or the
+                model raises.
+            RuntimeError: In a graph or `tf.function`; or if, on several
+                replicas, a batch-norm layer is inside a loop or a condition of
+                TensorFlow.
+        """
+        self._run(dataset, steps, ArgumentNames())
+
+    def _run(
+        self, dataset: Iterable[Any], steps: int | None, names: ArgumentNames
+    ) -> None:
+        """Computes the statistics, with the names of a caller's arguments."""
+        if not tf.executing_eagerly():
+            raise RuntimeError(
+                "`refit_batch_norm` works in eager mode only: call it outside "
+                "of graphs and `tf.function`."
+            )
+        checks.batches(dataset, steps, names.dataset, names.steps)
+        with _ONE_AT_A_TIME:
+            forward = self._forward_pass(names)
+            if forward is None:
+                frozen = model_parts.batch_norm_layers(self._model)
+                kind = "with `trainable=True`" if frozen else "of `tf.keras`"
+                warnings.warn(
+                    f"`{names.model}` holds no batch-norm layer {kind} to "
+                    f"refit. Received: {names.model}={self._model!r}",
+                    stacklevel=names.level,
+                )
+                return
+            try:
+                taken = forward.run(dataset, steps, names.dataset)
+            finally:
+                forward.put_back()
+            _check_number(taken, steps, names)
+            found = list(zip(forward.layers, forward.accumulators.read()))
+            values: list[tuple[tf.Variable, np.ndarray]] = []
+            for layer, statistics in _reached(found, names):
+                values += self._new_values(layer, statistics, names)
+            _write(values)
+
+    def _forward_pass(
+        self, names: ArgumentNames
+    ) -> forward_pass.ForwardPass | None:
+        """The pass of the last time, or a new one if the model has changed."""
+        parts = [
+            (part, getattr(part, "trainable", None))
+            for part in model_parts.walk(self._model)
+            if not isinstance(part, tf.keras.metrics.Metric)
+        ]
+        is_same = len(parts) == len(self._parts) and all(
+            old is new and was == now
+            for (old, was), (new, now) in zip(self._parts, parts)
+        )
+        if is_same and self._pass is not None:
+            return self._pass
+        layers = model_parts.batch_norm_layers(self._model, trainable=True)
+        unbuilt = [layer.name for layer in layers if not layer.built]
+        if unbuilt:
+            raise ValueError(
+                f"`{names.model}` must be built: call it once on a batch. "
+                f"Received a model with unbuilt layers: {', '.join(unbuilt)}"
+            )
+        self._pass, self._parts = None, parts
+        if layers:
+            self._pass = forward_pass.ForwardPass(
+                self._model,
+                layers,
+                (MovingFreeBatchNormalization, *stack.batch_norm_layers()),
+            )
+        return self._pass
+
+    def _new_values(
+        self, layer: Any, found: Statistics, names: ArgumentNames
+    ) -> list[tuple[tf.Variable, np.ndarray]]:
+        """The variables of a layer that hold statistics, and new values."""
+        pooled = self._variance == "pooled"
+        variance = found.variance if pooled else found.mean_of_variances
+        new: dict[str, Any]
+        if isinstance(layer, MovingFreeBatchNormalization):
+            new = {
+                "mean": found.mean,
+                "variance": variance,
+                "n_updates": found.n_updates,
+                "n_samples": found.n_samples,
+            }
+        else:
+            new = {"moving_mean": found.mean, "moving_variance": variance}
+        return [
+            _fitting(layer, name, value, names) for name, value in new.items()
+        ]
+
+
+def refit_batch_norm(
+    model: Any,
+    dataset: Iterable[Any],
+    steps: int | None = None,
+    *,
+    variance: str = "pooled",
+) -> None:
+    """Computes the statistics of every batch-norm layer anew, once.
+
+    `BatchNormRefit(model, variance)(dataset, steps)`: see there what it does.
+    Keep such an object to refit again, for it traces the model only once.
+
+    >>> layer = tf.keras.layers.BatchNormalization()
+    >>> data = [tf.constant([[1.0], [2.0]]), tf.constant([[6.0]])]
+    >>> _ = layer(data[0])
+    >>> swa_tf.refit_batch_norm(layer, data)
+    >>> round(float(layer.moving_mean[0]), 4)
+    3.0
+
+    Args:
+        model: A built model or layer, as `BatchNormRefit` takes it.
+        dataset: Batches, as its call takes them.
+        steps: The number of batches to take, > 0. None takes all.
+        variance: "pooled" or "mean_of_batches", as `BatchNormRefit` takes it.
+
+    Raises:
+        TypeError: As `BatchNormRefit` and its call do.
+        ValueError: As these do.
+        RuntimeError: As its call does.
+    """
+    BatchNormRefit(model, variance)._run(dataset, steps, ArgumentNames())
+
+
+def _check_number(taken: int, steps: int | None, names: ArgumentNames) -> None:
+    if taken == 0:
+        raise ValueError(
+            f"`{names.dataset}` must hold at least one batch. "
+            "Received an empty one"
+        )
+    if steps is not None and taken < steps:
+        raise ValueError(
+            f"`{names.dataset}` must hold `{names.steps}`={steps} batches. "
+            f"Received: {taken} batches"
+        )
+
+
+def _reached(
+    found: list[tuple[Any, Statistics]], names: ArgumentNames
+) -> list[tuple[Any, Statistics]]:
+    """The layers that samples reached, and a warning of the others."""
+    reached = [pair for pair in found if pair[1].n_updates > 0]
+    missed = [pair[0].name for pair in found if pair[1].n_updates == 0]
+    if not reached:
+        raise ValueError(
+            f"`{names.dataset}` must hold samples that reach a batch-norm "
+            f"layer. Received samples for none of {', '.join(sorted(missed))}"
+        )
+    if missed:
+        warnings.warn(
+            "No sample reached these batch-norm layers, and their statistics "
+            f"stay as they are: {', '.join(sorted(missed))}",
+            stacklevel=names.level + 1,
+        )
+    return reached
+
+
+def _fitting(
+    layer: Any, name: str, value: Any, names: ArgumentNames
+) -> tuple[tf.Variable, np.ndarray]:
+    """A statistic and its value in its dtype and shape, if that is finite."""
+    variable = stack.tf_variable(getattr(layer, name))
+    with np.errstate(over="ignore"):  # checked in the next line
+        value = np.asarray(value).astype(variable.dtype.as_numpy_dtype)
+    if not np.all(np.isfinite(value.astype(np.float64))):
+        raise ValueError(
+            f"`{names.dataset}` must give finite statistics. "
+            f"Received: data that make {name} of layer {layer.name} NaN or "
+            "infinite"
+        )
+    return variable, value.reshape(variable.shape)
+
+
+def _write(values: list[tuple[tf.Variable, np.ndarray]]) -> None:
+    """Assigns all, or none if one cannot be."""
+    put_back = variables_lib.snapshot(variable for variable, _ in values)
+    try:
+        for variable, value in values:
+            _assign(variable, value)
+    except BaseException:
+        put_back()
+        raise
+
+
+def _assign(variable: tf.Variable, value: np.ndarray) -> None:
+    for component in variables_lib.components(variable):
+        component.assign(value)

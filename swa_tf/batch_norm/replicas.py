@@ -1,0 +1,164 @@
+"""Batches split among replicas, and the moments of what they hold together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf.batch_norm.moments import Moments
+from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
+
+
+def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
+    """The strategy of a variable; None where one replica computes.
+
+    So it does for parameter servers: their coordinator reads the variables.
+    """
+    strategy = variables_lib.strategy_of(stack.tf_variable(variable))
+    if (
+        strategy is None
+        or strategy.num_replicas_in_sync == 1
+        or isinstance(strategy, tf.distribute.ParameterServerStrategy)
+    ):
+        return None
+    return strategy
+
+
+def is_distributed(data: Any) -> bool:
+    """Whether it is a data set or a batch of which replicas have parts."""
+    return isinstance(
+        data,
+        (
+            tf.distribute.DistributedDataset,
+            tf.distribute.DistributedIterator,
+            tf.distribute.DistributedValues,
+        ),
+    )
+
+
+def check_one_replica(dataset: Any, argument: str) -> None:
+    """Raises if the batches of a distributed data set are of several parts."""
+    specs = tf.nest.flatten(dataset.element_spec)
+    if not all(isinstance(spec, tf.TensorSpec) for spec in specs):
+        raise ValueError(
+            f"`{argument}` must be distributed by the strategy of the model. "
+            "Received: a distributed one, and a model of one replica"
+        )
+
+
+def distributed(
+    strategy: tf.distribute.Strategy,
+    dataset: Iterable[Any],
+    wanted: Callable[[Any], Any],
+) -> Iterable[Any]:
+    """The batches of `dataset`, each replica's part of them apart.
+
+    Of what need be split here, only what is `wanted` of a batch is.
+    """
+    if is_distributed(dataset):
+        return dataset
+    if isinstance(dataset, tf.data.Dataset):
+        return strategy.experimental_distribute_dataset(dataset)
+    return _split_batches(strategy, map(wanted, dataset))
+
+
+def filled(inputs: Any) -> tuple[Any, tf.Tensor]:
+    """The inputs, of one sample of zeros where there is none, and whether.
+
+    A replica without samples takes part in every exchange, and some kernels
+    take no empty batch.
+    """
+    sizes = [
+        tf.shape(each)[0] for each in tf.nest.flatten(inputs) if _has(each)
+    ]
+    empty = tf.equal(sizes[0], 0) if sizes else tf.constant(False)
+
+    def fill(value: Any) -> Any:
+        if not _has(value):
+            return value
+        shape = tf.concat([[tf.cast(empty, tf.int32)], tf.shape(value)[1:]], 0)
+        filled = tf.concat([value, tf.zeros(shape, value.dtype)], axis=0)
+        filled.set_shape([None, *value.shape[1:]])
+        return filled
+
+    return tf.nest.map_structure(fill, inputs), empty
+
+
+def _has(value: Any) -> bool:
+    """Whether a value is a tensor that has samples."""
+    return isinstance(value, tf.Tensor) and value.shape.rank != 0
+
+
+def first(strategy: tf.distribute.Strategy, values: Any) -> Any:
+    """What the first replica of this process returned."""
+    return tf.nest.map_structure(
+        lambda value: strategy.experimental_local_results(value)[0], values
+    )
+
+
+def merged(
+    layer: Any, batch: Moments, empty: tf.Tensor, outermost: bool
+) -> Moments:
+    """The moments of the parts of a batch that all replicas hold.
+
+    What is `empty` counts nothing. Every replica gets all parts and merges
+    them in the same order; so it costs one exchange a layer, and cancels
+    nothing, as sums of squares would.
+    """
+    if not outermost:
+        raise RuntimeError(
+            "`refit_batch_norm` on several replicas needs batch-norm layers "
+            "outside of loops and conditions of TensorFlow. "
+            f"Received: layer {layer.name} inside one"
+        )
+    count = tf.where(empty, tf.zeros_like(batch.count), batch.count)
+    own = tf.concat([[count], batch.mean, batch.variance], axis=0)
+    replica = tf.distribute.get_replica_context()
+    replicas = replica.num_replicas_in_sync
+    if isinstance(replica.strategy, tf.distribute.MirroredStrategy):
+        # In one process nothing need be sent; and TensorFlow mixes up the
+        # exchanges of two such strategies.
+        table = replica.merge_call(_stacked, args=(own,))
+    else:
+        # Each lays its own into its row, and the sum over them is the table.
+        row = tf.one_hot(
+            replica.replica_id_in_sync_group, replicas, dtype=tf.float64
+        )
+        table = replica.all_reduce(
+            tf.distribute.ReduceOp.SUM, row[:, tf.newaxis] * own
+        )
+    parts = []
+    for each in tf.unstack(table, replicas):
+        mean, variance = tf.split(each[1:], 2)
+        parts.append(Moments(each[0], mean, variance))
+    return functools.reduce(Moments.merge, parts)
+
+
+def _stacked(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:
+    return tf.stack(strategy.experimental_local_results(values))
+
+
+def _split_batches(
+    strategy: tf.distribute.Strategy, batches: Iterable[Any]
+) -> Iterator[Any]:
+    replicas = strategy.num_replicas_in_sync
+
+    def part(value: Any, replica: int) -> tf.Tensor:
+        value = value if tf.is_tensor(value) else tf.convert_to_tensor(value)
+        if value.shape.rank == 0:
+            return value
+        size = len(value)
+        start, end = ((replica + i) * size // replicas for i in (0, 1))
+        return value[start:end]
+
+    for batch in batches:
+        yield strategy.experimental_distribute_values_from_function(
+            lambda context, batch=batch: tf.nest.map_structure(
+                lambda value: part(value, context.replica_id_in_sync_group),
+                batch,
+            )
+        )

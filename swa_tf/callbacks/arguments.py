@@ -1,0 +1,101 @@
+"""Checks of the arguments of `SWACallback`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf.averaging import WeightAverage
+from swa_tf.schedules import per_epoch
+from swa_tf.support import checks
+from swa_tf.timing import AveragingSchedule
+
+
+def check_averages(averages: Any) -> None:
+    """Raises unless `averages` is a `WeightAverage` or None."""
+    if averages is not None and not isinstance(averages, WeightAverage):
+        raise TypeError(
+            "`averages` must be a `WeightAverage`, such as "
+            "`StochasticWeightAveraging()`, or None. "
+            f"Received: averages={averages!r}"
+        )
+
+
+def averaging_schedule(
+    start_epoch: Any, start_step: Any, average_period: Any, unit: str
+) -> AveragingSchedule | None:
+    """Returns when to average, in `unit`s; None if no start is given."""
+    starts = {"start_epoch": start_epoch, "start_step": start_step}
+    given = {k: v for k, v in starts.items() if v is not None}
+    if len(given) > 1:
+        raise ValueError(
+            "Only one of `start_epoch` and `start_step` must be given. "
+            f"Received: {start_epoch=}, {start_step=}"
+        )
+    for name, start in given.items():
+        checks.integer(name, start, at_least=0)
+    checks.integer("average_period", average_period, at_least=1)
+    if start_step is not None and unit != "step":
+        raise ValueError(
+            f'`start_step` goes with unit="step". Received: {unit=}'
+        )
+    if not given:
+        return None
+    # How many steps come before `start_epoch` is not known here: the callback
+    # starts the count at 0 when that epoch begins.
+    start = 0 if unit == "step" and start_step is None else max(given.values())
+    return AveragingSchedule(start, average_period)
+
+
+def rate_of_epoch(
+    swa_learning_rate: Any, schedule: Any, first_epoch: int | None
+) -> Callable[[int], float | None] | None:
+    """Returns a function from an epoch to the rate to set.
+
+    None, for the function or for a rate, leaves the optimizer's rate alone.
+    """
+    if schedule is not None:
+        if swa_learning_rate is not None:
+            raise ValueError(
+                "Only one of `swa_learning_rate` and `schedule` must be given. "
+                f"Received: {swa_learning_rate=}, {schedule=}"
+            )
+        rate_of = per_epoch(schedule)
+        return lambda epoch: _checked_rate(rate_of, epoch)
+    if swa_learning_rate is None:
+        return None
+    rate = checks.real("swa_learning_rate", swa_learning_rate)
+    if first_epoch is None:
+        raise ValueError(
+            "`swa_learning_rate` goes with `start_epoch`: it is set at the "
+            "beginning of epochs. For a rate by steps give the optimizer "
+            "`swa_tf.schedules.SWALearningRate`. "
+            f"Received: {swa_learning_rate=}"
+        )
+    return lambda epoch: rate if epoch >= first_epoch else None
+
+
+def _checked_rate(rate_of: Callable[[int], float], epoch: int) -> Any:
+    try:
+        rate: Any = rate_of(epoch)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`schedule` must give a number for epoch {epoch}: {error}"
+        ) from error
+    return checks.real(f"schedule({epoch})", rate)
+
+
+def check_rate_can_be_set(optimizer: Any) -> None:
+    """Raises unless the learning rate of `optimizer` can be assigned."""
+    try:
+        rate = float(tf.convert_to_tensor(optimizer.learning_rate))
+        optimizer.learning_rate = rate
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            "`swa_learning_rate` and `schedule` need an optimizer whose "
+            "learning rate can be set. One that was made with a schedule can "
+            "be made with `swa_tf.schedules.SWALearningRate(schedule, ...)` "
+            f"instead, which does the same. Received: optimizer={optimizer!r}"
+        ) from error

@@ -1,0 +1,140 @@
+"""Walks a model: its layers and variables, however deeply nested.
+
+The objects and their attributes are the nodes and edges of a graph. The walk
+meets each node once, on the best path of names to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf.support import stack
+
+Edge = tuple[str, Any, int]
+"""A name, the object that it leads to, and how much to avoid it."""
+Path = tuple[str, ...]
+PREFERRED, UNORDERED, LAST_RESORT = 0, 1, 2
+NO_NAME = ""
+"""The name of a member of a set, which has no place in an order."""
+
+_LEAVES = frozenset({bool, int, float, str, bytes, type(None), type})
+_CONTAINERS = (Mapping, list, tuple, set)
+
+
+def parts(model: Any) -> list[Any]:
+    """Returns the model, its layers, modules and metrics, each once."""
+    return [part for part in walk(model) if not is_variable(part)]
+
+
+def weights(model: Any) -> list[Any]:
+    """Returns the `tf.Variable`s of the model and of its parts, each once.
+
+    The state of metrics, which Keras 2 counts as weights, is left out.
+    """
+    listed = getattr(model, "weights", getattr(model, "variables", ()))
+    walked = list(walk(model))
+    found = [*listed, *filter(is_variable, walked)]
+    by_ref = {v.ref(): v for v in map(stack.tf_variable, found)}
+    for part in walked:
+        if isinstance(part, tf.keras.metrics.Metric):
+            for variable in map(stack.tf_variable, part.variables):
+                by_ref.pop(variable.ref(), None)
+    return list(by_ref.values())
+
+
+def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:
+    """Returns the batch-norm layers of a model; or only the trainable ones."""
+    kinds: Any = stack.batch_norm_layers()
+    layers = [part for part in parts(model) if isinstance(part, kinds)]
+    return [each for each in layers if each.trainable or not trainable]
+
+
+def is_variable(part: Any) -> bool:
+    """Whether `part` is a variable, of Keras or plain."""
+    return isinstance(part, stack.variable_classes())
+
+
+def walk(model: Any) -> Iterator[Any]:
+    """Yields the model, its parts, metrics and variables, each once."""
+    kinds = (*stack.variable_classes(), *_part_classes())
+    for _, part in reached(model, edges):
+        if isinstance(part, kinds):
+            yield part
+
+
+def reached(
+    root: Any, edges: Callable[[Any], Iterable[Edge]]
+) -> Iterator[tuple[Path, Any]]:
+    """Yields every object once, with the best path to it, best first.
+
+    The best path has the fewest edges to avoid, then the fewest edges, then
+    comes first: Dijkstra's algorithm.
+    """
+    number = itertools.count()
+    start: Path = ()
+    pending = [((0, 0, 0), next(number), start, root)]
+    seen: dict[int, Any] = {}
+    while pending:
+        cost, _, path, part = heapq.heappop(pending)
+        if id(part) in seen:
+            continue
+        seen[id(part)] = part
+        yield path, part
+        for name, child, avoid in edges(part):
+            if type(child) in _LEAVES or id(child) in seen:
+                continue
+            further = (
+                cost[0] + (avoid == LAST_RESORT),
+                cost[1] + (avoid == UNORDERED),
+                cost[2] + 1,
+            )
+            entry = (further, next(number), (*path, name), child)
+            heapq.heappush(pending, entry)
+
+
+def edges(part: Any) -> Iterator[Edge]:
+    """Yields what a layer, a module or a container of them holds.
+
+    `tf.train.TrackableView` does not see what Keras 3 holds in containers.
+    """
+    if isinstance(part, _CONTAINERS):
+        yield from items(part)
+    elif isinstance(part, tf.keras.metrics.Metric):
+        return  # its state is no part of the model
+    elif isinstance(part, _part_classes()):
+        uncounted = stack.uncounted_attributes(part)
+        for name, value in vars(part).items():
+            if name not in uncounted:
+                listed = name in stack.KERAS_CONTAINERS
+                yield public(name), value, LAST_RESORT if listed else PREFERRED
+
+
+def items(container: Any) -> Iterator[Edge]:
+    """Yields what a container holds."""
+    if isinstance(container, Mapping):
+        for i, (key, value) in enumerate(container.items()):
+            lasting = isinstance(key, (str, int))
+            yield str(key if lasting else i), value, PREFERRED
+    elif isinstance(container, set) and len(container) > 1:
+        for value in container:
+            yield NO_NAME, value, UNORDERED
+    else:
+        for i, value in enumerate(container):
+            yield str(i), value, PREFERRED
+
+
+def public(attribute: str) -> str:
+    """Returns the name of an attribute without leading underscores."""
+    return attribute.lstrip("_") or attribute
+
+
+@functools.lru_cache
+def _part_classes() -> tuple[type, ...]:
+    """Looked up once: each look into `tf.keras` takes a microsecond."""
+    return (tf.keras.layers.Layer, tf.Module, tf.keras.metrics.Metric)

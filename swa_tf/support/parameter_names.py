@@ -1,0 +1,159 @@
+"""Names of variables that are the same in every process.
+
+Keras makes names up from how many layers it has made before: `dense_7`. Here
+a name is the path of attributes that leads to the variable, as in PyTorch's
+`state_dict` and in TensorFlow's checkpoints: `encoder/blocks/0/kernel`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf.support import model_parts, stack
+
+
+def named_variables(target: Any) -> dict[str, Any]:
+    """Returns the `tf.Variable`s of `target`, each once, by unique names.
+
+    A model has the variables of `weights`, without the state of metrics; an
+    optimizer has all that it keeps. A layer of a functional or sequential
+    model has the name that the user gave it, or else its class and its number
+    in `model.layers`. A variable with several paths is named by the shortest.
+
+    Args:
+        target: A Keras model, layer or optimizer, or a `tf.Module`.
+
+    Returns:
+        Names and variables, in the order of `target.weights`; of an optimizer
+        the shortest names first.
+
+    Raises:
+        TypeError: If `target` is anything else.
+        ValueError: If it holds no variables, or some that have no place in
+            an order.
+    """
+    if isinstance(target, stack.optimizers()):
+        paths = _paths(model_parts.reached(target, _optimizer_edges))
+        return _unique(paths, paths)
+    if not isinstance(target, (tf.keras.layers.Layer, tf.Module)) or isinstance(
+        target, tf.keras.metrics.Metric
+    ):
+        raise TypeError(
+            "`target` must be a Keras model, layer or optimizer or a "
+            f"`tf.Module`. Received: target of type {type(target).__name__}"
+        )
+    try:
+        weights = [variable.ref() for variable in model_parts.weights(target)]
+    except ValueError:  # Keras 2, of a model that is not built
+        weights = []
+    if not weights:
+        raise ValueError(
+            "`target` must hold variables: call it on data, or its `build`, "
+            f"first. Received: target={target!r} without variables"
+        )
+    return _unique(_paths(model_parts.reached(target, _layer_edges)), weights)
+
+
+def _ref(variable: Any) -> Any:
+    return stack.tf_variable(variable).ref()
+
+
+def _paths(
+    reached: Iterable[tuple[model_parts.Path, Any]],
+) -> dict[Any, model_parts.Path]:
+    """Returns the best path to each variable, by its `ref()`."""
+    paths: dict[Any, model_parts.Path] = {}
+    for path, part in reached:
+        if isinstance(stack.tf_variable(part), tf.Variable):
+            paths.setdefault(_ref(part), path)
+    return paths
+
+
+def _unique(
+    paths: dict[Any, model_parts.Path], weights: Iterable[Any]
+) -> dict[str, Any]:
+    """Joins the paths to names; numbers all but the first of equal names.
+
+    Args:
+        paths: Paths by `ref()`, the best first.
+        weights: The `ref()`s to be named, in the order of the result.
+    """
+    for ref in weights:
+        if model_parts.NO_NAME in paths.get(ref, (model_parts.NO_NAME,)):
+            variable = ref.deref()
+            raise ValueError(
+                "`target` must hold its layers and variables in attributes, "
+                "lists or dictionaries, which have the same order in every "
+                f"process. Received: '{stack.variable_name(variable)}' "
+                f"of shape {variable.shape}, in a set or elsewhere"
+            )
+    names: dict[str, Any] = {}
+    for ref, path in paths.items():
+        names[_numbered("/".join(path), names)] = ref
+    name_of = {ref: name for name, ref in names.items()}
+    return {name_of[ref]: ref.deref() for ref in weights}
+
+
+def _numbered(name: str, taken: Iterable[str]) -> str:
+    """Returns `name`, or the first of `name_1`, `name_2`, ... not taken."""
+    others = (f"{name}_{i}" for i in itertools.count(1))
+    return next(n for n in itertools.chain([name], others) if n not in taken)
+
+
+def _layer_edges(part: Any) -> Iterator[model_parts.Edge]:
+    """Yields what a part of a model holds; the layers of a model by name."""
+    if isinstance(part, tf.keras.Model) and stack.is_functional(part):
+        for name, layer in zip(_layer_names(part.layers), part.layers):
+            yield name, layer, model_parts.PREFERRED
+    yield from model_parts.edges(part)
+
+
+def _optimizer_edges(part: Any) -> Iterator[model_parts.Edge]:
+    """Yields what an optimizer, its lists and its loss scale hold."""
+    if isinstance(part, (Mapping, list, tuple, set)):
+        yield from model_parts.items(part)
+    elif not isinstance(part, (tf.keras.layers.Layer, tf.Module)):
+        for name, child in stack.optimizer_parts(part):
+            yield model_parts.public(name), child, model_parts.PREFERRED
+        if isinstance(part, stack.optimizers()):
+            for name, slots in stack.optimizer_slots(part).items():
+                yield name, slots, model_parts.LAST_RESORT
+
+
+def _layer_names(layers: list[Any]) -> list[str]:
+    """Returns the names of layers: the user's, or class and number."""
+    given = [None if _is_automatic(layer) else layer.name for layer in layers]
+    taken = {name for name in given if name}
+    names = []
+    for layer, name in zip(layers, given):
+        if name is None:
+            name = _numbered(_snake_case(type(layer).__name__), taken)
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def _is_automatic(layer: Any) -> bool:
+    """Whether Keras could have made the name of `layer` from its class."""
+    kind = type(layer).__name__
+    made_up = {_letters(kind), _letters(_snake_case(kind))}
+    name = re.sub(r"^private__", "", layer.name)  # Keras 2, of `_Layer`
+    names = {_letters(name), _letters(re.sub(r"_\d+$", "", name))}
+    return not names.isdisjoint(made_up)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def _snake_case(name: str) -> str:
+    """`conv2d_transpose` of `Conv2DTranspose`, `model` of `Functional`."""
+    if name == "Functional":
+        return "model"  # its name in Keras 2
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name.lstrip("_"))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

@@ -1,0 +1,247 @@
+"""Which TensorFlow and which Keras this is. No other file knows.
+
+`tf.keras` is Keras 2 on TensorFlow 2.15, Keras 3 on later releases, and
+tf_keras there when `TF_USE_LEGACY_KERAS=1`. The functions below hide what
+differs between them.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+KERAS_3: bool = getattr(tf.keras, "__version__", "2").startswith("3.")
+
+BRANCHES_TAKE_VIEWS: bool = not tf.__version__.startswith("2.15.")
+"""Whether XLA, on processors, reshapes for a branch without a copy."""
+
+register = tf.keras.utils.register_keras_serializable(package="swa_tf")
+"""Class decorator: a saved model finds the class without `custom_objects`."""
+
+
+def tensorflow_addons() -> types.ModuleType | None:
+    """Returns TensorFlow Addons if it is installed beside TensorFlow 2.15."""
+    if not tf.__version__.startswith("2.15."):
+        return None
+    if importlib.util.find_spec("tensorflow_addons") is None:
+        return None
+    return importlib.import_module("tensorflow_addons")
+
+
+def batch_norm_layers() -> tuple[type, ...]:
+    """Returns the batch-norm classes of this Keras."""
+    candidates = [tf.keras.layers.BatchNormalization]
+    if not KERAS_3:
+        candidates += [
+            tf.compat.v1.keras.layers.BatchNormalization,
+            tf.keras.layers.experimental.SyncBatchNormalization,
+        ]
+    return tuple(candidates)
+
+
+def add_statistic(layer: Any, name: str, **kwargs: Any) -> Any:
+    """Adds a non-trainable weight that mixed precision does not cast."""
+    autocast = "autocast" if KERAS_3 else "experimental_autocast"
+    return layer.add_weight(
+        name=name, trainable=False, **{autocast: False}, **kwargs
+    )
+
+
+def tf_variable(variable: Any) -> Any:
+    """Returns the `tf.Variable` of a Keras 3 variable; all else unchanged."""
+    if KERAS_3 and isinstance(variable, tf.keras.Variable):
+        return variable.value
+    return variable
+
+
+def variable_classes() -> tuple[type, ...]:
+    """Returns the classes of variables, plain and of this Keras."""
+    return (tf.Variable, tf.keras.Variable) if KERAS_3 else (tf.Variable,)
+
+
+def variable_name(variable: Any) -> str:
+    """Returns the name of a variable or tensor, unique within its model."""
+    if KERAS_3 and isinstance(variable, tf.keras.Variable):
+        return str(variable.path)
+    return str(variable.name.rsplit(":", 1)[0])
+
+
+def copy_slices_and_sharding(source: Any, target: Any, suffix: str) -> None:
+    """Copies what a v1 graph's variable knows of its partition to another.
+
+    A part of a partitioned variable is saved under the name of the whole, and
+    XLA is told on which devices the parts are. TensorFlow's own shadow
+    variables copy both. No public name does.
+    """
+    part = source._save_slice_info
+    if part is not None:
+        target._set_save_slice_info(
+            tf.Variable.SaveSliceInfo(
+                f"{part.full_name}/{suffix}",
+                part.full_shape,
+                part.var_offset,
+                part.var_shape,
+            )
+        )
+    attribute = "_XlaSharding"
+    op = source.op  # no `tf.Operation` if the variable is mirrored
+    if isinstance(op, tf.Operation) and attribute in op.node_def.attr:
+        target.op._set_attr(attribute, op.node_def.attr[attribute])
+
+
+def optimizer_variables(optimizer: Any) -> list[Any]:
+    """Returns all variables of an optimizer; an empty list for None."""
+    variables = getattr(optimizer, "variables", [])
+    return list(variables() if callable(variables) else variables)
+
+
+def save_with_model(
+    model: Any,
+    name: str,
+    save: Callable[[], bytes],
+    load: Callable[[bytes], None],
+) -> Callable[[], None]:
+    """Saves and loads bytes wherever the weights of the model are.
+
+    This is for `BackupAndRestore`. The bytes belong to an attribute `name` of
+    the model. They are no weight, and are in no list of weights.
+
+    Returns:
+        A function that removes the attribute.
+    """
+    saved: Any
+    if KERAS_3:
+        saved = _Operation(save, load)
+    else:
+        # Keras 2 does not forget an attribute that was tracked, but the
+        # `Checkpoint` in it forgets its own.
+        saved = tf.train.Checkpoint(state=_State(save, load))
+    setattr(model, name, saved)
+
+    def end() -> None:
+        attached: Any = getattr(model, name, None)
+        if attached is saved:
+            if not KERAS_3:
+                del attached.state
+            delattr(model, name)
+
+    return end
+
+
+if KERAS_3:
+
+    class _Operation(tf.keras.Operation):
+        """An object that Keras 3 saves: its only public class to do so."""
+
+        def __init__(
+            self, save: Callable[[], bytes], load: Callable[[bytes], None]
+        ) -> None:
+            super().__init__()
+            self._save, self._load = save, load
+
+        def save_own_variables(self, store: Any) -> None:
+            store["bytes"] = np.frombuffer(self._save(), np.uint8)
+
+        def load_own_variables(self, store: Any) -> None:
+            if "bytes" in store.keys():  # noqa: SIM118, not a dictionary
+                self._load(np.asarray(store["bytes"]).tobytes())
+
+else:
+
+    class _State(tf.train.experimental.PythonState):
+        """An object that TensorFlow tracks, and so Keras 2 saves."""
+
+        def __init__(
+            self, save: Callable[[], bytes], load: Callable[[bytes], None]
+        ) -> None:
+            self._save, self._load = save, load
+
+        def serialize(self) -> bytes:
+            # A SavedModel is written inside a graph; a new thread is eager.
+            with concurrent.futures.ThreadPoolExecutor(1) as thread:
+                return thread.submit(self._save).result()
+
+        def deserialize(self, string_value: bytes) -> None:
+            self._load(string_value)
+
+
+def is_functional(model: Any) -> bool:
+    """Whether Keras holds the layers, and no attribute of a subclass."""
+    if isinstance(model, tf.keras.Sequential):
+        return True
+    if not KERAS_3:
+        return bool(getattr(model, "_is_graph_network", False))
+    outputs = tf.nest.flatten(getattr(model, "outputs", None))
+    return isinstance(model, tf.keras.Model) and all(
+        isinstance(output, tf.keras.KerasTensor) for output in outputs or [None]
+    )
+
+
+KERAS_CONTAINERS = frozenset(
+    {"_trainable_variables", "_non_trainable_variables", "_layers"}
+    if KERAS_3
+    else {
+        "_trainable_weights",
+        "_non_trainable_weights",
+        "_self_tracked_trackables",
+    }
+)
+"""Attributes in which Keras lists what other attributes hold too."""
+
+
+def uncounted_attributes(part: Any) -> frozenset[str]:
+    """Returns the attributes of a layer or module that hold no weights.
+
+    One is the number of batches that a model was trained on.
+    """
+    name = "_TF_MODULE_IGNORED_PROPERTIES"  # `tf.Module.variables` skips them
+    ignored: frozenset[str] = getattr(part, name, getattr(tf.Module, name))
+    return ignored
+
+
+def optimizers() -> tuple[type, ...]:
+    """Returns the base classes of optimizers, also of those of Addons."""
+    if KERAS_3:
+        return (tf.keras.optimizers.Optimizer,)
+    return (
+        tf.keras.optimizers.Optimizer,
+        tf.keras.optimizers.legacy.Optimizer,
+    )
+
+
+def optimizer_parts(part: Any) -> list[tuple[str, Any]]:
+    """Returns what an optimizer or a part of it holds, without weights."""
+    if KERAS_3:
+        # TensorFlow does not see what Keras 3 appends to lists.
+        children = vars(part) if isinstance(part, optimizers()) else {}
+    elif isinstance(part, tf.__internal__.tracking.Trackable):
+        children = tf.train.TrackableView.children(part)
+    else:
+        children = {}
+    # `_variables` repeats others; Keras 3 keeps the model's weights in
+    # `_trainable_variables`.
+    skipped = {"_variables", "_trainable_variables"}
+    skipped |= uncounted_attributes(part)
+    return [
+        ("iterations" if name == "iter" else name, child)
+        for name, child in children.items()
+        if name not in skipped
+    ]
+
+
+def optimizer_slots(optimizer: Any) -> dict[str, list[Any]]:
+    """Returns the variables of an optimizer by the last part of their names.
+
+    The slots of a legacy optimizer, "<weight>/momentum", are found only here.
+    """
+    slots: dict[str, list[Any]] = {}
+    for variable in optimizer_variables(optimizer):
+        slot = variable_name(variable).rsplit("/", 1)[-1]
+        slots.setdefault(slot, []).append(variable)
+    return slots

@@ -1,0 +1,272 @@
+"""Works with variables: plain, of Keras, mirrored, of a v1 graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf.support import stack
+
+
+def checked_list(
+    argument: str,
+    var_list: Any,
+    *,
+    tensors: bool = False,
+    wanted: str = "a list of variables",
+) -> list[Any]:
+    """Returns the `tf.Variable`s of a list.
+
+    Args:
+        argument: The caller's name of `var_list`, for the errors.
+        var_list: An iterable of variables, of Keras or plain.
+        tensors: Whether it may also hold tensors of a v1 graph.
+        wanted: What the caller accepts, for the errors.
+
+    Raises:
+        TypeError: If it is not a list, or holds anything else.
+        ValueError: If it is empty.
+    """
+    if (
+        tf.is_tensor(var_list)
+        or isinstance(var_list, (str, dict))
+        or not isinstance(var_list, Iterable)
+    ):
+        raise TypeError(
+            f"`{argument}` must be {wanted}. Received: {argument}={var_list!r}"
+        )
+    variables = [stack.tf_variable(v) for v in var_list]
+    if not variables:
+        raise ValueError(
+            f"`{argument}` must hold at least one variable. "
+            f"Received: {argument}=[]"
+        )
+    for variable in variables:
+        if isinstance(variable, tf.Variable):
+            continue
+        if tensors and _is_v1_tensor(variable):
+            continue
+        raise TypeError(
+            f"`{argument}` must hold variables"
+            f"{' (and tensors only in a v1 graph)' if tensors else ''}. "
+            f"Received: {variable!r}"
+        )
+    return variables
+
+
+def describe(variables: Iterable[Any]) -> str:
+    """Returns the names and dtypes of variables, for an error."""
+    return ", ".join(
+        f"'{stack.variable_name(v)}' ({v.dtype.base_dtype.name})"
+        for v in variables
+    )
+
+
+def dtype_of_average(variable: Any) -> tf.DType:
+    """Returns the dtype of the average of a variable or tensor."""
+    is_double = variable.dtype.base_dtype == tf.float64
+    return tf.float64 if is_double else tf.float32
+
+
+def outermost_graph() -> tf.Graph | None:
+    """Returns the v1 graph under construction; None in TensorFlow 2 code."""
+    with tf.init_scope():
+        if tf.executing_eagerly():
+            return None
+        return tf.compat.v1.get_default_graph()
+
+
+def _is_v1_tensor(value: Any) -> bool:
+    return isinstance(value, tf.Tensor) and outermost_graph() is not None
+
+
+def components(variable: Any) -> Sequence[tf.Variable]:
+    """Returns the variables, one for each device, of a `tf.Variable`."""
+    values: Sequence[tf.Variable] = getattr(variable, "values", (variable,))
+    return values
+
+
+def component_pairs(target: Any, source: Any) -> list[tuple[tf.Variable, Any]]:
+    """Returns each component of `target` with the source of its value.
+
+    The source is the component on the same device if both are mirrored.
+    Otherwise, or if `source` differs between replicas as Keras 2's moving mean
+    does, it is `source` itself, which is reduced over replicas when read.
+    """
+    targets, sources = components(target), components(source)
+    if (
+        len(targets) != len(sources)
+        or getattr(source, "synchronization", None)
+        == tf.VariableSynchronization.ON_READ
+    ):
+        sources = [source] * len(targets)
+    return list(zip(targets, sources))
+
+
+def local_variable(value: Any, name: str, device: str | None) -> tf.Variable:
+    """Returns a variable that is not mirrored, even in `strategy.scope()`."""
+    with tf.device(device):
+        made = components(tf.Variable(value, trainable=False, name=name))
+    same = [v for v in made if v.device == device]
+    return (same or made)[0]
+
+
+def check_device(device: Any) -> None:
+    """Raises unless `device` is one that this process has, or None."""
+    if device is None:
+        return
+    try:
+        asked = tf.DeviceSpec.from_string(device)
+    except (AttributeError, TypeError, ValueError):
+        asked = tf.DeviceSpec()
+    if asked.device_type is None:
+        raise ValueError(
+            '`device` must be the name of a device, such as "/cpu:0", or None. '
+            f"Received: device={device!r}"
+        )
+    if tf.distribute.has_strategy():
+        raise ValueError(
+            "`device` must be None inside `strategy.scope()`, where the "
+            f"strategy places variables. Received: device={device!r}"
+        )
+    if outermost_graph() is not None:
+        return  # the graph may run on another machine
+    # TensorFlow would silently take another device for one that is missing.
+    local = tf.DeviceSpec(job="localhost", replica=0, task=0)
+    devices = [each.name for each in tf.config.list_logical_devices()]
+    for each in devices:
+        known = local.make_merged_spec(tf.DeviceSpec.from_string(each))
+        if known.make_merged_spec(asked) == known:
+            return
+    raise ValueError(
+        f"`device` must be one of {', '.join(devices)}. "
+        f"Received: device={device!r}"
+    )
+
+
+def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
+    """Returns the strategy of a `tf.Variable`; None for a plain one."""
+    return getattr(variable, "distribute_strategy", None)
+
+
+class Untracked:
+    """Refers to variables of a model without owning them.
+
+    A `tf.Module` does not write them into its checkpoints, and `copy.deepcopy`
+    does not copy them: the copy refers to the same variables, or, if the model
+    was copied in the same call, to those of the copied model.
+
+    Args:
+        value: A variable, a list of variables, or a dictionary with the
+            `ref()`s of variables as keys; its values are copied.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self._memo: dict[int, Any] = {}
+
+    @property
+    def value(self) -> Any:
+        if self._memo:
+            self._value = _replaced(self._value, self._memo)
+            self._memo = {}
+        return self._value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Untracked:
+        value = self.value
+        if isinstance(value, dict):
+            value = {k: copy.deepcopy(own, memo) for k, own in value.items()}
+        copied = Untracked(value)
+        # Looked up at the first use: the model may be copied after this.
+        copied._memo = memo
+        return copied
+
+
+def _replaced(value: Any, memo: dict[int, Any]) -> Any:
+    """Returns `value` with the copies of its variables in `memo`, by `id`."""
+    if isinstance(value, dict):
+        return {
+            memo.get(id(key.deref()), key.deref()).ref(): own
+            for key, own in value.items()
+        }
+    if isinstance(value, list):
+        return [memo.get(id(each), each) for each in value]
+    return memo.get(id(value), value)
+
+
+def read(variable: tf.Variable) -> tf.Tensor:
+    """Returns the present value, which no later write changes."""
+    if _is_plain_and_eager(variable):
+        return tf.raw_ops.ReadVariableOp(
+            resource=variable.handle, dtype=variable.dtype
+        )
+    value = variable.read_value()
+    if variable.dtype != variable.dtype.base_dtype:
+        # TensorFlow 1's reference variables overwrite values read before.
+        value = tf.raw_ops.DeepCopy(x=value)
+    return value
+
+
+def write(variable: tf.Variable, value: tf.Tensor) -> Any:
+    """Assigns a value of the variable's dtype and shape.
+
+    Returns:
+        In a graph the op that assigns.
+    """
+    if _is_plain_and_eager(variable):
+        return tf.raw_ops.AssignVariableOp(
+            resource=variable.handle, value=value
+        )
+    return variable.assign(value)
+
+
+def _is_plain_and_eager(variable: tf.Variable) -> bool:
+    """Whether to use raw ops, which take a fifth of the time of methods."""
+    return tf.executing_eagerly() and not hasattr(variable, "values")
+
+
+def initial_value(variable: tf.Variable) -> tf.Tensor:
+    """Returns the value of a variable; in a v1 graph, or its initial value.
+
+    Returns zeros for a variable that the `tf.function` being traced has made:
+    TensorFlow initializes it after the trace.
+    """
+    initialized = tf.compat.v1.is_variable_initialized(variable)
+    if not tf.executing_eagerly():
+        return tf.cond(
+            initialized,
+            lambda: read(variable),
+            lambda: variable.initial_value,
+        )
+    if not initialized:
+        return tf.zeros(variable.shape, variable.dtype)
+    return variable.read_value()
+
+
+def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
+    """Returns each component of variables with its value; in eager mode.
+
+    A value shares the buffer of its variable, so this copies nothing.
+    """
+    return [
+        (component, read(component))
+        for variable in variables
+        for component in components(stack.tf_variable(variable))
+    ]
+
+
+def snapshot(variables: Iterable[Any]) -> Callable[[], None]:
+    """Returns a function that restores the present values bit for bit.
+
+    It works in eager mode.
+    """
+    now = held(variables)
+
+    def restore() -> None:
+        for component, value in now:
+            write(component, value)
+
+    return restore

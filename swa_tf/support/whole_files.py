@@ -1,0 +1,209 @@
+"""Files that are written whole or not at all.
+
+A path with a scheme, such as `gs://bucket/run` or `ram://run`, is remote: only
+`tf.io.gfile` knows its file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf.support import stack
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether only TensorFlow knows the file system of a path."""
+    return "://" in os.fspath(path)
+
+
+def reason(error: BaseException) -> str:
+    """Returns what an error says, without TensorFlow's trace of a graph."""
+    if isinstance(error, tf.errors.OpError):
+        of_op = re.search(r"(.*)\n\s*\[\[", error.message)
+        return of_op.group(1) if of_op else str(error.message)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns an error of TensorFlow into an OSError that names `path`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        why, path = reason(error), os.fspath(path)
+        for number in _FULL:
+            if why.endswith(os.strerror(number)):
+                raise OSError(number, os.strerror(number), path) from error
+        raise OSError(f"'{path}' cannot be written: {why}") from error
+
+
+@contextlib.contextmanager
+def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A hidden local folder beside `path`, which is gone at the end.
+
+    From there a rename to `path` stays in one file system, and so is atomic.
+    Folders made on the way to it are gone as well if the block raises. If it
+    does for want of space, which the system says of no file, the error names
+    `path`. For a remote `path` the folder is a temporary one of this machine.
+    """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield pathlib.Path(folder)
+        return
+    path = pathlib.Path(path)
+    made = [parent for parent in path.parents if not parent.exists()]
+    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch.mkdir(mode=0o700)
+            yield scratch
+        finally:
+            try:
+                shutil.rmtree(scratch, ignore_errors=True)
+            except BaseException:  # interrupted
+                shutil.rmtree(scratch, ignore_errors=True)
+                raise
+    except BaseException as error:
+        for parent in made:  # the innermost first
+            with contextlib.suppress(OSError):  # no longer empty
+                parent.rmdir()
+        if isinstance(error, OSError) and error.errno in _FULL:
+            full = error.filename
+            if full is None or os.fspath(full).startswith(os.fspath(scratch)):
+                said = os.strerror(error.errno)
+                raise OSError(error.errno, said, os.fspath(path)) from error
+        raise
+
+
+@contextlib.contextmanager
+def replaced(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A path to write to, which takes the place of a local `path` at the end.
+
+    Its name ends as `path` does, so that formats known by their suffix come
+    out the same. What was at `path`, a file or a folder, stays until the new
+    one is complete, and stays for good if the block raises.
+    """
+    path = pathlib.Path(path)
+    with scratch_folder(path) as scratch:
+        new, old = scratch / path.name, scratch / f"old-{path.name}"
+        yield new
+        try:
+            if new.is_dir() and path.is_dir():  # a folder cannot be replaced
+                path.rename(old)
+            os.replace(new, path)
+        finally:
+            if os.path.lexists(old) and not path.exists():
+                old.rename(path)
+
+
+def move(files: Iterable[pathlib.Path], folder: str) -> None:
+    """Moves local files into a folder, in order, and all of them or none.
+
+    To a remote folder they are first copied under hidden names, and then
+    renamed.
+
+    Raises:
+        OSError: If that cannot be done, or there is a file of such a name.
+    """
+    moves = []
+    with errors_named(folder):
+        try:
+            if is_remote(folder):
+                tf.io.gfile.makedirs(folder)
+            for file in files:
+                source = os.fspath(file)
+                target = os.path.join(folder, file.name)
+                if is_remote(folder):
+                    hidden = f".{file.name}-{uuid.uuid4().hex[:8]}"
+                    source = os.path.join(folder, hidden)
+                moves.append((source, target))
+                if is_remote(folder):
+                    tf.io.gfile.copy(os.fspath(file), source)
+            for source, target in moves:
+                tf.io.gfile.rename(source, target)
+        except BaseException:
+            for source, target in moves:
+                # Only what is no longer at its source has been moved.
+                moved = not tf.io.gfile.exists(source)
+                with contextlib.suppress(tf.errors.NotFoundError):
+                    tf.io.gfile.remove(target if moved else source)
+            raise
+
+
+def check_model_path(name: str, path: Any) -> None:
+    """Raises unless `save_model` can write to `path`."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"`{name}` must be a path. Received: {name}={path!r}")
+    local = pathlib.Path(path)
+    if (
+        local.suffix not in ("", ".keras", ".h5")
+        or not local.name
+        or is_remote(path)
+        or any(parent.is_file() for parent in local.parents)
+    ):
+        raise ValueError(
+            f"`{name}` must be a local path that ends in .keras, .h5 or "
+            ".weights.h5, or has no suffix. "
+            f"Received: {name}={os.fspath(path)!r}"
+        )
+
+
+def save_model(model: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a model as the suffix says, without one for serving.
+
+    Raises:
+        OSError: If it cannot be written. What was at `path` is there then.
+    """
+    with replaced(path) as new, errors_named(path):
+        if new.suffix == ".h5":
+            reserve(new, _size_in_hdf5(model))
+        if new.name.endswith(".weights.h5"):
+            model.save_weights(str(new))
+        elif new.suffix:
+            model.save(str(new))
+        else:
+            model.export(str(new))
+
+
+def reserve(path: str | os.PathLike[str], size: int) -> None:
+    """Raises OSError if there is no space for so many bytes at a new path.
+
+    To be called before HDF5 writes: a disk that fills up as it does can end
+    the process, or leave files open that cannot be closed.
+    """
+    zeros = bytes(1 << 20)
+    try:
+        with open(path, "wb", buffering=0) as file:
+            while size > 0:
+                size -= file.write(zeros[:size])
+    finally:
+        pathlib.Path(path).unlink(missing_ok=True)
+
+
+def _size_in_hdf5(model: Any) -> int:
+    """Returns how many bytes a model takes at most, for what Keras has."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.weights, *stack.optimizer_variables(optimizer)]
+    values = sum(
+        math.prod(variable.shape) * stack.tf_variable(variable).dtype.size
+        for variable in variables
+    )
+    # Names, places and the model's configuration take some KB a variable.
+    return values + ((len(variables) + 4) << 14)

@@ -1,0 +1,6 @@
+"""Puts averages into a model, and the trained weights back."""
+
+from swa_tf.swapping.averaged_weights import averaged_weights
+from swa_tf.swapping.backup import BackupVariables, assign_averages
+
+__all__ = ["BackupVariables", "assign_averages", "averaged_weights"]

@@ -1,0 +1,195 @@
+"""A `with` block in which a model has its averaged weights.
+
+A swap assigns. It never adds and subtracts, which would lose bits. To assign a
+whole value shares its buffer, so a swap copies nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
+from swa_tf.batch_norm import ArgumentNames, BatchNormRefit
+from swa_tf.support import checks, model_parts
+from swa_tf.support import variables as variables_lib
+from swa_tf.swapping import backup
+from swa_tf.swapping.swap import Swap
+
+
+@contextlib.contextmanager
+def averaged_weights(
+    swa: WeightAverage,
+    target: Any,
+    *,
+    refit_data: Iterable[Any] | None = None,
+    refit_steps: int | None = None,
+    refit: BatchNormRefit | None = None,
+    keep: bool = False,
+) -> Iterator[None]:
+    """Evaluates, saves or serves the averaged model inside a `with` block.
+
+    The block begins with the averages in place of the trained weights. When it
+    ends, also by an exception, the trained weights are back bit for bit. If
+    `target` is a model, so are its batch-norm statistics and all its other
+    weights. Inside the block `model.save(...)` writes the averaged model. With
+    `keep=True` the model stays averaged, unless an exception ends the block.
+    Blocks of several averages may end in any order: the last one restores what
+    was there before the first began.
+
+    >>> layer = tf.keras.layers.Dense(1, use_bias=False)
+    >>> _ = layer(tf.ones([1, 1]))
+    >>> swa = swa_tf.StochasticWeightAveraging()
+    >>> for value in (1.0, 3.0):
+    ...     _ = layer.kernel.assign([[value]])
+    ...     swa.apply(layer.trainable_variables)
+    >>> with swa_tf.averaged_weights(swa, layer):
+    ...     inside = float(layer(tf.ones([1, 1]))[0, 0])
+    >>> inside, float(layer(tf.ones([1, 1]))[0, 0])
+    (2.0, 3.0)
+
+    Batch-norm statistics belong to the weights they were computed with. Give
+    `refit_data`, or call `swa_tf.refit_batch_norm` inside the block, for a
+    model that has such layers. (A `MovingFreeBatchNormalization` uses them
+    only where it is called with `use_moving_statistics=False`.)
+
+    Args:
+        swa: The averages, updated at least once.
+        target: A model or layer (anything with `weights` or `variables`): its
+            variables that `swa` averages are swapped. Or a list of variables,
+            all of which `swa` must average.
+        refit_data: Batches for `refit_batch_norm`; `target` must be a model.
+        refit_steps: The `steps` of `refit_batch_norm`.
+        refit: A `BatchNormRefit` of `target`, to be called with them. Given
+            the same one each time, the model is traced once. None makes one.
+        keep: Whether the averages stay when the block ends without an
+            exception: for the end of the training.
+
+    Raises:
+        RuntimeError: On entry, if a variable to swap was not averaged yet, if
+            the averages of `swa` are swapped in already, or in a graph or
+            `tf.function`: use `BackupVariables` and `assign_averages` there.
+        TypeError: If `swa` is no `WeightAverage`, `target` neither a model nor
+            a list of variables, `refit` no `BatchNormRefit`, or `keep` no
+            bool.
+        ValueError: If `swa` averages no variable of `target`, if `refit_steps`
+            or `refit` is given without `refit_data`, if `refit` is of another
+            model, or as `refit_batch_norm` does.
+    """
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "`averaged_weights` works in eager mode only. In a graph or a "
+            "`tf.function` use the ops of `BackupVariables` and "
+            "`assign_averages`."
+        )
+    backup.check_average(swa)
+    keep = checks.boolean("keep", keep)
+    if refit_data is not None:
+        refit = _checked_refit(refit, target)
+    elif refit_steps is not None or refit is not None:
+        useless = "refit" if refit_steps is None else "refit_steps"
+        raise ValueError(
+            f"`refit_data` must be given for `{useless}` to be of use. "
+            f"Received: {useless}={refit_steps or refit} alone"
+        )
+    swap = Swap()
+    try:
+        try:
+            _swap_in(swa, target, swap)
+            if refit is not None and refit_data is not None:
+                refit._run(refit_data, refit_steps, _NAMES_IN_REFIT)
+            yield
+            if keep:
+                swap.keep()
+        finally:
+            _swap_out(swa, swap)
+    finally:  # an interrupt may come before the inner one does anything
+        _swap_out(swa, swap)
+
+
+_NAMES_IN_REFIT = ArgumentNames(
+    "target",
+    "refit_data",
+    "refit_steps",
+    level=4,  # warnings name the caller, beyond `contextlib`
+)
+
+
+def _checked_refit(refit: Any, target: Any) -> BatchNormRefit:
+    if not _is_model(target):
+        raise TypeError(
+            "`target` must be a model for `refit_data` to be of use. "
+            f"Received: target of type {type(target).__name__}"
+        )
+    if refit is None:
+        return BatchNormRefit(target)
+    if not isinstance(refit, BatchNormRefit):
+        raise TypeError(
+            "`refit` must be a `BatchNormRefit` or None. "
+            f"Received: refit={refit!r}"
+        )
+    if refit.model is not target:
+        raise ValueError(
+            "`refit` must be of the model `target`. "
+            f"Received: a refit of {refit.model!r}"
+        )
+    return refit
+
+
+def _swap_in(swa: WeightAverage, target: Any, swap: Swap) -> None:
+    with ONE_AT_A_TIME:
+        if swa.swapped:
+            raise RuntimeError(
+                f"The averages of {swa.name} are swapped in already: "
+                "`averaged_weights` cannot be entered twice."
+            )
+        swa.assert_averaged()
+        kept, swapped = _kept_and_swapped(swa, target)
+        swa.assert_averaged(swapped)
+        swap.begin(kept)
+        swa._mark_swapped(True)
+        backup.assign_averages(swa, swapped)
+
+
+def _swap_out(swa: WeightAverage, swap: Swap) -> None:
+    """Restores the weights, however often it is interrupted."""
+    interrupt = None
+    while swap.is_active:
+        try:
+            with ONE_AT_A_TIME:
+                swap.restore()
+                swa._mark_swapped(False)
+                swap.end()
+        except (KeyboardInterrupt, SystemExit) as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
+def _is_model(target: Any) -> bool:
+    holds = hasattr(target, "weights") or hasattr(target, "variables")
+    return holds and not isinstance(target, type)
+
+
+def _kept_and_swapped(
+    swa: WeightAverage, target: Any
+) -> tuple[list[Any], list[Any]]:
+    """Returns the variables to restore at the end, and those to swap."""
+    if not _is_model(target):
+        variables = variables_lib.checked_list(
+            "target", target, wanted="a model or a list of variables"
+        )
+        backup.averages_of(swa, variables, "target")
+        return variables, variables
+    kept = model_parts.weights(target)
+    swapped = [v for v in kept if swa.average(v) is not None]
+    if not swapped:
+        raise ValueError(
+            f"`target` must hold variables that {swa.name} averages. "
+            f"Received: target={target!r} with {len(kept)} variables, none "
+            f"of them averaged. {backup.BUILD_HINT}"
+        )
+    return kept, swapped

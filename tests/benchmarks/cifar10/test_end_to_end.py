@@ -1,0 +1,223 @@
+"""Tests of the benchmark from end to end, killed and resumed among them."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import tensorflow as tf
+from absl.testing import flagsaver
+
+import swa_tf
+from benchmarks.cifar10 import __main__ as cifar10
+from benchmarks.cifar10 import config, evaluation
+from benchmarks.common import resnet
+from tests import programs
+from tests.benchmarks.cifar10.tiny import TINY
+
+
+def arguments(output_dir, *more):
+    given = [f"--{name}={value}" for name, value in TINY.items()]
+    return [*given, f"--output_dir={output_dir}", *more]
+
+
+def start(output_dir, *more):
+    """The benchmark in a process of its own, as a user starts it."""
+    given = arguments(output_dir, *more)
+    return programs.Program(given, module="benchmarks.cifar10")
+
+
+def finish(process):
+    done = process.wait()
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def results(path):
+    """What two runs with the same flags have in common: all but times."""
+    contents = json.loads((path / "results.json").read_text())
+    assert contents.pop("timings")["total_seconds"] > 0.0
+    assert contents.pop("invocation")["output_dir"] == str(path)
+    return contents
+
+
+@pytest.fixture(scope="module", name="whole")
+def fixture_whole(tmp_path_factory):
+    """A run that nobody killed: its directory, output and duration."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    begun = time.monotonic()
+    output = finish(start(path))
+    return path, output, time.monotonic() - begun
+
+
+class TestEndToEnd:
+    def test_console(self, whole):
+        _, output, _ = whole
+        for label in evaluation.WAYS.values():
+            assert label in output
+        for heading in ("val. acc. %", "val. loss", "test acc. %", "test loss"):
+            assert heading in output
+        assert "epoch 3/3" in output
+        assert "Traceback" not in output
+
+    def test_results(self, whole):
+        path, _, _ = whole
+        contents = results(path)
+        assert contents["flags"] == config.as_flags(config.resolve(TINY))
+        assert contents["seed"] == 1
+        assert contents["stack"]["tensorflow"] == tf.__version__
+        assert contents["stack"]["swa_tf"] == swa_tf.__version__
+        epochs = contents["epochs"]
+        assert [e["epoch"] for e in epochs] == [1, 2, 3]
+        assert [e["n_models"] for e in epochs] == [0, 1, 2]
+        ways = [list(e["validation"]) for e in epochs]
+        assert ways == [["moving", "refit"]] + [list(evaluation.WAYS)] * 2
+        # One model averaged is that model.
+        second = epochs[1]["validation"]
+        assert second["swa"] == second["moving"]
+        assert second["swa_refit"] == second["refit"]
+        # The end, on validation, is the last epoch.
+        assert contents["final"]["validation"] == epochs[2]["validation"]
+        assert list(contents["final"]["test"]) == list(evaluation.WAYS)
+
+    def test_reports(self, whole):
+        path, _, _ = whole
+        text = (path / "results.md").read_text()
+        final = results(path)["final"]
+        for way, label in evaluation.WAYS.items():
+            accuracy = f"{final['test'][way]['accuracy']:.2f}"
+            row = next(x for x in text.splitlines() if f"| {label} |" in x)
+            assert f"| {accuracy} |" in row
+        assert "python -m benchmarks.cifar10 --preset=digits" in text
+        assert (path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+    def test_scalars(self, whole):
+        path, _, _ = whole
+        epochs = results(path)["epochs"]
+        scalars = {}
+        for file in (path / "tensorboard").iterdir():
+            for event in tf.compat.v1.train.summary_iterator(str(file)):
+                for value in event.summary.value:
+                    series = scalars.setdefault(value.tag, [])
+                    series.append(
+                        (event.step, float(tf.make_ndarray(value.tensor)))
+                    )
+        for way, first in (("moving", 1), ("swa_refit", 2)):
+            assert scalars[f"validation_accuracy/{way}"] == [
+                (e["epoch"], pytest.approx(e["validation"][way]["accuracy"]))
+                for e in epochs[first - 1 :]
+            ]
+        assert [s for s, _ in scalars["train/learning_rate"]] == [1, 2, 3]
+
+    @pytest.mark.slow
+    def test_killed_and_resumed(self, whole, tmp_path):
+        path, output, seconds = whole
+        killed = tmp_path / "killed"
+        process = start(killed, "--resume")
+        # Once training has started, so that there is something to lose, and
+        # at a moment that is another in every run of this test.
+        deadline = time.monotonic() + 300
+        while not (killed / "checkpoints").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(random.SystemRandom().uniform(0.0, 0.3 * seconds))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        last = [p.name for p in (killed / "checkpoints").iterdir()]
+        resumed = finish(start(killed, "--resume"))
+        assert results(killed) == results(path), f"killed at {last}"
+        assert table(resumed) == table(output)
+        assert [p.name for p in killed.rglob(".partial*")] == []
+        assert names(killed) == names(path)
+
+    def test_finished_run_is_shown_again(self, whole, capsys):
+        path, output, _ = whole
+        before = results(path)
+        (path / "curves.png").unlink()
+        (path / "results.md").unlink()
+        main(path, "--resume")
+        assert results(path) == before
+        assert (path / "curves.png").exists()
+        assert (path / "results.md").exists()
+        assert table(capsys.readouterr().out) == table(output)
+
+    def test_existing_directory_is_refused(self, whole):
+        path, _, _ = whole
+        before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+        with pytest.raises(SystemExit) as raised:
+            main(path)
+        assert "--output_dir" in str(raised.value.code)
+        with pytest.raises(SystemExit) as raised:
+            main(path, "--resume", "--learning_rate=0.3")
+        assert "--learning_rate" in str(raised.value.code)
+        assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+
+
+def main(output_dir, *more):
+    """The benchmark in this process, with the flags of `TINY`."""
+    given = dict(a.lstrip("-").split("=") for a in arguments(output_dir))
+    for flag in more:
+        name, _, value = flag.lstrip("-").partition("=")
+        given[name] = value or "true"
+    with flagsaver.as_parsed(**given):
+        cifar10.main(["cifar10"])
+
+
+def table(output):
+    """The rows of the table on the console."""
+    return [line for line in output.splitlines() if line.startswith("│")]
+
+
+def names(path):
+    """The files of a run; TensorBoard's have the time in their names."""
+    return sorted(
+        os.path.relpath(p, path)
+        for p in path.rglob("*")
+        if "tfevents" not in p.name
+    )
+
+
+def figures(monkeypatch, tmp_path, name, **flags):
+    """What a run finds whose batch norm trains with moving statistics.
+
+    Those of a batch would be other ones on each replica.
+    """
+    call = resnet.ResNet.call
+    monkeypatch.setattr(
+        resnet.ResNet,
+        "call",
+        lambda self, inputs, training=None, **chosen: call(
+            self, inputs, training=False, **chosen
+        ),
+    )
+    settings = config.resolve({**TINY, "learning_rate": 0.01, **flags})
+    found = cifar10.execute(settings, str(tmp_path / name), False, [])
+    monkeypatch.undo()
+    return named([*found["epochs"], found["final"]])
+
+
+def named(tree, name=""):
+    """The numbers of a tree, by the way to them."""
+    if not isinstance(tree, (dict, list)):
+        return {name: tree}
+    branches = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {
+        path: value
+        for key, branch in branches
+        for path, value in named(branch, f"{name}/{key}").items()
+    }
+
+
+@pytest.mark.slow
+def test_replicas_find_what_one_device_finds(monkeypatch, tmp_path):
+    one = figures(monkeypatch, tmp_path, "one")
+    two = figures(
+        monkeypatch, tmp_path, "two", distribution="mirrored", num_replicas=2
+    )
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        # An image at the border of two classes may fall to either side.
+        tolerance = {"abs": 2.0} if "accuracy" in name else {"rel": 1e-3}
+        assert two[name] == pytest.approx(value, **tolerance), name
