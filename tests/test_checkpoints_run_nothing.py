@@ -1,6 +1,7 @@
 """Reading unpickles nothing, and runs nothing that is in a file."""
 
 import builtins
+import encodings.cp437  # zipfile does on first use  # noqa: F401
 import json
 import marshal
 import os

@@ -184,10 +184,10 @@ def test_files_are_moved_in_order_and_all_or_none(fails, tmp_path, monkeypatch):
     (tmp_path / "other").write_text("other")
     rename, moved = tf.io.gfile.rename, []
 
-    def renamed(source, target):
+    def renamed(source, target, overwrite):
         if len(moved) == fails:
             raise KeyboardInterrupt
-        rename(source, target)
+        rename(source, target, overwrite)
         moved.append(os.path.basename(target))
 
     monkeypatch.setattr(tf.io.gfile, "rename", renamed)
@@ -205,10 +205,10 @@ def test_files_are_moved_in_order_and_all_or_none(fails, tmp_path, monkeypatch):
 def test_what_counts_is_moved_last(form, three, tmp_path, monkeypatch):
     rename, moved = tf.io.gfile.rename, []
 
-    def renamed(source, target):
+    def renamed(source, target, overwrite):
         if pathlib.Path(target).parent == tmp_path:
             moved.append(os.path.basename(target))
-        rename(source, target)
+        rename(source, target, overwrite)
 
     monkeypatch.setattr(tf.io.gfile, "rename", renamed)
     output = checkpoint_files.path_of(form, tmp_path, "average")

@@ -179,8 +179,8 @@ def average_windows(
             "`inputs` must have different names, which the results take. "
             f"Received: {', '.join(sorted(names))}"
         )
-    folder = os.fspath(output_dir)
-    if paths.is_there(folder):
+    folder = os.fspath(output_dir).rstrip("/")
+    if whole_files.is_there(folder):
         raise FileExistsError(
             f"`output_dir` must not exist. Received: output_dir='{folder}'"
         )
@@ -196,7 +196,8 @@ def average_windows(
         return written
     report: dict[str, Any] = {}
     with whole_files.scratch_folder(folder) as scratch:
-        new = scratch / os.path.basename(folder.rstrip("/"))
+        parent, name = whole_files.split(folder)
+        new = scratch / name
         new.mkdir()
         for i, end in enumerate(ends):
 
@@ -214,7 +215,7 @@ def average_windows(
         if whole_files.is_remote(folder):
             whole_files.move(sorted(new.iterdir()), folder)
         else:
-            whole_files.move([new], os.path.dirname(folder.rstrip("/")))
+            whole_files.move([new], parent)
     merge.warn(report)
     return written
 

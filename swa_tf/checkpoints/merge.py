@@ -144,7 +144,7 @@ def merge(
         as_json = scratch / f"{new.name}.json"
         as_json.write_text(json.dumps(report, indent=1), encoding="utf-8")
         written = map(pathlib.Path, paths.files(os.fspath(new)))
-        whole_files.move([as_json, *written], os.path.dirname(output))
+        whole_files.move([as_json, *written], whole_files.split(output)[0])
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import pathlib
 import re
@@ -81,9 +82,8 @@ def suffix(path: str) -> str:
 
 def files(path: str) -> list[str]:
     """The files of a checkpoint that are there; the one that counts is last."""
-    cut = path.rfind("/") + 1
-    folder, name = path[:cut], path[cut:]
-    there = _names_in(folder)
+    folder, name = whole_files.split(path)
+    there = whole_files.names_in(folder)
     names = [each for each in there if _OF_DATA.sub("", each) == name != each]
     names.sort()
     own = [name] if suffix(path) else [name, f"{name}.index"]
@@ -139,11 +139,10 @@ def matching(patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         matches: set[str] = set()
         if not files(pattern):
-            matches.update(
-                path
-                for each in (pattern, f"{pattern}.index")
-                for path in tf.io.gfile.glob(each)
-            )
+            # The one finds `./x` for `x`, the other knows no remote paths.
+            remote = whole_files.is_remote(pattern)
+            find = tf.io.gfile.glob if remote else glob.glob
+            matches.update(find(pattern), find(f"{pattern}.index"))
         found += in_order(checked(matches)) if matches else [pattern]
     return checked(found)
 
@@ -155,7 +154,7 @@ def in_directory(folder: str) -> list[str]:
             "`directory` must be a folder with checkpoints. "
             f"Received: directory='{folder}'"
         )
-    there = _names_in(folder)
+    there = whole_files.names_in(folder)
     names = {
         _DATA.sub("", name)
         for name in there
@@ -286,20 +285,6 @@ def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
             twice.append(path)
         seen.add(same)
     return twice
-
-
-def is_there(path: str) -> bool:
-    """Whether there is anything at a path, a broken link too."""
-    return os.path.lexists(path) or bool(tf.io.gfile.exists(path))
-
-
-def _names_in(folder: str) -> set[str]:
-    """The names of all that is in a folder; none where there is no folder."""
-    try:
-        names = tf.io.gfile.listdir(folder or ".")
-    except tf.errors.OpError:
-        return set()
-    return {name.rstrip("/") for name in names}  # `gs://` marks folders so
 
 
 def _listed(folder: str) -> set[str]:

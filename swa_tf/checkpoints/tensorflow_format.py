@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -64,8 +65,17 @@ class TensorFlowCheckpoint(Checkpoint):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        if not {path, f"{path}.index"} & set(paths.files(path)):
+        files = paths.files(path)
+        if not {path, f"{path}.index"} & set(files):
             raise DamagedError(f"{os.path.basename(path)}.index is missing")
+        self._read_from = path
+        if re.search(r"[*?\[\\]", path) and not whole_files.is_remote(path):
+            # TensorFlow takes the path for a pattern: give it another one.
+            self._links = tempfile.TemporaryDirectory()
+            self._read_from = os.path.join(self._links.name, "checkpoint")
+            for file in files:
+                link = self._read_from + file[len(path) :]
+                os.symlink(os.path.abspath(file), link)
         try:
             reader = self._reader()
             shapes = reader.get_variable_to_shape_map()
@@ -141,17 +151,21 @@ class TensorFlowCheckpoint(Checkpoint):
             if self._graph and dropped and object_graph.KEY in shard:
                 graph = self._graph.without(dropped)
                 shard[object_graph.KEY] = np.array(graph, object)
-            parts.append(f"{path}-part-{len(parts)}")
+            # Short names, since TensorFlow's own suffixes are long.
+            parts.append(os.fspath(path.with_name(f"part-{len(parts)}")))
             with whole_files.errors_named(path):
                 self._save(parts[-1], shard)
+        joined = os.fspath(path.with_name("joined"))
         with whole_files.errors_named(path), tf.Graph().as_default():
             _run(
                 tf.raw_ops.MergeV2Checkpoints(
                     checkpoint_prefixes=parts,
-                    destination_prefix=os.fspath(path),
+                    destination_prefix=joined,
                     delete_old_dirs=False,
                 )
             )
+        for file in paths.files(joined):
+            os.rename(file, f"{path}{file[len(joined) :]}")
 
     def _shards(self, values: Values) -> Iterator[dict[str, Any]]:
         """Yields the values in parts that fit into memory."""
@@ -189,14 +203,14 @@ class TensorFlowCheckpoint(Checkpoint):
         if not keys:  # the op has at least one
             return []
         return tf.raw_ops.RestoreV2(
-            prefix=self.path,
+            prefix=self._read_from,
             tensor_names=keys,
             shape_and_slices=[""] * len(keys),
             dtypes=[self._dtypes[key] for key in keys],
         )
 
     def _reader(self) -> Any:
-        return tf.compat.v1.train.NewCheckpointReader(self.path)
+        return tf.compat.v1.train.NewCheckpointReader(self._read_from)
 
     def _state_by_name(self) -> set[str]:
         """Returns the floats whose names say that they are no weights.

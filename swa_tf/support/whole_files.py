@@ -113,6 +113,31 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
                 old.rename(path)
 
 
+def names_in(folder: str) -> set[str]:
+    """Returns the names of all in a folder; none where there is no folder.
+
+    This knows broken links, too, and unlike `tf.io.gfile.exists` takes on
+    `ram://` no path for another that begins with it.
+    """
+    try:
+        names = tf.io.gfile.listdir(folder or ".")
+    except tf.errors.OpError:
+        return set()
+    return {name.rstrip("/") for name in names}  # `gs://` marks folders so
+
+
+def split(path: str) -> tuple[str, str]:
+    """Returns the folder of a path, with its slash, and the name in it."""
+    cut = path.rfind("/") + 1
+    return path[:cut], path[cut:]
+
+
+def is_there(path: str) -> bool:
+    """Whether there is anything at a path, a broken link too."""
+    folder, name = split(path.rstrip("/"))
+    return name in names_in(folder)
+
+
 def move(files: Iterable[pathlib.Path], folder: str) -> None:
     """Moves local files into a folder, in order, and all of them or none.
 
@@ -123,7 +148,7 @@ def move(files: Iterable[pathlib.Path], folder: str) -> None:
         OSError: If that cannot be done, or there is a file of such a name.
     """
     moves = []
-    with errors_named(folder):
+    with errors_named(folder or "."):
         try:
             if is_remote(folder):
                 tf.io.gfile.makedirs(folder)
@@ -137,13 +162,15 @@ def move(files: Iterable[pathlib.Path], folder: str) -> None:
                 if is_remote(folder):
                     tf.io.gfile.copy(os.fspath(file), source)
             for source, target in moves:
-                tf.io.gfile.rename(source, target)
+                if is_there(target):
+                    raise FileExistsError(f"'{target}' exists")
+                tf.io.gfile.rename(source, target, overwrite=True)
         except BaseException:
             for source, target in moves:
                 # Only what is no longer at its source has been moved.
-                moved = not tf.io.gfile.exists(source)
+                left = source if is_there(source) else target
                 with contextlib.suppress(tf.errors.NotFoundError):
-                    tf.io.gfile.remove(target if moved else source)
+                    tf.io.gfile.remove(left)
             raise
 
 

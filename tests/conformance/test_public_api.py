@@ -25,6 +25,8 @@ EXEMPT = {
     "callbacks.SWACallback.on_test_begin": "Keras calls it",
     "callbacks.SWACallback.on_train_begin": "Keras calls it",
     "callbacks.SWACallback.set_model": "Keras calls it",
+    "checkpoints.guess": "of the command line alone",
+    "checkpoints.matching": "of the command line alone",
     "schedules.SWALearningRate.from_config": "Keras calls it",
     "schedules.SWALearningRate.get_config": "Keras calls it",
 }
@@ -130,6 +132,7 @@ def test_every_public_name_can_be_reached():
         name
         for name, value in PUBLIC.items()
         if name.count(".") == 1
+        and name not in EXEMPT
         and name.partition(".")[0] not in modules
         and not any(value is other for other in exported.values())
     ]
