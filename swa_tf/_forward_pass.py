@@ -93,8 +93,9 @@ class ForwardPass:
                     f"Received in it: {batch!r}"
                 )
             inputs = tf.nest.map_structure(_tensor, inputs)
-            if self._trace is None or not _fits(inputs, self._trace.specs):
-                self._use_for(inputs)
+            specs = tf.nest.map_structure(tf.type_spec_from_value, inputs)
+            if self._trace is None or not _fits(specs, self._trace.specs):
+                self._use(specs)
             self._trace.run(inputs)
             taken += 1
         return taken
@@ -108,34 +109,20 @@ class ForwardPass:
             restore()
         self._saved = {}
 
-    def _use_for(self, inputs: Any) -> None:
-        """Takes a trace that fits, or makes a wider one."""
-        fitting = [each for each in self._traces if _fits(inputs, each.specs)]
-        if fitting:
-            self._use(fitting[-1].specs)
-            return
-        specs = tf.nest.map_structure(tf.type_spec_from_value, inputs)
-        if self._trace is not None and _alike(specs, self._trace.specs):
-            specs = tf.nest.map_structure(
-                lambda a, b: a.most_specific_common_supertype([b]) or b,
-                self._trace.specs,
-                specs,
-                check_types=False,
-            )
-        self._use(specs)
-
     def _use(self, specs: Any) -> None:
-        """Takes or makes the trace for `specs`; saves what it may change."""
-        same = [
-            each
-            for each in self._traces
-            if _alike(each.specs, specs)
-            and tf.nest.flatten(each.specs) == tf.nest.flatten(specs)
-        ]
-        if not same:
-            same = [self._traced(specs)]
-            self._traces += same
-        self._trace = same[0]
+        """Takes or makes a trace for `specs`; saves what it may change."""
+        fitting = [each for each in self._traces if _fits(specs, each.specs)]
+        if not fitting:
+            if self._trace is not None and _alike(specs, self._trace.specs):
+                specs = tf.nest.map_structure(
+                    lambda a, b: a.most_specific_common_supertype([b]) or b,
+                    self._trace.specs,
+                    specs,
+                    check_types=False,
+                )
+            fitting = [self._traced(specs)]
+            self._traces += fitting
+        self._trace = fitting[-1]
         for variable in self._trace.variables:
             if id(variable) not in self._saved:
                 self._saved[id(variable)] = _variables.snapshot([variable])
@@ -220,8 +207,7 @@ class _Tracing:
         return self._inlined
 
     def _normalize(self, layer: Any, inputs: Any, mask: Any) -> Any:
-        axes = _moments.channel_axes(layer, inputs, mask)
-        batch = self._call(_moments.batch_moments, inputs, mask, axes=axes)
+        batch = _moments.batch_moments(layer, inputs, mask, self._call)
         number = self._numbers[id(layer)]
         outermost = tf.compat.v1.get_default_graph() is self._graph
         if self._strategy is not None:
@@ -230,32 +216,32 @@ class _Tracing:
             self._found.of[number].append(batch)
         else:  # inside a loop or a condition, out of reach from here
             self._pass.accumulators.merge({number: [batch]})
-        return self._call(
-            _moments.normalize,
-            inputs,
-            batch.mean,
-            batch.variance,
-            *_moments.parameters(layer),
-            epsilon=float(layer.epsilon),
-            axes=axes,
+        return _moments.normalize(
+            layer, inputs, batch.mean, batch.variance, self._call
         )
 
-    def _call(self, function: Any, *tensors: Any, **settings: Any) -> Any:
-        """Calls a function that layers of one shape share in the graph.
+    def _call(self, function: Any, *tensors: Any) -> Any:
+        """Calls a function of tensors that all layers share in the graph.
 
-        It is traced, optimized and prepared to run once, and not for each
-        layer: half the time of a first refit.
+        So it is traced, optimized and prepared to run once, for any shapes,
+        and not for each layer: that is most of the time of a first refit.
         """
-        key = (function, *settings.items())
+        specs = [
+            None
+            if tensor is None
+            else tf.TensorSpec([None] * tensor.shape.rank, tensor.dtype)
+            for tensor in tensors
+        ]
+        key = (function, *specs)
         if key not in self._functions:
-            self._functions[key] = tf.function(
-                lambda *tensors: function(*tensors, **settings),
+            shared = tf.function(
+                function,
                 autograph=False,
                 experimental_attributes={"_noinline": True},
             )
-        made = self._functions[key].get_concrete_function(*tensors)
-        self.names.add(made.name)
-        return made(*tensors)
+            self._functions[key] = shared.get_concrete_function(*specs)
+            self.names.add(self._functions[key].name)
+        return self._functions[key](*tensors)
 
 
 def _calls_functions(run: Any, ours: set[bytes]) -> bool:
@@ -312,8 +298,9 @@ def _alike(a: Any, b: Any) -> bool:
     return True
 
 
-def _fits(inputs: Any, specs: Any) -> bool:
-    return _alike(inputs, specs) and all(
-        spec.is_compatible_with(value)
-        for value, spec in zip(tf.nest.flatten(inputs), tf.nest.flatten(specs))
+def _fits(specs: Any, traced: Any) -> bool:
+    """Whether a trace for the specs `traced` takes inputs of `specs`."""
+    return _alike(specs, traced) and all(
+        a.is_subtype_of(b)
+        for a, b in zip(tf.nest.flatten(specs), tf.nest.flatten(traced))
     )

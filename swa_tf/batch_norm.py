@@ -120,10 +120,9 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         if use_moving_statistics:
             return super().call(inputs, training=training, mask=mask)
         if training and self.trainable:
-            axes = _moments.channel_axes(self, inputs, mask)
-            batch = _moments.batch_moments(inputs, mask, axes)
+            batch = _moments.batch_moments(self, inputs, mask)
             self._merge(batch)
-            return self._normalize(inputs, batch.mean, batch.variance)
+            return _moments.normalize(self, inputs, batch.mean, batch.variance)
         filled = tf.debugging.assert_positive(
             tf.convert_to_tensor(self.n_updates),
             message=f"Layer {self.name} has no refit statistics yet: call "
@@ -131,17 +130,7 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         )
         with tf.control_dependencies([filled] if filled is not None else []):
             mean = tf.identity(self.mean)
-        return self._normalize(inputs, mean, self.variance)
-
-    def _normalize(self, inputs: Any, mean: Any, variance: Any) -> Any:
-        return _moments.normalize(
-            inputs,
-            mean,
-            variance,
-            *_moments.parameters(self),
-            epsilon=self.epsilon,
-            axes=_moments.channel_axes(self, inputs),
-        )
+        return _moments.normalize(self, inputs, mean, self.variance)
 
     def _merge(self, batch: _moments.Moments) -> None:
         replica = tf.distribute.get_replica_context()

@@ -22,22 +22,6 @@ def moments(x):
     return x.mean(axes), x.var(axes)
 
 
-def batch_moments(layer, x, mask=None):
-    axes = _moments.channel_axes(layer, x, mask)
-    return _moments.batch_moments(x, mask, axes)
-
-
-def normalize(layer, x, mean, variance):
-    return _moments.normalize(
-        x,
-        mean,
-        variance,
-        *_moments.parameters(layer),
-        epsilon=layer.epsilon,
-        axes=_moments.channel_axes(layer, x),
-    )
-
-
 @pytest.mark.parametrize(
     ("mean", "deviation"),
     [
@@ -52,7 +36,7 @@ def normalize(layer, x, mean, variance):
 def test_moments(mean, deviation):
     x = np.random.default_rng(0).normal(mean, deviation, [64, 32, 32, 3])
     x = x.astype(np.float32)
-    found = batch_moments(built(x), tf.constant(x))
+    found = _moments.batch_moments(built(x), tf.constant(x), None)
     true_mean, true_variance = moments(x)
     assert float(found.count) == 64 * 32 * 32
     # Next to the deviations, which says more where the mean is far away.
@@ -65,7 +49,7 @@ def test_moments(mean, deviation):
 def test_one_far_channel_is_enough():
     x = np.random.default_rng(1).normal(size=[16, 16, 16, 3])
     x = (x + np.array([0.0, 1000.0, 0.0])).astype(np.float32)
-    found = batch_moments(built(x), tf.constant(x))
+    found = _moments.batch_moments(built(x), tf.constant(x), None)
     np.testing.assert_allclose(found.variance, moments(x)[1], rtol=1e-6)
 
 
@@ -73,7 +57,7 @@ def test_positive_numbers_keep_their_digits():
     # Sums of one sign, where a float32 sum over the batch loses most.
     x = np.random.default_rng(2).normal(size=[128, 32, 32, 4])
     x = np.maximum(x, 0.0).astype(np.float32)
-    found = batch_moments(built(x), tf.constant(x))
+    found = _moments.batch_moments(built(x), tf.constant(x), None)
     np.testing.assert_allclose(found.mean, moments(x)[0], rtol=1e-7)
     np.testing.assert_allclose(found.variance, moments(x)[1], rtol=2e-7)
 
@@ -84,7 +68,7 @@ def test_constant_channels():
     # squared, for it is computed from deviations.
     x = np.zeros([1, 64, 64, 2], np.float32)
     x[..., 1] = 0.1
-    found = batch_moments(built(x), tf.constant(x))
+    found = _moments.batch_moments(built(x), tf.constant(x), None)
     bound = 63 * 2.0**-24
     np.testing.assert_allclose(found.mean, [0.0, 0.1], rtol=bound)
     np.testing.assert_array_less(found.variance, [1e-30, (0.1 * bound) ** 2])
@@ -92,10 +76,10 @@ def test_constant_channels():
 
 def test_no_samples():
     x = tf.zeros([0, 8, 8, 2])
-    found = batch_moments(built(x), x)
+    found = _moments.batch_moments(built(x), x, None)
     for each in found:
         np.testing.assert_array_equal(each, np.zeros_like(each))
-    outputs = normalize(built(x), x, *found[1:])
+    outputs = _moments.normalize(built(x), x, *found[1:])
     assert outputs.shape == [0, 8, 8, 2]
 
 
@@ -128,8 +112,8 @@ def test_shapes_and_dtypes(shape, dtype, known):
         ]
     )
     def both(x):
-        found = batch_moments(layer, x)
-        return found, normalize(layer, x, found.mean, found.variance)
+        found = _moments.batch_moments(layer, x, None)
+        return found, _moments.normalize(layer, x, found.mean, found.variance)
 
     (_, mean, variance), outputs = both(x)
     true_mean, true_variance = moments(x)
@@ -151,7 +135,7 @@ def test_without_gamma_or_beta(parameters):
     x = np.random.default_rng(4).normal(size=[6, 8, 8, 3]).astype(np.float32)
     layer = built(x, center=center, scale=scale, epsilon=0.0)
     mean, variance = moments(x)
-    outputs = normalize(
+    outputs = _moments.normalize(
         layer, tf.constant(x), tf.constant(mean), tf.constant(variance)
     )
     np.testing.assert_allclose(
@@ -169,10 +153,10 @@ def test_other_axes(axis):
     axes = [a % 4 for a in ([axis] if isinstance(axis, int) else axis)]
     others = tuple(a for a in range(4) if a not in axes)
     mean, variance = x.mean(others), x.var(others)
-    found = batch_moments(layer, tf.constant(x))
+    found = _moments.batch_moments(layer, tf.constant(x), None)
     np.testing.assert_allclose(found.mean, mean.ravel(), rtol=1e-5)
     np.testing.assert_allclose(found.variance, variance.ravel(), rtol=1e-5)
-    outputs = normalize(layer, tf.constant(x), *found[1:])
+    outputs = _moments.normalize(layer, tf.constant(x), *found[1:])
     expected = x - x.mean(others, keepdims=True)
     expected /= x.std(others, keepdims=True)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
@@ -182,7 +166,7 @@ def test_masked_images():
     x = np.random.default_rng(6).normal(1000.0, 0.1, [3, 8, 8, 2])
     x = x.astype(np.float32)
     mask = np.random.default_rng(7).random([3, 8, 8]) < 0.5
-    found = batch_moments(built(x), tf.constant(x), tf.constant(mask))
+    found = _moments.batch_moments(built(x), tf.constant(x), tf.constant(mask))
     assert float(found.count) == mask.sum()
     kept = x[mask].astype(np.float64)
     np.testing.assert_allclose(found.mean, kept.mean(0), rtol=1e-9)
@@ -192,4 +176,4 @@ def test_masked_images():
 def test_a_mask_needs_the_last_axis():
     x = tf.ones([2, 4, 4, 4])
     with pytest.raises(ValueError, match="whose `axis` is the last"):
-        batch_moments(built(x, axis=1), x, tf.ones([2, 4, 4]))
+        _moments.batch_moments(built(x, axis=1), x, tf.ones([2, 4, 4]))
