@@ -220,11 +220,13 @@ class _Tracing:
             layer, inputs, batch.mean, batch.variance, self._call
         )
 
-    def _call(self, function: Any, *tensors: Any) -> Any:
+    def _call(self, function: Any, *tensors: Any, **settings: Any) -> Any:
         """Calls a function of tensors that all layers share in the graph.
 
         So it is traced, optimized and prepared to run once, for any shapes,
         and not for each layer: that is most of the time of a first refit.
+        Constants are no tensors of it: TensorFlow would make a function of its
+        own for each.
         """
         specs = [
             None
@@ -232,10 +234,10 @@ class _Tracing:
             else tf.TensorSpec([None] * tensor.shape.rank, tensor.dtype)
             for tensor in tensors
         ]
-        key = (function, *specs)
+        key = (function, *specs, *settings.items())
         if key not in self._functions:
             shared = tf.function(
-                function,
+                lambda *tensors: function(*tensors, **settings),
                 autograph=False,
                 experimental_attributes={"_noinline": True},
             )

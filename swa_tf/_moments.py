@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -63,7 +62,7 @@ def batch_moments(
         inputs: Tensor of any floating dtype and rank.
         mask: The samples that count, in a shape that broadcasts to that of
             `inputs` without its last axis. None counts all.
-        call: What calls `function(*tensors)`; by default just that.
+        call: Calls `function(*tensors, **settings)`, given these.
     """
     order, n_channels = _channels_last(layer, inputs)
     rank = inputs.shape.rank
@@ -102,22 +101,18 @@ def normalize(
         inputs: Tensor of any floating dtype and rank.
         mean: Tensor of one number a channel.
         variance: Tensor of one number a channel.
-        call: What calls `function(*tensors)`; by default just that.
+        call: Calls `function(*tensors, **settings)`, given these.
     """
     order, n_channels = _channels_last(layer, inputs)
     is_last = order == [*range(inputs.shape.rank)]
     x = inputs if is_last else tf.transpose(inputs, order)
     shape = tf.shape(x)
     times = _largest_divisor(x, n_channels, max(_MAX_ROW // n_channels, 1))
-    ones = tf.ones([n_channels])
     outputs = (call or _call)(
         _normalized_rows,
         tf.reshape(x, [-1, times * n_channels]),
-        _vector(mean),
-        _vector(variance),
-        ones if layer.gamma is None else _vector(layer.gamma),
-        0.0 * ones if layer.beta is None else _vector(layer.beta),
-        tf.constant(layer.epsilon, tf.float64),
+        *map(_vector, (mean, variance, layer.gamma, layer.beta)),
+        epsilon=float(layer.epsilon),
     )
     outputs = tf.reshape(outputs, shape)
     if not is_last:
@@ -126,8 +121,8 @@ def normalize(
     return outputs
 
 
-def _call(function: Any, *tensors: Any) -> Any:
-    return function(*tensors)
+def _call(function: Any, *tensors: Any, **settings: Any) -> Any:
+    return function(*tensors, **settings)
 
 
 def _moments_of_blocks(
@@ -172,16 +167,17 @@ def _normalized_rows(
     rows: tf.Tensor,
     mean: tf.Tensor,
     variance: tf.Tensor,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
-    epsilon: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    epsilon: float,
 ) -> tf.Tensor:
     """Normalizes rows in which all channels follow each other, repeatedly."""
-    mean, variance, gamma, beta = (
-        tf.cast(each, tf.float64) for each in (mean, variance, gamma, beta)
-    )
-    scale = gamma * tf.math.rsqrt(variance + epsilon)
-    offset = beta - mean * scale
+    scale = tf.math.rsqrt(tf.cast(variance, tf.float64) + epsilon)
+    if gamma is not None:
+        scale *= tf.cast(gamma, tf.float64)
+    offset = -tf.cast(mean, tf.float64) * scale
+    if beta is not None:
+        offset += tf.cast(beta, tf.float64)
     dtype = tf.float64 if rows.dtype == tf.float64 else tf.float32
     times = tf.shape(rows)[1] // tf.size(scale)
     scale, offset = (
@@ -190,8 +186,13 @@ def _normalized_rows(
     return tf.cast(tf.cast(rows, dtype) * scale + offset, rows.dtype)
 
 
-def _vector(parameter: Any) -> tf.Tensor:
-    return tf.reshape(parameter, [-1])
+def _vector(parameter: Any) -> tf.Tensor | None:
+    if parameter is None:
+        return None
+    vector = tf.convert_to_tensor(parameter)
+    if vector.shape.rank > 1:  # of a layer of Keras 2 with several axes
+        vector = tf.reshape(vector, [-1])
+    return vector
 
 
 def _channels_last(layer: Any, inputs: tf.Tensor) -> tuple[list[int], int]:
@@ -253,33 +254,34 @@ class Accumulators:
 
     def merge(self, batches: Mapping[int, Sequence[Moments]]) -> None:
         """Merges batches, by the number of the layer that met them."""
+        of_layers = [batches.get(n, ()) for n in range(len(self._channels))]
+        for each in itertools.zip_longest(*of_layers):
+            self._merge_one_of_each_layer(each)
+
+    def _merge_one_of_each_layer(self, batches: Sequence[Any]) -> None:
+        """Merges one batch, or None, of each layer."""
         zero = tf.constant(0.0, tf.float64)
-        wholes, n_updates, variances = [], [], []
-        for number, channels in enumerate(self._channels):
-            met = batches.get(number)
-            if not met:
-                zeros = tf.zeros([channels], tf.float64)
-                met = [Moments(zero, zeros, zeros)]
-            wholes.append(functools.reduce(Moments.merge, met))
-            n_updates.append(tf.math.count_nonzero([m.count for m in met]))
-            variances.append(sum(each.variance for each in met[1:]))
-            variances[-1] += met[0].variance
-        counts, means, within = zip(*wholes)
+        counts, means, variances = zip(
+            *(
+                batch or (zero, *[tf.zeros([channels], tf.float64)] * 2)
+                for batch, channels in zip(batches, self._channels)
+            )
+        )
+        count, of_batch = self._count.read_value(), tf.stack(counts)
         layer_of = np.repeat(range(len(self._channels)), self._channels)
-        count = self._count.read_value()
         merged = Moments(
             tf.gather(count, layer_of), self._mean, self._variance
         ).merge(
             Moments(
-                tf.gather(tf.stack(counts), layer_of),
+                tf.gather(of_batch, layer_of),
                 tf.concat(means, 0),
-                tf.concat(within, 0),
+                tf.concat(variances, 0),
             )
         )
         self._mean.assign(merged.mean)
         self._variance.assign(merged.variance)
-        self._count.assign(count + tf.stack(counts))
-        self._n_updates.assign_add(tf.cast(tf.stack(n_updates), tf.float64))
+        self._count.assign(count + of_batch)
+        self._n_updates.assign_add(tf.cast(of_batch > 0.0, tf.float64))
         self._sum_of_variances.assign_add(tf.concat(variances, 0))
 
     def read(self) -> list[Statistics]:

@@ -321,4 +321,4 @@ def _write(values: list[tuple[tf.Variable, np.ndarray]]) -> None:
 
 def _assign(variable: tf.Variable, value: np.ndarray) -> None:
     for component in _variables.components(variable):
-        component.assign(value)
+        _variables.write(component, tf.constant(value))
