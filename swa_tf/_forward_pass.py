@@ -35,13 +35,13 @@ class _Trace(NamedTuple):
 class ForwardPass:
     """The model in inference mode, but for layers that normalize by batch.
 
-    It is traced for specs that grow as they must: a `tf.function` would do
-    the same, but warn of each new one, and trace twice where the last batch
-    is short.
+    It is traced for the specs of the data set, or else for those of a batch,
+    with unknown sizes where batches differ. A `tf.function` alone would trace
+    twice where the last batch is short, and warn of each new trace.
 
     On several replicas, of one process or of many, each takes a part of every
-    batch, and normalizes by the moments of the whole of it: so they count and
-    compute what one replica would on whole batches.
+    batch and normalizes by the moments of the whole batch. So they compute
+    what one replica would.
 
     Args:
         model: The model, called as `model(inputs, training=False)`.
@@ -101,10 +101,7 @@ class ForwardPass:
         return taken
 
     def put_back(self) -> None:
-        """Restores all variables of the model that the pass may have written.
-
-        Such as counters and states.
-        """
+        """Restores the variables that the pass captured, such as counters."""
         for restore in self._saved.values():
             restore()
         self._saved = {}
@@ -202,7 +199,8 @@ class _Tracing:
             graph = getattr(graph, "outer_graph", None)
         if graph is None:
             return False
-        # It is inside a `tf.function`, or a loop or a condition.
+        # It is inside a `tf.function`, a loop or a condition, which only a
+        # trace that inlines functions can tell apart.
         self.met_functions = True
         return self._inlined
 
@@ -223,10 +221,10 @@ class _Tracing:
     def _call(self, function: Any, *tensors: Any, **settings: Any) -> Any:
         """Calls a function of tensors that all layers share in the graph.
 
-        So it is traced, optimized and prepared to run once, for any shapes,
-        and not for each layer: that is most of the time of a first refit.
-        Constants are no tensors of it: TensorFlow would make a function of its
-        own for each.
+        TensorFlow then optimizes it and prepares it to run once, for all
+        shapes, and not once a layer, which took most of a first refit. It is
+        never inlined, and no tensor may be a constant: TensorFlow would make a
+        copy of the function for each.
         """
         specs = [
             None
@@ -247,7 +245,7 @@ class _Tracing:
 
 
 def _calls_functions(run: Any, ours: set[bytes]) -> bool:
-    """Whether a graph calls a `tf.function`, but for those named."""
+    """Whether a graph calls a `tf.function` that is not named in `ours`."""
     graph = run.graph.as_graph_def()
     bodies = (function.node_def for function in graph.library.function)
     return any(
@@ -292,7 +290,7 @@ def _have_ranks(specs: Any) -> bool:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two structures are one."""
+    """Whether two structures are the same."""
     try:
         tf.nest.assert_same_structure(a, b, check_types=False)
     except ValueError:

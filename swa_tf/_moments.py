@@ -1,4 +1,4 @@
-"""Moments of samples: of one batch, merged, and of all layers of a pass."""
+"""Moments of a batch, their merging and normalizing by them."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _call(function: Any, *tensors: Any, **settings: Any) -> Any:
 def _moments_of_blocks(
     blocks: tf.Tensor, weights: tf.Tensor | None
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Count, mean and variance of [..., samples of a block, channels]."""
+    """Returns count, mean and variance of [block, sample, channel]."""
     if weights is None:
         size = tf.size(blocks, tf.int64)
         count = tf.cast(size // tf.shape(blocks, tf.int64)[-1], tf.float64)
@@ -136,7 +136,7 @@ def _moments_of_blocks(
         count = tf.reduce_sum(tf.cast(weights, tf.float64))
 
     def means(blocks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Of values and of their squares, with no tensor of the squares."""
+        """Returns the means of values and squares, and stores no squares."""
         if weights is not None:
             blocks = blocks * weights
         sums = tf.cast(tf.reduce_sum(blocks, 1), tf.float64)
@@ -187,6 +187,7 @@ def _normalized_rows(
 
 
 def _vector(parameter: Any) -> tf.Tensor | None:
+    """Returns a parameter of a layer as a tensor of one axis."""
     if parameter is None:
         return None
     vector = tf.convert_to_tensor(parameter)
@@ -196,7 +197,7 @@ def _vector(parameter: Any) -> tf.Tensor | None:
 
 
 def _channels_last(layer: Any, inputs: tf.Tensor) -> tuple[list[int], int]:
-    """The axes of `inputs`, those of channels last; the number of channels."""
+    """Returns the axes of `inputs`, channels last, and the channels' number."""
     rank = inputs.shape.rank
     axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
     axes = sorted(axis % rank for axis in axes)
@@ -205,7 +206,7 @@ def _channels_last(layer: Any, inputs: tf.Tensor) -> tuple[list[int], int]:
 
 
 def _largest_divisor(x: tf.Tensor, n_channels: int, at_most: int) -> int:
-    """The largest divisor of the number of samples in an image of `x`.
+    """Returns the largest divisor of the number of samples in an image.
 
     1 where their number is not known before the graph runs.
     """

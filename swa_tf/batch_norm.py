@@ -1,8 +1,8 @@
-"""Batch-norm statistics for weights that no training step has seen.
+"""A batch-norm layer that holds moving and refit statistics side by side.
 
 The moving statistics of batch normalization describe the activations of the
-weights that were trained. Averaged weights have other activations, and no
-statistics: they must be computed, from forward passes over the data.
+weights that were trained. Averaged weights have other activations: their
+statistics must be computed, from forward passes over the data.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
     [[-1.0], [1.0]]
 
     Args:
-        **kwargs: Those of `tf.keras.layers.BatchNormalization`: axis=-1,
-            momentum=0.99, epsilon=1e-3, center=True, scale=True, ...
+        **kwargs: The arguments of `tf.keras.layers.BatchNormalization`:
+            axis=-1, momentum=0.99, epsilon=1e-3, center=True, scale=True, ...
 
     References:
         Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 2
