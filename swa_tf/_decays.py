@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.support import checks, stack
+from swa_tf.support import checks
+from swa_tf.support import stack
 
 
 class Argument(NamedTuple):
@@ -97,3 +98,36 @@ def float32(value: Any) -> Any:
         with np.errstate(over="ignore"):  # infinity is for the caller to see
             return np.float32(value)
     return tf.cast(value, tf.float32)
+
+
+def scaled_decay(decay: float, batch_size_ratio: float) -> float:
+    """The decay of an EMA for a batch `batch_size_ratio` times as large.
+
+        decay^k
+
+    with k the ratio: one step on a batch k times as large goes as far as k
+    steps, so that the average must forget as much in one update as it did in
+    k. The learning rate is to be scaled by its own rule.
+
+    >>> round(swa_tf.scaled_decay(0.999, 8), 6)
+    0.992028
+
+    Args:
+        decay: The decay at the old batch size, in [0, 1).
+        batch_size_ratio: The new batch size divided by the old, > 0; below 1
+            for a smaller batch. (A `half_life` is divided by it.)
+
+    Raises:
+        ValueError: If an argument is none of these.
+
+    References:
+        Busbridge et al. 2023, How to Scale Your EMA, definition 1.2,
+        https://arxiv.org/abs/2307.13813.
+    """
+    if checks.real("decay", decay, "a number in [0, 1)") >= 1:
+        raise ValueError(
+            f"`decay` must be a number in [0, 1). Received: {decay=}"
+        )
+    return float(
+        decay ** checks.positive("batch_size_ratio", batch_size_ratio)
+    )

@@ -1,4 +1,4 @@
-"""The functions by which an average updates itself in eager mode, kept."""
+"""The lists of variables that an average has updated in eager mode."""
 
 from __future__ import annotations
 
@@ -8,73 +8,75 @@ from typing import Any
 
 import tensorflow as tf
 
-_MOST = 8
-"""More lists of variables than that, and the one used least lately goes."""
+from swa_tf import _updates
+
+_MAX_UNTRACED_UPDATES = 50
+_MAX_LISTS = 8
 
 
-class Functions:
-    """Traced updates, one for each list of variables.
+class KnownList:
+    """A list given to `apply`, checked, and how its averages are updated.
 
-    A list is known by the identities of what it holds. A copy of an average
-    has none of the original's.
+    Attributes:
+        given: What it holds, as the caller gave it.
+        variables: The same as `tf.Variable`s.
+        update: Of their averages.
     """
-
-    def __init__(self) -> None:
-        self._made: collections.OrderedDict[tuple[int, ...], Made]
-        self._made = collections.OrderedDict()
-
-    def __deepcopy__(self, memo: Any) -> Functions:
-        return Functions()
-
-    def of(self, var_list: Sequence[Any]) -> Made | None:
-        """The functions made for a list, in no time a variable to speak of."""
-        key = tuple(map(id, var_list))
-        made = self._made.get(key)
-        if made is not None:
-            self._made.move_to_end(key)
-        return made
-
-    def make(
-        self,
-        var_list: Sequence[Any],
-        update: Callable[[bool], Any],
-        compiles: Callable[[bool], bool],
-    ) -> Made:
-        """Those for a new list.
-
-        `update` is told whether to compile, which `compiles` says of what is
-        wanted.
-        """
-        made = Made(var_list, update, compiles)
-        self._made[tuple(map(id, var_list))] = made
-        if len(self._made) > _MOST:
-            self._made.popitem(last=False)
-        return made
-
-
-class Made:
-    """The update of one list of variables, compiled and not."""
 
     def __init__(
         self,
-        var_list: Sequence[Any],
-        update: Callable[[bool], Any],
-        compiles: Callable[[bool], bool],
+        given: Sequence[Any],
+        variables: list[Any],
+        update: _updates.Update,
     ) -> None:
-        self._held = list(var_list)  # or another could have one of their ids
-        self._update = update
-        self._compiles = compiles
-        self._traced: dict[bool, Callable[[], Any]] = {}
+        self.given = list(given)
+        self.variables = variables
+        self.update = update
+        self._traced: Callable[[], Any] | None = None
 
-    def run(self, compiled: bool) -> None:
-        """Updates, by XLA if that is wanted and can be."""
-        compiled = self._compiles(compiled)
-        if compiled not in self._traced:
+    @property
+    def is_to_be_traced(self) -> bool:
+        """Whether there are so many updates that to trace them pays."""
+        return self.update.n_op_by_op >= _MAX_UNTRACED_UPDATES
+
+    def traced(
+        self, update: Callable[[list[Any], _updates.Update], Any]
+    ) -> Callable[[], Any]:
+        """`update(variables, update)` as a function, traced the first time."""
+        if self._traced is None:
 
             @tf.function(autograph=False)
-            def update() -> None:
-                self._update(compiled)
+            def traced() -> None:
+                update(self.variables, self.update)
 
             # A `tf.function` would warn of each new average that it traces.
-            self._traced[compiled] = update.get_concrete_function()
-        self._traced[compiled]()
+            self._traced = traced.get_concrete_function()
+        return self._traced
+
+
+class Lists:
+    """The last few lists, each known by the identities of what it holds.
+
+    A copy of an average has none of the original's.
+    """
+
+    def __init__(self) -> None:
+        self._known: collections.OrderedDict[tuple[int, ...], KnownList]
+        self._known = collections.OrderedDict()
+
+    def __deepcopy__(self, memo: Any) -> Lists:
+        return Lists()
+
+    def get(self, var_list: Sequence[Any]) -> KnownList | None:
+        """The list that holds the same objects, if it is known."""
+        key = tuple(map(id, var_list))
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+        return known
+
+    def add(self, known: KnownList) -> None:
+        """Keeps a list, whose objects thus keep their identities."""
+        self._known[tuple(map(id, known.given))] = known
+        if len(self._known) > _MAX_LISTS:
+            self._known.popitem(last=False)

@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import tensorflow as tf
+
+# Operations by their kernels: in eager mode, where each is run by itself, half
+# of the time of Python's operators.
+_add, _subtract = tf.raw_ops.AddV2, tf.raw_ops.Sub
+_multiply, _where = tf.raw_ops.Mul, tf.raw_ops.SelectV2
+_and, _or = tf.raw_ops.BitwiseAnd, tf.raw_ops.BitwiseOr
 
 
 def moved(
     average: tf.Tensor,
     weight: tf.Tensor,
-    c: tf.Tensor,
-    threshold: tf.Tensor,
+    c: Any,
+    threshold: Any,
     zero: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """average + c * (weight - average); with c = 1 the weight itself.
+    """Returns average + c * (weight - average); with c = 1 the weight itself.
 
-    `zero` is for code that XLA compiles: an integer 0 that XLA cannot know to
-    be one.
+    Args:
+        average: Of float32 or float64.
+        weight: Of the same dtype.
+        c: Float64 that broadcasts: a tensor, or a number where it is known.
+        threshold: From `threshold`; a tensor, or a number where it is known.
+        zero: In a graph, which XLA may compile, an integer 0 that XLA cannot
+            know to be one.
     """
-    step = tf.cast(c, average.dtype) * (weight - average)
+    own_c = _of_dtype(c, average.dtype)
+    step = _multiply(x=own_c, y=_subtract(x=weight, y=average))
     if zero is not None:
         step = _rounded(step, zero)
-    total = unbiased_sum(average, step, threshold)
-    if zero is not None:
-        # The same bits; but to choose by a scalar moves out of the loop over
-        # the elements, which then has but this sum for half of the models.
-        total = tf.where(threshold > 0.5, average + step, total)
+    # Rounded to nearest with half of the thresholds.
+    if tf.is_tensor(threshold) or threshold <= 0.5:
+        total = unbiased_sum(average, step, threshold)
+        if zero is not None:
+            # The same bits; but to choose by a scalar moves out of the loop
+            # over the elements, which then has but this sum for half of the
+            # models.
+            total = tf.where(threshold > 0.5, average + step, total)
+    else:
+        total = _add(x=average, y=step)
+    if isinstance(c, float) and c != 1.0:
+        return total
     return tf.where(tf.equal(c, 1.0), weight, total)
 
 
@@ -44,9 +64,9 @@ def threshold(n_models: tf.Tensor) -> tf.Tensor:
 
 
 def unbiased_sum(
-    average: tf.Tensor, step: tf.Tensor, threshold: tf.Tensor
+    average: tf.Tensor, step: tf.Tensor, threshold: Any
 ) -> tf.Tensor:
-    """The sum, rounded up or down so that the errors of many sums cancel.
+    """Returns the sum, rounded so that the errors of many sums cancel.
 
     Rounding to nearest loses every step below half a unit in the last place
     (ulp): after n models that is all that a weight moves by less than
@@ -55,21 +75,33 @@ def unbiased_sum(
     `threshold` of one, down to nothing otherwise. With thresholds spread
     evenly over (0, 1) that is right on average. An exact sum stays exact.
     """
+    dtype = average.dtype
     exponent, epsilon = (
         (0x7FF0000000000000, 2.0**-52)
-        if average.dtype == tf.float64
+        if dtype == tf.float64
         else (0x7F800000, 2.0**-23)
     )
-    total = average + step
-    lost = step - (total - average)
+    total = _add(x=average, y=step)
+    lost = _subtract(x=step, y=_subtract(x=total, y=average))
     # The ulp, the distance from |total| to the next larger float, is `epsilon`
     # of the power of two in it. In as few operations as will do: where memory
     # is fast, it is they that take the time.
-    power = tf.bitcast(_bits(total) & exponent, total.dtype)
-    up = tf.abs(lost) > tf.cast(epsilon * threshold, total.dtype) * power
-    sign = _bits(lost) & _bits(lost).dtype.min
-    ulp = tf.bitcast(_bits(epsilon * power) | sign, total.dtype)
-    return tf.where(up, total + ulp, total)
+    bits, lost_bits = _bits(total), _bits(lost)
+    exponent_mask = tf.constant(exponent, bits.dtype)
+    power = tf.bitcast(_and(x=bits, y=exponent_mask), dtype)
+    limit = _multiply(x=_of_dtype(epsilon * threshold, dtype), y=power)
+    up = tf.greater(tf.raw_ops.Abs(x=lost), limit)
+    sign = _and(x=lost_bits, y=tf.constant(bits.dtype.min, bits.dtype))
+    ulp_bits = _bits(_multiply(x=tf.constant(epsilon, dtype), y=power))
+    ulp = tf.bitcast(_or(x=ulp_bits, y=sign), dtype)
+    return _where(condition=up, t=_add(x=total, y=ulp), e=total)
+
+
+def _of_dtype(value: Any, dtype: tf.DType) -> tf.Tensor:
+    """A tensor, or what Python knows as a number, in `dtype`."""
+    if tf.is_tensor(value):
+        return tf.cast(value, dtype)
+    return tf.constant(value, dtype)
 
 
 def _bits(x: tf.Tensor) -> tf.Tensor:
@@ -77,7 +109,7 @@ def _bits(x: tf.Tensor) -> tf.Tensor:
 
 
 def _rounded(product: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
-    """The product, in a form that no compiler fuses with a sum.
+    """Returns the product, in a form that no compiler fuses with a sum.
 
     A fused multiply-add rounds once where TensorFlow's kernels round twice: an
     average would depend on how it was computed. XLA fuses a product that is

@@ -1,4 +1,4 @@
-"""Shadow variables: where they are, and what their names and values are.
+"""Shadow variables: the averages, their counts, and their names and values.
 
 In a v1 graph they are made as `tf.train.ExponentialMovingAverage` makes its
 own, by `get_variable` in a variable scope of their name: so names are made
@@ -9,15 +9,367 @@ checkpoint written with one is read with the other.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
 
 from swa_tf.support import stack
+from swa_tf import _functions
+from swa_tf import _state
+from swa_tf import _var_lists
 from swa_tf.support import variables as variables_lib
+from swa_tf.timing import AveragingSchedule
 
 
-def make(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
+class ShadowVariables(tf.Module):
+    """The variables that hold averages, and all that is known of them.
+
+    What an average is apart from how it is updated: see `WeightAverage`.
+    """
+
+    # Whether later calls of `apply` may name other variables than the first.
+    _takes_others = False
+
+    def __init__(
+        self,
+        name: str | None,
+        when: AveragingSchedule | None,
+        device: str | None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(name, (str, type(None))):
+            raise TypeError(f"`name` must be a string. Received: {name=}")
+        variables_lib.check_device(device)
+        self._name = name
+        self._device = device
+        self._averages: list[tf.Variable] = []
+        self._average_of = variables_lib.Untracked({})
+        self._when = _checked_when(when)
+        self._n_calls: Any = None
+        self._make_count()
+
+    @property
+    def n_models(self) -> tf.Variable:
+        """The number of models averaged: an int64 scalar `tf.Variable`.
+
+        >>> int(swa_tf.StochasticWeightAveraging().n_models)
+        0
+        """
+        return variables_lib.components(self._n_models)[0]
+
+    @property
+    def when(self) -> AveragingSchedule | None:
+        """Which calls of `apply` average; None for each of them.
+
+        Set it before `apply` is traced: a compiled function keeps the schedule
+        that it was traced with.
+
+        >>> swa_tf.StochasticWeightAveraging().when is None
+        True
+        """
+        return self._when
+
+    @when.setter
+    def when(self, when: AveragingSchedule | None) -> None:
+        self._when = _checked_when(when)
+        self._lists = _functions.Lists()  # traced with the old one
+        if when is not None and self._n_calls is None:
+            self._n_calls = self._counter("n_calls")
+
+    @property
+    def n_calls(self) -> tf.Variable | None:
+        """The number of calls of `apply`, an int64 scalar `tf.Variable`.
+
+        Those that were not due included; assigning an integer counts on from
+        there. None where there is no `when`, and each call averages.
+
+        >>> when = swa_tf.AveragingSchedule(start=10)
+        >>> int(swa_tf.StochasticWeightAveraging(when=when).n_calls)
+        0
+        """
+        if self._when is None:
+            return None
+        return variables_lib.components(self._n_calls)[0]
+
+    @n_calls.setter
+    def n_calls(self, n_calls: int) -> None:
+        self._n_calls.assign(n_calls)
+
+    @property
+    def swapped(self) -> bool:
+        """Whether `swa_tf.averaged_weights` has swapped the averages in.
+
+        >>> swa_tf.StochasticWeightAveraging().swapped
+        False
+        """
+        return self._state.swapped
+
+    def _mark_swapped(self, swapped: bool) -> None:
+        # No setter: TensorFlow's modules leave out one that changes nothing,
+        # such as the one that finishes what an interrupt left half done.
+        self._state.set(swapped)
+
+    @property
+    def averaged(self) -> list[tuple[str, tf.Variable]]:
+        """The averages, each with the name of its variable, in their order.
+
+        Empty before the first `apply` or `build`.
+
+        >>> swa = swa_tf.StochasticWeightAveraging()
+        >>> swa.apply([tf.Variable(1.0, name="w")])
+        >>> [(name, float(average)) for name, average in swa.averaged]
+        [('w', 1.0)]
+        """
+        return list(zip(self._state.names, self._averages))
+
+    def build(self, var_list: Iterable[Any]) -> None:
+        """Makes the shadow variables of `var_list` without averaging.
+
+        The first `apply` does this by itself. Call `build` where there is
+        none: to evaluate the averages of a checkpoint in a process that does
+        not train.
+
+        >>> variable = tf.Variable([1.0, 2.0])
+        >>> swa = swa_tf.StochasticWeightAveraging()
+        >>> swa.build([variable])
+        >>> swa.average(variable).numpy().tolist(), int(swa.n_models)
+        ([1.0, 2.0], 0)
+
+        Args:
+            var_list: As in `apply`, and in the same order.
+
+        Raises:
+            TypeError, ValueError: As `apply` does.
+        """
+        self._make_averages(self._checked(var_list))
+
+    def average(self, var: Any) -> tf.Variable | None:
+        """The variable that holds the average of `var`.
+
+        >>> variable = tf.Variable(1.0)
+        >>> swa = swa_tf.StochasticWeightAveraging()
+        >>> swa.average(variable) is None
+        True
+        >>> swa.apply([variable])
+        >>> swa.average(variable).trainable
+        False
+
+        Args:
+            var: A variable of `var_list`: the Keras variable or the
+                `tf.Variable` under it; in a v1 graph also a tensor.
+
+        Returns:
+            A non-trainable variable of the same shape, in float64 for a
+            float64 variable and in float32 otherwise. None if `var` is not
+            averaged.
+
+        Raises:
+            TypeError: If `var` is none of these.
+        """
+        variable = stack.tf_variable(var)
+        if not isinstance(variable, (tf.Variable, tf.Tensor)):
+            raise TypeError(f"`var` must be a variable. Received: var={var!r}")
+        return self._average_of.value.get(variable.ref())
+
+    def average_name(self, var: Any) -> str:
+        """The name of the variable that holds the average of `var`.
+
+        It is `<variable>/<name>`, in the current scope and made unique, as in
+        `tf.train.ExponentialMovingAverage`.
+
+        >>> variable = tf.Variable(1.0, name="w")
+        >>> swa_tf.StochasticWeightAveraging(name="swa").average_name(variable)
+        'w/swa'
+
+        Args:
+            var: A variable, averaged or not yet.
+
+        Raises:
+            TypeError: If `var` is no variable.
+        """
+        average = self.average(var)
+        if average is not None:
+            return stack.variable_name(average)
+        graph = tf.compat.v1.get_default_graph()
+        name = f"{stack.variable_name(var)}/{self.name}"
+        return str(graph.unique_name(name, mark_as_used=False))
+
+    def variables_to_restore(
+        self, moving_avg_variables: Iterable[Any] | None = None
+    ) -> dict[str, Any]:
+        """Names and variables for a v1 `Saver` that restores the averages.
+
+        A `Saver` made with the result reads the average of each variable into
+        the variable itself, and every other variable of the graph as it is.
+        The counts of models and calls are not among them: who reads the
+        averages into the weights evaluates, and does not go on averaging.
+
+        >>> with tf.Graph().as_default():
+        ...     variable = tf.Variable(1.0, name="w")
+        ...     swa = swa_tf.StochasticWeightAveraging(name="swa")
+        ...     sorted(swa.variables_to_restore())
+        ['w/swa']
+
+        Args:
+            moving_avg_variables: The averaged variables; None takes the v1
+                graph's trainable variables and its collection
+                `MOVING_AVERAGE_VARIABLES`.
+
+        Returns:
+            A dictionary from the name in the checkpoint to the variable.
+
+        Raises:
+            ValueError: If `moving_avg_variables` is None where there is no v1
+                graph to take the variables from.
+        """
+        v1 = tf.compat.v1
+        if moving_avg_variables is None:
+            _var_lists.require_v1_graph("moving_avg_variables")
+            moving_avg_variables = [
+                *v1.trainable_variables(),
+                *v1.moving_average_variables(),
+            ]
+        averaged = [stack.tf_variable(v) for v in moving_avg_variables]
+        restored = {self.average_name(v): v for v in averaged}
+        counts = [v for v in (self._n_models, self._n_calls) if v is not None]
+        # By name: an imported graph has several objects for one variable.
+        skip = {stack.variable_name(v) for v in [*averaged, *counts]}
+        for variable in v1.global_variables():
+            name = stack.variable_name(variable)
+            if name not in skip:
+                restored.setdefault(name, variable)
+        return restored
+
+    def reset(self) -> Any:
+        """Forgets models and calls: the next `apply` is the first again.
+
+        >>> variable = tf.Variable(1.0)
+        >>> swa = swa_tf.StochasticWeightAveraging()
+        >>> swa.apply([variable])
+        >>> swa.reset()
+        >>> int(swa.n_models)
+        0
+
+        Returns:
+            In a graph the op that resets, in eager mode None.
+        """
+        counts = (self._n_models, self._n_calls)
+        return tf.group(*[n.assign(0) for n in counts if n is not None])
+
+    def assert_averaged(
+        self, var_list: Iterable[Any] | None = None
+    ) -> list[tf.Operation]:
+        """Raises if nothing was averaged yet; in a graph, gives assertions.
+
+        >>> swa = swa_tf.StochasticWeightAveraging()
+        >>> swa.apply([tf.Variable(1.0)])
+        >>> swa.assert_averaged()
+        []
+
+        Args:
+            var_list: Variables of `apply` or `build`, each of which must have
+                been averaged: an EMA may have averaged others only.
+
+        Returns:
+            In a graph the ops that raise `tf.errors.InvalidArgumentError`.
+
+        Raises:
+            RuntimeError: In eager mode.
+        """
+        if self._has_averages_from_the_start():
+            return []
+        message = (
+            f"{self.name} has averaged nothing yet: call `apply` first, or "
+            "restore a checkpoint and call `build`."
+        )
+        if tf.executing_eagerly():
+            if int(self.n_models) == 0:
+                raise RuntimeError(message)
+            return []
+        return [tf.debugging.assert_positive(self.n_models, message=message)]
+
+    def _has_averages_from_the_start(self) -> bool:
+        """Whether there is something to swap in before the first `apply`."""
+        return False
+
+    def _counts(self) -> list[tf.Variable]:
+        """What an update changes beside the averages."""
+        return [v for v in (self._n_models, self._n_calls) if v is not None]
+
+    def _checked(self, var_list: Iterable[Any]) -> list[Any]:
+        """The `tf.Variable`s of `var_list`, or an error that says why not."""
+        variables = variables_lib.checked_list("var_list", var_list, tensors=True)
+        averages = [self.average(v) for v in variables]
+        _var_lists.check_strategies(
+            variables, averages, self._n_models, self.name
+        )
+        _var_lists.check_each(variables, self._device)
+        if self._average_of.value:
+            _var_lists.check_graph(variables, self._graph)
+            if not self._takes_others:
+                averaged = [key.deref() for key in self._average_of.value]
+                _var_lists.check_same(variables, averaged)
+            _var_lists.check_shapes(variables, averages)
+        return variables
+
+    def _make_averages(self, variables: list[Any]) -> None:
+        """Makes the shadow variables, unless they are there."""
+        if variables_lib.outermost_graph() is not self._graph:
+            self._make_count()
+        new = [v for v in variables if self.average(v) is None]
+        if new:
+            self._make_new_averages(new)
+        averages = list(self._average_of.value.values())
+        # The last time an interrupt may have come before this.
+        self._averages.extend(averages[len(self._averages) :])
+
+    def _make_new_averages(self, variables: list[Any]) -> None:
+        averaged = [key.deref() for key in self._average_of.value]
+        self._state.note([*averaged, *variables], self._takes_others)
+        averages = {
+            v.ref(): _made(v, self.name, self._device) for v in variables
+        }
+        self._average_of.value.update(averages)  # all of them, or none
+
+    def _make_count(self) -> None:
+        """Makes the variables of the object, outside any function."""
+        self._graph = variables_lib.outermost_graph()
+        self._lists = _functions.Lists()
+        with tf.init_scope():
+            self._state = _state.CheckpointState()
+        self._n_models = self._counter("n_models")
+        if self._graph is None:
+            self._state.n_models = self.n_models
+        if self._when is not None:
+            self._n_calls = self._counter("n_calls")
+        # For `tf.saved_model.save`, which wants to find what functions use.
+        self._swapped = self._state.variable
+
+    def _counter(self, name: str) -> tf.Variable:
+        with tf.init_scope():
+            return tf.Variable(
+                0,
+                trainable=False,
+                dtype=tf.int64,
+                name=self._own_name(name),
+            )
+
+    def _own_name(self, name: str) -> str:
+        """The name of what belongs to the object, and to no variable."""
+        return f"{self.name}/{name}" if self.name else name
+
+
+def _checked_when(when: Any) -> AveragingSchedule | None:
+    if when is not None and not isinstance(when, AveragingSchedule):
+        raise TypeError(
+            "`when` must be a `swa_tf.AveragingSchedule` or None. "
+            f"Received: when={when!r}"
+        )
+    return when
+
+
+def _made(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
     """A variable `<variable>/<suffix>` for the average of `variable`.
 
     It has the device of the variable, unless `device` is given, and the value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -15,26 +14,31 @@ from swa_tf.support import stack
 from swa_tf.support import variables as variables_lib
 
 
-class Averaged(NamedTuple):
+class AveragedVariable(NamedTuple):
     """A variable that is averaged.
 
     Attributes:
         name: Its own.
         shape: Its shape, as text.
-        dtype: That of its average; None in older checkpoints.
+        dtype: That of its average.
     """
 
     name: str
     shape: str
-    dtype: str | None
+    dtype: str
 
 
-class State(tf.train.experimental.PythonState):
+class CheckpointState(tf.train.experimental.PythonState):
     """Whether the averages are swapped in, and of which variables they are.
 
     A checkpoint written inside `averaged_weights` holds averages in place of
     weights, and one of other variables would give each the average of another:
     to restore either raises. TensorFlow restores this before any variable.
+
+    The variables must be as many as in the checkpoint, of the same shapes in
+    the same order. Their names may differ, since Keras makes names up in each
+    process, but the same names in another order are an error. Of an average
+    whose list may grow, one list must begin with the other, names included.
 
     `swapped` serves eager mode and checkpoints, `variable` serves functions
     that were traced before the swap.
@@ -46,10 +50,10 @@ class State(tf.train.experimental.PythonState):
         self.n_models: Any = None  # where it can be read: in eager mode
         if variables_lib.outermost_graph() is None:
             self.variable = tf.Variable(False, trainable=False)
-        self._averaged: list[Averaged] = []
-        self._restored: list[Averaged] = []
+        self._averaged: list[AveragedVariable] = []
+        self._restored: list[AveragedVariable] = []
         self.was_restored = False
-        self._others_join = False
+        self._may_grow = False
 
     @property
     def names(self) -> list[str]:
@@ -62,13 +66,14 @@ class State(tf.train.experimental.PythonState):
         return len(self._restored)
 
     def set(self, swapped: bool) -> None:
+        """Notes whether the averages are swapped in."""
         self.swapped = swapped
         for component in variables_lib.components(self.variable):
             variables_lib.write(component, tf.constant(swapped))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+    def __deepcopy__(self, memo: dict[int, Any]) -> CheckpointState:
         self._mind_what_waits("An average cannot be copied", "The copy")
-        copied = State.__new__(State)
+        copied = CheckpointState.__new__(CheckpointState)
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
         if copied.swapped:  # by no block that could ever end
@@ -100,37 +105,41 @@ class State(tf.train.experimental.PythonState):
             return tf.ones([], tf.int64)
         return 1 - tf.cast(self.variable.read_value(), tf.int64)
 
-    def note(self, variables: Iterable[Any], others_join: bool = False) -> None:
-        """Notes the variables averaged, unless a checkpoint has others.
+    def note(self, variables: Iterable[Any], may_grow: bool = False) -> None:
+        """Notes the variables averaged, or raises if a checkpoint has others.
 
-        With `others_join` these, or those of the checkpoint, are the first of
-        a list that grows.
+        Args:
+            variables: All of them, in their order.
+            may_grow: Whether more may join later.
         """
         averaged = [
-            Averaged(
+            AveragedVariable(
                 stack.variable_name(v),
                 str(v.shape),
                 variables_lib.dtype_of_average(v).name,
             )
             for v in variables
         ]
-        self._others_join = others_join
-        self._check_same(averaged, self._restored)
+        self._may_grow = may_grow
+        if self._restored:
+            self._check_same(averaged, self._restored)
+            # By the names that they have here.
+            self._restored[: len(averaged)] = averaged[: self.n_restored]
         self._averaged = averaged
 
     def _check_same(
-        self, averaged: list[Averaged], restored: list[Averaged]
+        self, averaged: list[AveragedVariable], restored: list[AveragedVariable]
     ) -> None:
-        """Raises unless the variables are those that were averaged."""
-        are_those = _same_as_they_join if self._others_join else same
-        if restored and not are_those(averaged, restored):
+        """Raises unless the variables are those of the checkpoint."""
+        is_longer = len(averaged) != len(restored) and self._may_grow
+        if not (_one_begins if is_longer else same)(averaged, restored):
             raise ValueError(
                 "`var_list` must hold the variables that the checkpoint has "
                 f"averages of, in their order: {_listed(restored)}. "
                 f"Received: {_listed(averaged)}"
             )
         for each, other in zip(averaged, restored):
-            if other.dtype not in (None, each.dtype):
+            if other.dtype != each.dtype:
                 raise ValueError(
                     "`var_list` must hold variables whose averages have the "
                     f"dtype that the checkpoint has, here {other.dtype}. "
@@ -185,23 +194,25 @@ class State(tf.train.experimental.PythonState):
                 "model, restore it alone, with "
                 "`tf.train.Checkpoint(model=model)`."
             )
-        listed = restored["averaged"]
-        dtypes = restored.get("dtypes", [None] * len(listed))
         averaged = [
-            Averaged(name, shape, dtype)
-            for (name, shape), dtype in zip(listed, dtypes)
+            AveragedVariable(name, shape, dtype)
+            for (name, shape), dtype in zip(
+                restored["averaged"], restored["dtypes"]
+            )
         ]
-        if self._averaged:
+        if self._averaged and averaged:
             self._check_same(self._averaged, averaged)
         self._restored = averaged
         self.was_restored = True
 
 
-def same(averaged: list[Averaged], others: list[Averaged]) -> bool:
-    """Whether variables are the same in one order.
+def same(
+    averaged: list[AveragedVariable], others: list[AveragedVariable]
+) -> bool:
+    """Whether two lists are of the same variables, in one order.
 
-    By shape, and by name where the names are the same in another order: those
-    that Keras makes up may differ from process to process.
+    They are if they have the same shapes, and not the same names in another
+    order.
     """
     names, other_names = _names(averaged), _names(others)
     reordered = names != other_names and sorted(names) == sorted(other_names)
@@ -209,57 +220,18 @@ def same(averaged: list[Averaged], others: list[Averaged]) -> bool:
     return not reordered and shapes == other_shapes
 
 
-def _same_as_they_join(
-    averaged: list[Averaged], others: list[Averaged]
+def _one_begins(
+    averaged: list[AveragedVariable], others: list[AveragedVariable]
 ) -> bool:
-    """Whether one list is how the other begins.
-
-    Neither is complete: a name that stands in both, but not at one index, is
-    that of a variable that would get the average of another.
-    """
-    n = min(len(averaged), len(others))
-    if not same(averaged[:n], others[:n]):
-        return False
-    names, other_names = _names(averaged), _names(others)
-    return not (
-        _out_of_place(names, other_names) & _out_of_place(other_names, names)
-    ) or (n == len(others) and _numbered_anew(names, other_names))
+    """Whether one list begins with the names and shapes of the other."""
+    return all(each[:2] == other[:2] for each, other in zip(averaged, others))
 
 
-def _out_of_place(names: list[str], others: list[str]) -> set[str]:
-    """The names at an index at which the others have not the same."""
-    return {name for i, name in enumerate(names) if others[i : i + 1] != [name]}
-
-
-def _numbered_anew(names: list[str], others: list[str]) -> bool:
-    """Whether Keras may have made up both: dense and dense_1, dense_1 and 2.
-
-    It counts the layers of a process, so that each kind is so many further.
-    """
-    further: dict[str, int] = {}
-    for parts, other_parts in zip(*(map(_parts, v) for v in (names, others))):
-        if [kind for kind, _ in parts] != [kind for kind, _ in other_parts]:
-            return False
-        for (kind, number), (_, other_number) in zip(parts, other_parts):
-            distance = number - other_number
-            if further.setdefault(kind, distance) != distance:
-                return False
-    return True
-
-
-def _parts(name: str) -> list[tuple[str, int]]:
-    """The parts of a path, each with the number at its end."""
-    return [
-        (kind, int(number or 0))
-        for kind, number in re.findall(r"([^/]+?)(?:_(\d+))?(?:/|$)", name)
-    ]
-
-
-def _names(variables: list[Averaged]) -> list[str]:
+def _names(variables: list[AveragedVariable]) -> list[str]:
     return [v.name for v in variables]
 
 
-def _listed(variables: list[Averaged]) -> str:
+def _listed(variables: list[AveragedVariable]) -> str:
     return ", ".join(f"'{v.name}' {v.shape}" for v in variables)
 
 

@@ -1,46 +1,39 @@
-"""The one equation over all variables of a model, in one pass over memory.
+"""The one equation over all variables of a list.
 
-TensorFlow's own kernels take some fifteen passes: one an operation. XLA makes
-them one, but must compile; so it is asked only where updates are many. Both
-give the same bits (see `_rounding`), and nothing else depends on which was
-taken.
+TensorFlow's kernels take some twenty passes over memory, one an operation.
+XLA makes them one, but must compile first. Either way gives the same bits (see
+`_rounding`): in eager mode each operation runs by itself, without a trace, and
+in a graph XLA compiles the update of each variable that is large enough.
 
-Variables of one shape are updated in bundles, by one function for all bundles
-that are alike: it is traced, and compiled, once.
+Variables that are alike are updated in bundles. Op by op, a bundle is stacked
+into one tensor. Compiled, all bundles that are alike share one function, which
+is compiled once.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from swa_tf import _rounding
-from swa_tf.support import stack
 from swa_tf.support import variables as variables_lib
 
-# Below this number of elements a variable takes less time than starting its
-# computation does: such are strung together, and not compiled.
-_SMALL = 16384
-_BUNDLE_OF_SMALL = 128
-# Compiling takes time for each variable of a bundle, starting it for each
-# bundle: bundles are of at most so many variables, and about so many elements.
-_BUNDLE, _BUNDLE_ELEMENTS = 4, 2**19
+COMPILED_ELEMENTS = 16384
+"""The number of elements from which on a graph's update of it is compiled.
 
-# Compiling takes the time of some ten updates that are not compiled.
-_MANY = 5
-_RARE = 100
-# Of variables with this number of elements, in all and on average over their
-# kinds, one such update takes longer than compiling, and needs five times the
-# memory of the average while it runs.
-_HUGE = 50_000_000
+A smaller variable takes less time than starting a computation does.
+"""
 
-# Functions that are kept: three for each shape of the last few models.
-_MOST = 512
+# Members of a bundle: small variables, which are stacked in any case; and large
+# ones, which cost time to compile, each, and time to start, each bundle.
+_MAX_SMALL_MEMBERS = 128
+_MAX_LARGE_MEMBERS, _MAX_LARGE_ELEMENTS = 2, 2**19
+
+_MAX_CACHED_FUNCTIONS = 512
 
 
 class Update:
@@ -52,104 +45,51 @@ class Update:
     """
 
     def __init__(self, pairs: Iterable[tuple[tf.Variable, Any]]) -> None:
-        alike: dict[_Kind, list[_Member]] = {}
-        self._others: list[_Member] = []
+        alike: dict[Any, list[_Member]] = {}
         for place, (average, weight) in enumerate(pairs):
-            member = _Member(place, average, weight)
             kind = _Kind.of(average, weight)
-            if kind is None:
-                self._others.append(member)
-            else:
-                alike.setdefault(kind, []).append(member)
-        bundles = [
-            _Bundle(kind, members[start : start + kind.bundle_size])
-            for kind, members in alike.items()
-            for start in range(0, len(members), kind.bundle_size)
-        ]
-        self._small = [bundle for bundle in bundles if bundle.kind.is_small]
-        self._large = [bundle for bundle in bundles if not bundle.kind.is_small]
-        self._can_compile = bool(self._large) and all(
-            _has_xla(bundle.kind.device) for bundle in self._large
-        )
-        self._is_huge = _are_huge(self._large)
+            # What is like nothing else is a bundle by itself.
+            key = place if kind is None else kind
+            member = _Member(place, average, weight, kind)
+            alike.setdefault(key, []).append(member)
+        self.n_op_by_op = 0
+        self._bundles: list[list[_Member]] = []
+        for members in alike.values():
+            size = members[0].kind.bundle_size if members[0].kind else 1
+            self._bundles += [
+                members[start : start + size]
+                for start in range(0, len(members), size)
+            ]
 
-    def compiles(self, wanted: bool) -> bool:
-        """Whether XLA compiles this update, which may be wanted or not."""
-        return self._can_compile and (wanted or self._is_huge)
-
-    def __call__(self, c: tf.Tensor, n_models: tf.Tensor, compiled: Any) -> Any:
-        """The update, with the coefficient `c` after `n_models` models.
+    def __call__(self, c: tf.Tensor, n_models: tf.Tensor) -> Any:
+        """Moves the averages, with the coefficient `c` after `n_models` models.
 
         `c` is one for all, or a vector with one for each of the pairs.
-        `compiled` says whether XLA is wanted: a bool, or in a graph a scalar
-        tensor.
 
         Returns:
             In a graph the op that is done when all is.
         """
         threshold = _rounding.threshold(n_models)
-        zero = tf.cast(tf.equal(n_models, n_models.dtype.min), tf.int32)
-
-        # Not in a branch: to read what is sent may reduce it over replicas.
-        weights = [bundle.weights() for bundle in self._large]
-
-        def large(compile: bool) -> Any:
-            return tf.group(
-                *(
-                    bundle.update(compile, given, c, threshold, zero)
-                    for bundle, given in zip(self._large, weights)
-                )
-            )
-
-        moved = [
-            bundle.update(False, bundle.weights(), c, threshold, zero)
-            for bundle in self._small
-        ]
-        if self.compiles(False) == self.compiles(True):
-            moved.append(large(self.compiles(True)))
-        elif isinstance(compiled, bool):
-            moved.append(large(compiled))
+        zero = None
+        if tf.executing_eagerly():
+            # Known to Python, they save operations.
+            c, threshold = c.numpy(), threshold.numpy()
+            self.n_op_by_op += 1
         else:
-            moved.append(
-                tf.cond(compiled, lambda: large(True), lambda: large(False))
-            )
-        for place, average, weight in self._others:
-            value = average.read_value()
-            weight = _value(weight, value)
-            with tf.device(average.device):  # only the weight is sent there
-                own = c[place] if c.shape.rank else c
-                value = _rounding.moved(value, weight, own, threshold)
-            moved.append(average.assign(value))
-        return tf.group(*moved)
-
-
-class Pace:
-    """Whether updates come so often that to compile them pays.
-
-    An average that takes one model an epoch does not.
-    """
-
-    def __init__(self) -> None:
-        self._last = -math.inf
-        self._close = 0
-
-    def is_fast(self, period: int) -> bool:
-        """To be asked at each call, one in `period` of which averages."""
-        now = time.monotonic()
-        if self._close < _MANY:
-            close = (now - self._last) * period < 1.0
-            self._close = self._close + 1 if close else 0
-        self._last = now
-        return self._close >= _MANY
-
-
-def many_in_a_graph(n_models: tf.Tensor, period: int) -> Any:
-    """The same for a compiled training step, that knows of no time."""
-    return False if period > _RARE else n_models >= _MANY
+            zero = tf.cast(tf.equal(n_models, n_models.dtype.min), tf.int32)
+        updated = []
+        for members in self._bundles:
+            own = _coefficients(c, [member.place for member in members])
+            kind = members[0].kind
+            if zero is not None and kind is not None and kind.is_compiled:
+                updated.append(_compiled(members, kind, own, threshold, zero))
+            else:
+                updated += _op_by_op(members, own, threshold, zero)
+        return tf.group(*updated)
 
 
 class _Kind(NamedTuple):
-    """What variables have in common that one function can update."""
+    """What variables that are updated together have in common."""
 
     device: str
     shape: tuple[int, ...]
@@ -160,7 +100,7 @@ class _Kind(NamedTuple):
 
     @classmethod
     def of(cls, average: tf.Variable, weight: Any) -> _Kind | None:
-        """None of what no function is made for."""
+        """The kind of a pair; None for one to be updated by itself."""
         if (
             not isinstance(weight, tf.Variable)
             or variables_lib.outermost_graph() is not None
@@ -177,75 +117,139 @@ class _Kind(NamedTuple):
         )
 
     @property
-    def is_small(self) -> bool:
-        return math.prod(self.shape) < _SMALL
+    def is_large(self) -> bool:
+        return math.prod(self.shape) >= COMPILED_ELEMENTS
 
     @property
-    def splits_flat(self) -> bool:
-        """Whether it is quicker flat, in a branch, than as it is."""
-        on = tf.DeviceSpec.from_string(self.device).device_type
-        is_free = on == "CPU" and stack.BRANCHES_TAKE_VIEWS
-        return is_free and len(self.shape) > 1
+    def is_compiled(self) -> bool:
+        """Whether XLA compiles its update in a graph."""
+        return self.is_large and _has_xla(self.device)
 
     @property
     def bundle_size(self) -> int:
-        if self.is_small:
-            return _BUNDLE_OF_SMALL
-        fitting = _BUNDLE_ELEMENTS // math.prod(self.shape)
-        return max(1, min(_BUNDLE, fitting))
+        if not self.is_large:
+            return _MAX_SMALL_MEMBERS
+        fitting = _MAX_LARGE_ELEMENTS // math.prod(self.shape)
+        return max(1, min(_MAX_LARGE_MEMBERS, fitting))
 
 
 class _Member(NamedTuple):
+    """A pair, its place among all pairs, and its kind."""
+
     place: int
     average: Any
     weight: Any
+    kind: _Kind | None
 
 
-class _Bundle(NamedTuple):
-    kind: _Kind
-    members: list[_Member]
+def _coefficients(c: Any, places: list[int]) -> Any:
+    """The coefficients of the pairs at `places`; one, where it is the same."""
+    if tf.is_tensor(c):
+        return tf.gather(c, places) if c.shape.rank else c
+    own = set(c[places].tolist()) if c.ndim else {float(c)}
+    return own.pop() if len(own) == 1 else c[places]
 
-    def weights(self) -> list[Any]:
-        """What the function is given of each: a handle, or a value sent."""
-        return [
-            variables_lib.read(member.weight)
-            if self.kind.is_sent
-            else member.weight.handle
-            for member in self.members
-        ]
+
+def _op_by_op(
+    members: list[_Member], c: Any, threshold: Any, zero: tf.Tensor | None
+) -> list[Any]:
+    """Updates a bundle by operations of TensorFlow, in eager mode or a graph.
+
+    Returns:
+        In a graph the ops that do it.
+    """
+    dtype = members[0].average.dtype
+    # Read before the device is chosen: only the weight is sent there.
+    weights = [_read(member.weight) for member in members]
+    with tf.device(members[0].average.device):
+        if isinstance(c, float) and c == 1.0:
+            values = [tf.cast(weight, dtype) for weight in weights]
+        else:
+            averages = [variables_lib.read(member.average) for member in members]
+            values = _moved(averages, weights, c, threshold, zero)
+    return [
+        variables_lib.write(member.average, value)
+        for member, value in zip(members, values)
+    ]
+
+
+def _moved(
+    averages: list[tf.Tensor],
+    weights: list[tf.Tensor],
+    c: Any,
+    threshold: Any,
+    zero: tf.Tensor | None,
+) -> list[tf.Tensor]:
+    """The averages moved, stacked where there are several."""
+    dtype = averages[0].dtype
+    if len(averages) == 1:
+        if not isinstance(c, float) and c.shape.rank:
+            c = c[0]
+        weight = tf.cast(weights[0], dtype)
+        return [_rounding.moved(averages[0], weight, c, threshold, zero)]
+    average, weight = tf.stack(averages), tf.cast(tf.stack(weights), dtype)
+    if not isinstance(c, float) and len(c.shape):
+        c = tf.reshape(c, [-1, *[1] * (len(average.shape) - 1)])
+    moved = _rounding.moved(average, weight, c, threshold, zero)
+    values: list[tf.Tensor] = tf.unstack(moved)
+    return values
+
+
+def _compiled(
+    members: list[_Member],
+    kind: _Kind,
+    c: tf.Tensor,
+    threshold: tf.Tensor,
+    zero: tf.Tensor,
+) -> tf.Tensor:
+    """Updates a bundle by a function that XLA compiles.
+
+    Returns:
+        A tensor that is there when it is done.
+    """
+    weights = [
+        variables_lib.read(m.weight) if kind.is_sent else m.weight.handle
+        for m in members
+    ]
+    update = _compiled_function(kind, len(members))
+    with tf.device(kind.device):
+        averages = [member.average.handle for member in members]
+        return update(averages, weights, c, threshold, zero)
+
+
+@functools.lru_cache(_MAX_CACHED_FUNCTIONS)
+def _compiled_function(kind: _Kind, size: int) -> Callable[..., tf.Tensor]:
+    """The update of a bundle, given the handles of its variables."""
 
     def update(
-        self,
-        compile: bool,
+        averages: list[Any],
         weights: list[Any],
         c: tf.Tensor,
         threshold: tf.Tensor,
         zero: tf.Tensor,
-    ) -> Any:
-        """Starts the functions; in a graph, the op that waits for them."""
-        # What need not be one computation is traced once, for one variable.
-        whole = compile or self.kind.is_small
-        at_a_time = len(self.members) if whole else 1
-        update = _function(self.kind, at_a_time, compile)
-        done = []
-        for start in range(0, len(self.members), at_a_time):
-            end = start + at_a_time
-            places, averages, _ = zip(*self.members[start:end])
-            with tf.device(self.kind.device):
-                updated = update(
-                    [average.handle for average in averages],
-                    weights[start:end],
-                    tf.gather(c, places) if c.shape.rank else c,
-                    threshold,
-                    zero,
-                )
-            done.append(updated)
-        return tf.group(*done)
+    ) -> tf.Tensor:
+        each_c = tf.unstack(c) if c.shape.rank else [c] * size
+        for handle, weight, own in zip(averages, weights, each_c):
+            average = _read_handle(handle, kind.dtype, kind.shape)
+            if not kind.is_sent:
+                weight = _read_handle(weight, kind.weight_dtype, kind.shape)
+            weight = tf.cast(weight, kind.dtype)
+            moved = _rounding.moved(average, weight, own, threshold, zero)
+            tf.raw_ops.AssignVariableOp(resource=handle, value=moved)
+        return zero
+
+    return tf.function(update, jit_compile=True, autograph=False)
 
 
-def _are_huge(bundles: list[_Bundle]) -> bool:
-    sizes = [math.prod(b.kind.shape) * len(b.members) for b in bundles]
-    return sum(sizes) >= _HUGE * len({bundle.kind for bundle in bundles})
+def _read_handle(handle: Any, dtype: tf.DType, shape: Any) -> tf.Tensor:
+    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+    value.set_shape(shape)
+    return value
+
+
+def _read(value: Any) -> tf.Tensor:
+    """The value of a variable now, after the control dependencies."""
+    return variables_lib.read(value) if isinstance(value, tf.Variable) else value
 
 
 def _has_xla(device: str) -> bool:
@@ -264,81 +268,3 @@ def _compiles(device: str) -> bool:
         except tf.errors.OpError:
             return False
     return True
-
-
-@functools.lru_cache(_MOST)
-def _function(kind: _Kind, size: int, compile: bool) -> Callable[..., Any]:
-    """The update of a bundle, given the handles of its variables."""
-    # XLA deals out the first dimension to the processors: of two, one has twice
-    # the work of the other where that is 3, as in a convolution. Flat, each
-    # has as much as the others. But XLA would fuse the reshaping with the sum,
-    # and then copy; not so where the sum is in a branch that may not be taken.
-    flat = compile and kind.splits_flat
-
-    def read(handle: Any, dtype: tf.DType) -> tf.Tensor:
-        value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
-        value.set_shape(kind.shape)
-        return value
-
-    def update(
-        averages: list[Any],
-        weights: list[Any],
-        c: tf.Tensor,
-        threshold: tf.Tensor,
-        zero: tf.Tensor,
-    ) -> tf.Tensor:
-        values = [
-            (
-                read(average, kind.dtype),
-                weight if kind.is_sent else read(weight, kind.weight_dtype),
-            )
-            for average, weight in zip(averages, weights)
-        ]
-        each_c = tf.unstack(c) if c.shape.rank else [c] * size
-        if kind.is_small:
-            values = [tuple(tf.stack(each) for each in zip(*values))]
-            if c.shape.rank:
-                each_c = [tf.reshape(c, [size, *(1 for _ in kind.shape)])]
-        if flat:
-            values = [
-                tuple(tf.reshape(x, [-1]) for x in pair) for pair in values
-            ]
-
-        def all_moved() -> list[tf.Tensor]:
-            return [
-                _rounding.moved(
-                    average,
-                    tf.cast(weight, kind.dtype),
-                    own,
-                    threshold,
-                    zero if compile else None,
-                )
-                for (average, weight), own in zip(values, each_c)
-            ]
-
-        if flat:
-            unmoved = [average for average, _ in values]
-            # `zero` is 0, so always; but XLA cannot know.
-            moved = tf.cond(zero < 2, all_moved, lambda: unmoved)
-            moved = [tf.reshape(value, kind.shape) for value in moved]
-        else:
-            moved = all_moved()
-        if kind.is_small:
-            moved = tf.unstack(moved[0], size)
-        for average, value in zip(averages, moved):
-            tf.raw_ops.AssignVariableOp(resource=average, value=value)
-        return zero  # something to wait for
-
-    if compile:
-        return tf.function(update, jit_compile=True, autograph=False)
-    # Not inlined, or a graph would have fifteen nodes for each variable.
-    return tf.function(
-        update, autograph=False, experimental_attributes={"_noinline": True}
-    )
-
-
-def _value(weight: Any, average: tf.Tensor) -> tf.Tensor:
-    """The weight now, after the control dependencies, in `average`'s dtype."""
-    if isinstance(weight, tf.Variable):
-        weight = variables_lib.read(weight)
-    return tf.cast(weight, average.dtype)

@@ -9,10 +9,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _begun, _decays, _rounding
-from swa_tf.averaging import WeightAverage
+from swa_tf import _begun
 from swa_tf.support import checks
+from swa_tf import _decays
+from swa_tf import _rounding
+from swa_tf import _updates
 from swa_tf.support import variables as variables_lib
+from swa_tf.averaging import WeightAverage
 from swa_tf.timing import AveragingSchedule
 
 
@@ -209,9 +212,7 @@ class ExponentialMovingAverage(WeightAverage):
             return checks
         variables = variables_lib.checked_list("var_list", var_list)
         begun = self._has_begun.of(
-            self._indices(variables),
-            len(self._averages),
-            self.n_models.read_value(),
+            self._indices(variables), len(self._averages)
         )
         if not tf.executing_eagerly():
             message = _NOT_BEGUN.format(
@@ -235,7 +236,17 @@ class ExponentialMovingAverage(WeightAverage):
         # From their initializers, or a checkpoint that has no `n_models`.
         return self._graph is not None and self._starts_as_tensorflow()
 
-    def _coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
+    def coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
+        """Returns 1 - decay, or more while `num_updates` or `warm_up` say so.
+
+        >>> ema = swa_tf.ExponentialMovingAverage(0.75, warm_up=1)
+        >>> n_models = tf.range(5, dtype=tf.int64)
+        >>> [round(float(ema.coefficient(n)), 3) for n in n_models]
+        [1.0, 0.5, 0.333, 0.25, 0.25]
+
+        Args:
+            n_models: The number of models already averaged: an int64 scalar.
+        """
         if self._half_life is not None:
             c = tf.constant(
                 -math.expm1(-math.log(2.0) / self._half_life), tf.float64
@@ -271,7 +282,7 @@ class ExponentialMovingAverage(WeightAverage):
     def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
         if self._has_begun is not None:
             return ~self._has_begun.of(
-                self._indices(variables), len(self._averages), n_models
+                self._indices(variables), len(self._averages)
             )
         if self._starts_as_tensorflow():
             return False
@@ -280,6 +291,10 @@ class ExponentialMovingAverage(WeightAverage):
     def _indices(self, variables: list[Any]) -> list[int]:
         index = {key: i for i, key in enumerate(self._average_of.value)}
         return [index[variable.ref()] for variable in variables]
+
+    def _counts(self) -> list[tf.Variable]:
+        counts = super()._counts()
+        return [*counts, self._begun] if self._begun is not None else counts
 
     def _make_count(self) -> None:
         super()._make_count()
@@ -317,11 +332,7 @@ class ExponentialMovingAverage(WeightAverage):
                     key for key, is_there in zip(joined, there) if is_there
                 )
             starts = begin and self._starts_as_tensorflow()
-            self._has_begun.join(
-                [starts and each for each in there],
-                n_known,
-                self._n_models.read_value(),
-            )
+            self._has_begun.join([starts and each for each in there], n_known)
 
     def _counter(self, name: str) -> tf.Variable:
         if (
@@ -400,18 +411,16 @@ class ExponentialMovingAverage(WeightAverage):
         variables: list[Any],
         c: tf.Tensor,
         n_models: tf.Tensor,
-        compiled: bool | None,
+        update: _updates.Update | None,
     ) -> Any:
         debiased = self._debiased.value
         plain = [v for v in variables if v.ref() not in debiased]
-        moved = [super()._move(plain, c, n_models, compiled)]
+        moved = [super()._move(plain, c, n_models, update)]
         if self._has_begun is not None:
             # Averages that are swapped in have c = 0, and begin later.
             indices, now = self._indices(variables), c > 0.0
             moved.append(
-                self._has_begun.begin(
-                    indices, now, len(self._averages), n_models
-                )
+                self._has_begun.begin(indices, now, len(self._averages))
             )
         threshold = _rounding.threshold(n_models)
         for tensor in variables:
@@ -446,9 +455,7 @@ class ExponentialMovingAverage(WeightAverage):
             if not isinstance(variable, tf.Variable):
                 assigned.append(average.assign(tf.zeros_like(average)))
                 continue
-            for target, source in variables_lib.component_pairs(
-                average, variable
-            ):
+            for target, source in variables_lib.component_pairs(average, variable):
                 value = tf.cast(variables_lib.read(source), target.dtype)
                 assigned.append(target.assign(value))
         return assigned
@@ -459,34 +466,3 @@ _NOT_BEGUN = (
     "`reset`: {variables}. Call `apply` with them first, or swap a list "
     "without them."
 )
-
-
-def scaled_decay(decay: float, batch_size_ratio: float) -> float:
-    """The decay of an EMA for a batch `batch_size_ratio` times as large.
-
-        decay^k
-
-    with k the ratio: one step on a batch k times as large goes as far as k
-    steps, so that the average must forget as much in one update as it did in
-    k. The learning rate is to be scaled by its own rule.
-
-    >>> round(swa_tf.scaled_decay(0.999, 8), 6)
-    0.992028
-
-    Args:
-        decay: The decay at the old batch size, in [0, 1).
-        batch_size_ratio: The new batch size divided by the old, > 0; below 1
-            for a smaller batch. (A `half_life` is divided by it.)
-
-    Raises:
-        ValueError: If an argument is none of these.
-
-    References:
-        Busbridge et al. 2023, How to Scale Your EMA, definition 1.2,
-        https://arxiv.org/abs/2307.13813.
-    """
-    if checks.real("decay", decay, "a number in [0, 1)") >= 1:
-        raise ValueError(
-            f"`decay` must be a number in [0, 1). Received: {decay=}"
-        )
-    return float(decay ** checks.positive("batch_size_ratio", batch_size_ratio))

@@ -7,10 +7,11 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _rounding, _updates
+from swa_tf import _rounding
+from swa_tf import _updates
 from tests.fitting import covering
 
-LARGE = (_updates._SMALL,)
+LARGE = (_updates.COMPILED_ELEMENTS,)
 SMALL = (3, 5)
 # As large, and of more dimensions than one, the first of which is short.
 KERNEL = (3, 3, 64, 64)
@@ -41,13 +42,17 @@ def _shadow_dtype(variable):
     return tf.float64 if variable.dtype == tf.float64 else tf.float32
 
 
-def _by(compiled):
-    def update(pairs, n):
-        update = _updates.Update(pairs)
-        assert update.compiles(True)
-        update(1.0 / tf.cast(n + 1, tf.float64), n, compiled)
+def _op_by_op(pairs, n):
+    _updates.Update(pairs)(1.0 / tf.cast(n + 1, tf.float64), n)
 
-    return update
+
+def _in_graph(update):
+    """The same in a graph. What it returns there is an op, no tensor."""
+    return tf.function(lambda *args: [update(*args), None][1], autograph=False)
+
+
+def _compiled(pairs, n):
+    _in_graph(lambda n: _op_by_op(pairs, n))(n)
 
 
 def _one_by_one(pairs, n):
@@ -74,8 +79,8 @@ def test_compiled_or_not_gives_the_same_bits(shape, dtype):
     variables = [tf.Variable(v) for v in random_values(shape, dtype, 2)]
     models = [random_values(shape, dtype, 2, seed) for seed in range(6)]
     expected = averages_of(variables, models, _one_by_one)
-    for compiled in (True, False):
-        got = averages_of(variables, models, _by(compiled))
+    for update in (_op_by_op, _compiled):
+        got = averages_of(variables, models, update)
         np.testing.assert_array_equal(got, expected)
     exact = np.mean(
         [[v.numpy().astype(np.float64) for v in m] for m in models], axis=0
@@ -98,10 +103,11 @@ def test_any_number_of_models_gives_the_same_bits(n_models):
     weight = tf.Variable(random_values(LARGE, tf.float32, 1)[0])
     start, n = weight * 1.01, tf.constant(n_models, tf.int64)
     got = []
-    for compiled in (False, True):
+    for in_graph in (False, True):
         average = tf.Variable(start)
         update = _updates.Update([(average, weight)])
-        update(tf.constant(0.3, tf.float64), n, compiled)
+        c = tf.constant(0.3, tf.float64)
+        (_in_graph(update) if in_graph else update)(c, n)
         got.append(average.numpy())
     np.testing.assert_array_equal(*got)
 
@@ -125,14 +131,16 @@ def test_where_no_sum_rounds_up_they_are_tensorflows(compiled):
     np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
 
 
-@pytest.mark.parametrize("shape", [LARGE, KERNEL])
+@pytest.mark.parametrize("shape", [(), SMALL, LARGE, KERNEL])
 @pytest.mark.parametrize("n_models", [0, 4, -3])  # the user may assign any
-def test_each_variable_has_its_own_coefficient(shape, n_models):
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_each_variable_has_its_own_coefficient(shape, n_models, in_graph):
     weights = [tf.Variable(tf.fill(shape, 8.0)) for _ in range(3)]
     averages = [tf.Variable(tf.zeros(shape)) for _ in weights]
     update = _updates.Update(list(zip(averages, weights)))
     c = tf.constant([0.25, 1.0, 0.0], tf.float64)
-    update(c, tf.constant(n_models, tf.int64), True)
+    update = _in_graph(update) if in_graph else update
+    update(c, tf.constant(n_models, tf.int64))
     for average, expected in zip(averages, [2.0, 8.0, 0.0]):
         np.testing.assert_allclose(average, tf.fill(shape, expected), rtol=1e-6)
 
@@ -195,137 +203,101 @@ def test_bundles_of_every_kind_at_once():
         np.testing.assert_array_equal(swa.average(variable), expected)
 
 
-def test_a_function_of_the_user_compiles_from_the_sixth_model_on(monkeypatch):
-    variables = [tf.Variable(v) for v in random_values(LARGE, tf.float32, 2)]
-    models = [random_values(LARGE, tf.float32, 2, seed) for seed in range(8)]
+@pytest.fixture
+def compiled(monkeypatch):
+    """The sizes of bundles for which compiled functions are asked."""
+    compiled = []
+    function = _updates._compiled_function
+    function.cache_clear()
+
+    def noting(kind, size):
+        compiled.append(size)
+        return function(kind, size)
+
+    monkeypatch.setattr(_updates, "_compiled_function", noting)
+    return compiled
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """What is made a `tf.function` of."""
+    traced = []
+    function = tf.function
+
+    def noting(*args, **kwargs):
+        traced.append((args, kwargs))
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(tf, "function", noting)
+    return traced
+
+
+@pytest.mark.parametrize("period", [1, 3])
+@pytest.mark.parametrize(
+    "make",
+    [
+        swa_tf.StochasticWeightAveraging,
+        lambda when: swa_tf.ExponentialMovingAverage(0.9, when=when),
+    ],
+)
+def test_the_first_50_updates_are_not_traced(make, period, compiled, traced):
+    variable, small = tf.Variable(tf.ones(LARGE)), tf.Variable(1.0)
+    average = make(when=swa_tf.AveragingSchedule(period=period))
+    for _ in range(period * 49 + 1):
+        average.apply([variable, small])
+    assert int(average.n_models) == 50
+    assert not traced
+    average.apply([variable, small])
+    assert compiled == [1]
+    assert len(traced) == 2  # of the average, and of the variable in it
+    for _ in range(period):
+        average.apply([variable, small])
+    assert len(traced) == 2
+    assert int(average.n_models) == (52 if period == 1 else 51)
+
+
+@pytest.mark.parametrize(
+    ("n_elements", "expected"), [(LARGE[0], [1]), (LARGE[0] - 1, [])]
+)
+def test_a_graph_compiles_what_is_large(n_elements, expected, compiled):
+    swa = swa_tf.StochasticWeightAveraging(
+        when=swa_tf.AveragingSchedule(period=1000)
+    )
+    variables = [tf.Variable(tf.ones([n_elements])), tf.Variable(1.0)]
+    swa.build(variables)
+    _in_graph(lambda: swa.apply(variables)).get_concrete_function()
+    assert compiled == expected
+
+
+def test_the_51st_update_goes_on_with_the_same_bits():
+    models = [random_values(LARGE, tf.float32, 2, seed) for seed in range(53)]
+    variables = [tf.Variable(v) for v in models[0]]
     swa = swa_tf.StochasticWeightAveraging()
-    taken = []
-
-    def noting(kind, size, compile):
-        update = function(kind, size, compile)
-
-        def noted(*arguments):
-            tf.py_function(lambda: taken.append(compile), [], [])
-            return update(*arguments)
-
-        return noted
-
-    function = _updates._function
-    monkeypatch.setattr(_updates, "_function", noting)
-
-    @tf.function
-    def step():
-        swa.apply(variables)
-
-    def update(pairs, n):
-        step()
-
-    averages_of(variables, models, update)
-    # One at a time, and then both at once.
-    assert taken == [False] * 5 * 2 + [True] * 3
+    averages_of(variables, models, lambda pairs, n: swa.apply(variables))
     got = [swa.average(v).numpy() for v in variables]
     expected = averages_of(variables, models, _one_by_one)
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.fixture
-def made(monkeypatch):
-    """Which kinds of functions are asked for: compiled ones and others."""
-    made = set()
-    function = _updates._function
-
-    def noting(kind, size, compile):
-        made.add(compile)
-        return function(kind, size, compile)
-
-    monkeypatch.setattr(_updates, "_function", noting)
-    return made
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(_updates.time, "monotonic", lambda: clock[0])
-    return clock
-
-
-@pytest.mark.parametrize(
-    ("seconds", "period", "expected"),
-    [
-        (1.5, None, {False}),  # an average an epoch
-        (0.1, None, {False, True}),
-        (0.1, 20, {False}),
-        (0.1, 2, {False, True}),
-    ],
-)
-def test_what_comes_often_is_compiled(seconds, period, expected, made, clock):
-    variable = tf.Variable(tf.ones(LARGE))
-    when = swa_tf.AveragingSchedule(period=period) if period else None
-    swa = swa_tf.StochasticWeightAveraging(when=when)
-    for _ in range(12):
-        swa.apply([variable])
-        clock[0] += seconds
-    assert made == expected
-
-
-@pytest.mark.parametrize(
-    ("huge", "expected"),
-    [(2 * LARGE[0], {True}), (2 * LARGE[0] + 1, {False})],
-)
-def test_what_is_huge_is_compiled_at_once(huge, expected, made, monkeypatch):
-    monkeypatch.setattr(_updates, "_HUGE", huge)
-    # Two kinds, with four times LARGE in all.
-    shapes = [LARGE, LARGE, (2, *LARGE)]
-    swa = swa_tf.StochasticWeightAveraging()
-    swa.apply([tf.Variable(tf.ones(shape)) for shape in shapes])
-    assert made == expected
-
-
-@pytest.mark.parametrize(
-    ("period", "expected"), [(100, {False, True}), (101, {False})]
-)
-def test_a_compiled_step_that_averages_rarely(period, expected, made):
-    variable = tf.Variable(tf.ones(LARGE))
-    when = swa_tf.AveragingSchedule(period=period)
-    swa = swa_tf.StochasticWeightAveraging(when=when)
-
-    @tf.function
-    def step():
-        swa.apply([variable])
-
-    step()
-    assert made == expected
-
-
-def test_once_compiled_for_stays_so(clock):
-    pace = _updates.Pace()
-    fast = []
-    for seconds in (0.5, 0.5, 2.0, *[0.5] * 6, 9.0):
-        fast.append(pace.is_fast(1))
-        clock[0] += seconds
-    # The first, and the one after the break, follow nothing closely.
-    assert fast == [False] * 8 + [True] * 2
-
-
 def test_later_calls_check_and_trace_nothing(monkeypatch):
     variables = [tf.Variable(v) for v in random_values(LARGE, tf.float32, 2)]
-    calls = {"checked": 0, "traced": 0}
+    calls = {"checked": 0, "coefficients": 0}
 
     class Counting(swa_tf.StochasticWeightAveraging):
         def _checked(self, var_list):
             calls["checked"] += 1
             return super()._checked(var_list)
 
-        def _coefficient(self, n_models):
-            calls["traced"] += 1
-            return super()._coefficient(n_models)
+        def coefficient(self, n_models):
+            calls["coefficients"] += 1
+            return super().coefficient(n_models)
 
     swa = Counting()
-    for _ in range(9):
+    for _ in range(53):
         swa.apply(list(variables))
-    # Once not compiled, and once compiled.
-    assert calls == {"checked": 1, "traced": 2}
-    assert int(swa.n_models) == 9
+    # Each of the first 50 asks for its own, and then the trace.
+    assert calls == {"checked": 1, "coefficients": 51}
+    assert int(swa.n_models) == 53
 
 
 def test_another_list_is_checked():
@@ -341,24 +313,18 @@ def test_another_list_is_checked():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape", "compiled"),
+    ("dtype", "shape", "update"),
     covering(
         2,
         [tf.float32, tf.bfloat16, tf.float64],
         [SMALL, LARGE, KERNEL],
-        [False, True],
+        [_op_by_op, _compiled],
     ),
 )
-def test_a_weight_on_another_device_than_its_average(dtype, shape, compiled):
+def test_a_weight_on_another_device_than_its_average(dtype, shape, update):
     with tf.device("/cpu:1"):
         variables = [tf.Variable(tf.zeros(shape, dtype)) for _ in range(2)]
     models = [random_values(shape, dtype, 2, seed) for seed in range(3)]
-
-    def update(pairs, n):
-        update = _updates.Update(pairs)
-        assert update.compiles(True) == (shape != SMALL)
-        update(1.0 / tf.cast(n + 1, tf.float64), n, compiled)
-
     got = averages_of(variables, models, update)
     expected = averages_of(variables, models, _one_by_one)
     np.testing.assert_array_equal(got, expected)
@@ -376,26 +342,12 @@ def test_the_op_waits_for_all_where_tensorflow_orders_nothing(shape, when):
             return tf.constant(0)
 
     step = tf.compat.v1.wrap_function(step, [])
-    for value in range(1, 9):  # from the sixth on compiled
+    for value in range(1, 9):
         for variable in variables:
             variable.assign(tf.fill(shape, float(value)))
         step()
     for variable in variables:
         np.testing.assert_array_equal(swa.average(variable), variable - 3.5)
-
-
-def test_what_is_huge_is_traced_once(monkeypatch):
-    monkeypatch.setattr(_updates, "_HUGE", 1)
-    variable = tf.Variable(tf.ones(LARGE))
-    swa = swa_tf.StochasticWeightAveraging()
-    updates = []
-    update = swa._update
-    monkeypatch.setattr(
-        swa, "_update", lambda *args: updates.append(args) or update(*args)
-    )
-    for _ in range(8):
-        swa.apply([variable])
-    assert len(updates) == 1
 
 
 def test_what_is_sent_has_the_bits_of_the_weight():
@@ -414,21 +366,21 @@ def test_what_is_sent_has_the_bits_of_the_weight():
     assert not any(op.inputs[0].shape == LARGE for op in casts)
 
 
-def test_variables_on_two_devices(made):
+def test_variables_on_two_devices(compiled):
     variables = []
     for device in ("/cpu:0", "/cpu:1"):
         with tf.device(device):
             variables += [tf.Variable(tf.ones(LARGE)), tf.Variable(1.0)]
     swa = swa_tf.StochasticWeightAveraging()
-    for _ in range(8):
+    for _ in range(52):
         swa.apply(variables)
         for variable in variables:
             variable.assign_add(tf.ones_like(variable))
     for variable in variables:
         assert swa.average(variable).device == variable.device
-        expected = np.full(variable.shape, 4.5)
+        expected = np.full(variable.shape, 26.5)
         np.testing.assert_array_equal(swa.average(variable), expected)
-    assert made == {False, True}
+    assert compiled == [1, 1]
 
 
 def _mirrored_updates(context):
@@ -453,21 +405,28 @@ def _mirrored_updates(context):
 
 
 @pytest.mark.parametrize("context", ["eager", "function", "replica"])
-def test_mirrored_averages_are_compiled_on_every_device(context, made):
+def test_mirrored_averages_are_compiled_on_every_device(context, compiled):
     swa, variables, update = _mirrored_updates(context)
-    models = [random_values(LARGE, tf.float32, 2, seed) for seed in range(8)]
+    count = 52 if context == "eager" else 3
+    models = [
+        random_values(LARGE, tf.float32, 2, seed) for seed in range(count)
+    ]
     averages_of(variables, models, update)
-    assert made == {False, True}
+    assert set(compiled) == {2}
     expected = averages_of(variables, models, _one_by_one)
     for variable, value in zip(variables, expected):
         for replica in swa.average(variable).values:
             np.testing.assert_array_equal(replica, value)
 
 
-def test_where_xla_is_not_built_in(monkeypatch):
+def test_where_xla_is_not_built_in(monkeypatch, compiled):
     monkeypatch.setattr(tf.test, "is_built_with_xla", lambda: False)
-    pair = tf.Variable(tf.zeros(LARGE)), tf.Variable(tf.ones(LARGE))
-    assert not _updates.Update([pair]).compiles(True)
+    models = [random_values(LARGE, tf.float32, 2, seed) for seed in range(3)]
+    variables = [tf.Variable(v) for v in models[0]]
+    got = averages_of(variables, models, _compiled)
+    expected = averages_of(variables, models, _one_by_one)
+    np.testing.assert_array_equal(got, expected)
+    assert not compiled
 
 
 def test_a_new_schedule_takes_effect_in_eager_mode():
@@ -509,13 +468,14 @@ def test_of_many_lists_the_latest_functions_are_kept():
     ema = swa_tf.ExponentialMovingAverage(0.5)
     for variables in ([a, b], [b, a], [a], [b]) * 2:
         ema.apply(variables)
-    made = ema._functions._made
-    assert len(made) == 4
+    known = ema._lists._known
+    assert len(known) == 4
     others = [tf.Variable(float(i)) for i in range(7)]
     for other in others:
         ema.apply([other])
-    assert len(made) == 8
-    assert [float(each._held[0]) for each in made.values()] == [2.0, *range(7)]
+    assert len(known) == 8
+    firsts = [float(each.given[0]) for each in known.values()]
+    assert firsts == [2.0, *range(7)]
 
 
 def test_a_copy_goes_on_by_itself():
@@ -588,4 +548,5 @@ def test_many_averages_give_no_warning_of_retracing(caplog):
 
 
 def test_functions_of_shapes_long_gone_are_not_kept():
-    assert _updates._function.cache_info().maxsize == _updates._MOST
+    maximum = _updates._MAX_CACHED_FUNCTIONS
+    assert _updates._compiled_function.cache_info().maxsize == maximum
