@@ -13,14 +13,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from swa_tf import schedules
-from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
+from swa_tf.averaging import (
+    AveragingSchedule,
+    ExponentialMovingAverage,
+    StochasticWeightAveraging,
+    WeightAverage,
+    scaled_decay,
+)
 from swa_tf.batch_norm import (
     BatchNormRefit,
     MovingFreeBatchNormalization,
     refit_batch_norm,
 )
 from swa_tf.callbacks import SWACallback
-from swa_tf.exponential import ExponentialMovingAverage, scaled_decay
 from swa_tf.parameters import (
     assign_parameters,
     average_parameters,
@@ -32,7 +37,6 @@ from swa_tf.swapping import (
     assign_averages,
     averaged_weights,
 )
-from swa_tf.timing import AveragingSchedule
 
 if TYPE_CHECKING:  # what follows is imported on first use, see below
     from swa_tf import checkpoints as checkpoints

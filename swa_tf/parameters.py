@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _rounding
+from swa_tf.averaging import rounding
 from swa_tf.support import parameter_names
 from swa_tf.support import variables as variables_lib
 
@@ -165,14 +165,14 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
     given = {k: v for k, v in dictionary.items() if k != _N_MODELS}
     averages = _checked(variables, given, _average_dtype) if n_models else {}
     c = tf.constant(1.0 / (n_models + 1), tf.float64)
-    threshold = _rounding.threshold(tf.constant(n_models, tf.int64))
+    threshold = rounding.threshold(tf.constant(n_models, tf.int64))
     new = {}
     for name, variable in variables.items():
         dtype = _average_dtype(variable)
         value = tf.cast(variable.read_value(), dtype)
         if n_models and dtype.is_floating:
             average = tf.constant(averages[name])
-            value = _rounding.moved(average, value, c, threshold)
+            value = rounding.moved(average, value, c, threshold)
         new[name] = _array(value)
     new[_N_MODELS] = np.asarray(n_models + 1, np.int64)
     dictionary.update(new)

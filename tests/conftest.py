@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import tensorflow as tf
 
-from swa_tf import averaging
+from swa_tf.averaging import ONE_AT_A_TIME
 from swa_tf.support import stack
 from tests import checkpoint_files
 
@@ -79,7 +79,7 @@ def _fresh_state():
     tf.keras.mixed_precision.set_global_policy("float32")
     tf.config.run_functions_eagerly(False)
     with pytest.raises(RuntimeError):  # or threads of other tests would wait
-        averaging.ONE_AT_A_TIME.release()
+        ONE_AT_A_TIME.release()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _updates
+from swa_tf.averaging import update
 from tests import modes, programs
 from tests.fitting import covering
 
@@ -785,7 +785,7 @@ def test_an_average_of_the_users_own(mode):
 
 
 def test_an_average_of_the_users_own_compiled_after_50():
-    shape = (_updates.COMPILED_ELEMENTS,)
+    shape = (update.COMPILED_ELEMENTS,)
     values = _normal(54, shape)
     average, _ = modes.eager(values, tf.float32, make=PolynomialAverage)
     expected = _polynomial(values)

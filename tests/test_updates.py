@@ -7,11 +7,10 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf import _rounding
-from swa_tf import _updates
+from swa_tf.averaging import rounding, update
 from tests.fitting import covering
 
-LARGE = (_updates.COMPILED_ELEMENTS,)
+LARGE = (update.COMPILED_ELEMENTS,)
 SMALL = (3, 5)
 # As large, and of more dimensions than one, the first of which is short.
 KERNEL = (3, 3, 64, 64)
@@ -43,7 +42,7 @@ def _shadow_dtype(variable):
 
 
 def _op_by_op(pairs, n):
-    _updates.Update(pairs)(1.0 / tf.cast(n + 1, tf.float64), n)
+    update.Update(pairs)(1.0 / tf.cast(n + 1, tf.float64), n)
 
 
 def _in_graph(update):
@@ -58,11 +57,11 @@ def _compiled(pairs, n):
 def _one_by_one(pairs, n):
     c = 1.0 / tf.cast(n + 1, tf.float64)
     for average, weight in pairs:
-        moved = _rounding.moved(
+        moved = rounding.moved(
             average.read_value(),
             tf.cast(weight.read_value(), average.dtype),
             c,
-            _rounding.threshold(n),
+            rounding.threshold(n),
         )
         average.assign(moved)
 
@@ -79,8 +78,8 @@ def test_compiled_or_not_gives_the_same_bits(shape, dtype):
     variables = [tf.Variable(v) for v in random_values(shape, dtype, 2)]
     models = [random_values(shape, dtype, 2, seed) for seed in range(6)]
     expected = averages_of(variables, models, _one_by_one)
-    for update in (_op_by_op, _compiled):
-        got = averages_of(variables, models, update)
+    for way in (_op_by_op, _compiled):
+        got = averages_of(variables, models, way)
         np.testing.assert_array_equal(got, expected)
     exact = np.mean(
         [[v.numpy().astype(np.float64) for v in m] for m in models], axis=0
@@ -90,7 +89,7 @@ def test_compiled_or_not_gives_the_same_bits(shape, dtype):
 
 
 def test_thresholds_are_spread_evenly_where_a_sum_may_round_up():
-    thresholds = _rounding.threshold(tf.range(1000, dtype=tf.int64)).numpy()
+    thresholds = rounding.threshold(tf.range(1000, dtype=tf.int64)).numpy()
     expected = np.arange(1000) * (np.sqrt(5.0) - 1.0) / 2.0 % 1.0
     over = expected >= 0.5
     np.testing.assert_allclose(thresholds[~over], expected[~over], atol=1e-12)
@@ -105,9 +104,9 @@ def test_any_number_of_models_gives_the_same_bits(n_models):
     got = []
     for in_graph in (False, True):
         average = tf.Variable(start)
-        update = _updates.Update([(average, weight)])
+        updated = update.Update([(average, weight)])
         c = tf.constant(0.3, tf.float64)
-        (_in_graph(update) if in_graph else update)(c, n)
+        (_in_graph(updated) if in_graph else updated)(c, n)
         got.append(average.numpy())
     np.testing.assert_array_equal(*got)
 
@@ -117,13 +116,13 @@ def test_where_no_sum_rounds_up_they_are_tensorflows(compiled):
     average = np.float32([-0.0, 1.0, 3e38, *np.geomspace(1e-8, 1e8, 99)])
     weight = np.float32([-0.0, -1.0, 3e38, *np.geomspace(-3e4, -3e-3, 99)])
     c = tf.constant(0.1, tf.float64)
-    threshold = _rounding.threshold(tf.constant(1, tf.int64))
+    threshold = rounding.threshold(tf.constant(1, tf.int64))
     assert threshold > 0.5
 
     @tf.function(jit_compile=compiled)
     def moved(average, weight, zero):
         given = zero if compiled else None
-        return _rounding.moved(average, weight, c, threshold, given)
+        return rounding.moved(average, weight, c, threshold, given)
 
     expected = average + np.float32(0.1) * (weight - average)
     got = moved(average, weight, tf.constant(0))
@@ -137,10 +136,10 @@ def test_where_no_sum_rounds_up_they_are_tensorflows(compiled):
 def test_each_variable_has_its_own_coefficient(shape, n_models, in_graph):
     weights = [tf.Variable(tf.fill(shape, 8.0)) for _ in range(3)]
     averages = [tf.Variable(tf.zeros(shape)) for _ in weights]
-    update = _updates.Update(list(zip(averages, weights)))
+    updated = update.Update(list(zip(averages, weights)))
     c = tf.constant([0.25, 1.0, 0.0], tf.float64)
-    update = _in_graph(update) if in_graph else update
-    update(c, tf.constant(n_models, tf.int64))
+    updated = _in_graph(updated) if in_graph else updated
+    updated(c, tf.constant(n_models, tf.int64))
     for average, expected in zip(averages, [2.0, 8.0, 0.0]):
         np.testing.assert_allclose(average, tf.fill(shape, expected), rtol=1e-6)
 
@@ -207,14 +206,14 @@ def test_bundles_of_every_kind_at_once():
 def compiled(monkeypatch):
     """The sizes of bundles for which compiled functions are asked."""
     compiled = []
-    function = _updates._compiled_function
+    function = update._compiled_function
     function.cache_clear()
 
     def noting(kind, size):
         compiled.append(size)
         return function(kind, size)
 
-    monkeypatch.setattr(_updates, "_compiled_function", noting)
+    monkeypatch.setattr(update, "_compiled_function", noting)
     return compiled
 
 
@@ -446,7 +445,7 @@ def test_a_product_that_xla_does_not_fuse_with_a_sum():
 
     @tf.function(jit_compile=True)
     def total(zero):
-        return _rounding._rounded(x * y, zero) + x
+        return rounding._rounded(x * y, zero) + x
 
     expected = x.numpy() * y.numpy() + x.numpy()  # rounded twice
     np.testing.assert_array_equal(total(tf.constant(0)), expected)
@@ -548,5 +547,5 @@ def test_many_averages_give_no_warning_of_retracing(caplog):
 
 
 def test_functions_of_shapes_long_gone_are_not_kept():
-    maximum = _updates._MAX_CACHED_FUNCTIONS
-    assert _updates._compiled_function.cache_info().maxsize == maximum
+    maximum = update._MAX_CACHED_FUNCTIONS
+    assert update._compiled_function.cache_info().maxsize == maximum

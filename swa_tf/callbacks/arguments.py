@@ -7,10 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import WeightAverage
+from swa_tf.averaging import AveragingSchedule, WeightAverage
 from swa_tf.schedules import per_epoch
 from swa_tf.support import checks
-from swa_tf.timing import AveragingSchedule
 
 
 def check_averages(averages: Any) -> None:

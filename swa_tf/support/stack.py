@@ -18,9 +18,6 @@ import tensorflow as tf
 
 KERAS_3: bool = getattr(tf.keras, "__version__", "2").startswith("3.")
 
-BRANCHES_TAKE_VIEWS: bool = not tf.__version__.startswith("2.15.")
-"""Whether XLA, on processors, reshapes for a branch without a copy."""
-
 register = tf.keras.utils.register_keras_serializable(package="swa_tf")
 """Class decorator: a saved model finds the class without `custom_objects`."""
 

@@ -13,7 +13,6 @@ RULES = import_rules.read_rules(
 )
 
 
-@pytest.mark.skip(reason="until the files are moved")
 def test_the_package_keeps_the_rules():
     assert import_rules.broken(import_rules.read_sources(ROOT), RULES) == []
 

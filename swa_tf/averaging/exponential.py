@@ -9,14 +9,20 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _begun
+from swa_tf.averaging import rounding
+from swa_tf.averaging.decay import (
+    DECAY,
+    NUM_UPDATES,
+    Argument,
+    float32,
+    is_known,
+)
+from swa_tf.averaging.schedule import AveragingSchedule
+from swa_tf.averaging.started_averages import StartedAverages
+from swa_tf.averaging.update import Update
+from swa_tf.averaging.weight_average import WeightAverage
 from swa_tf.support import checks
-from swa_tf import _decays
-from swa_tf import _rounding
-from swa_tf import _updates
 from swa_tf.support import variables as variables_lib
-from swa_tf.averaging import WeightAverage
-from swa_tf.timing import AveragingSchedule
 
 
 class ExponentialMovingAverage(WeightAverage):
@@ -108,9 +114,9 @@ class ExponentialMovingAverage(WeightAverage):
                 f"Received: decay={decay!r}, half_life={half_life!r}"
             )
         # Untracked: a checkpoint of the average is not one of what it is given.
-        self._decay = variables_lib.Untracked(_decays.DECAY.given(decay))
+        self._decay = variables_lib.Untracked(DECAY.given(decay))
         self._num_updates = variables_lib.Untracked(
-            _decays.NUM_UPDATES.given(num_updates)
+            NUM_UPDATES.given(num_updates)
         )
         if half_life is not None:
             half_life = checks.positive("half_life", half_life)
@@ -253,10 +259,10 @@ class ExponentialMovingAverage(WeightAverage):
             )
         else:
             # In float32, as TensorFlow does, down to the last bit.
-            decay = _decays.float32(self._decay.value)
+            decay = float32(self._decay.value)
             c = tf.cast(1.0 - decay, tf.float64)
         if self._num_updates.value is not None:
-            n = _decays.float32(self._num_updates.value)
+            n = float32(self._num_updates.value)
             c_n = tf.cast(1.0 - (1.0 + n) / (10.0 + n), tf.float64)
             c = tf.maximum(c, c_n)
         if self._warm_up is not None:
@@ -264,15 +270,15 @@ class ExponentialMovingAverage(WeightAverage):
             c = tf.maximum(c, self._warm_up / (n + self._warm_up))
         # XLA leaves assertions out: what they forbid moves nothing there.
         for argument, value in self._scalars():
-            if not _decays.is_known(value):
+            if not is_known(value):
                 c = tf.where(argument.allows(value), c, tf.zeros_like(c))
         return c
 
-    def _scalars(self) -> list[tuple[_decays.Argument, Any]]:
+    def _scalars(self) -> list[tuple[Argument, Any]]:
         """What is read in each update, and may be wrong in one."""
         return [
-            (_decays.DECAY, self._decay.value),
-            (_decays.NUM_UPDATES, self._num_updates.value),
+            (DECAY, self._decay.value),
+            (NUM_UPDATES, self._num_updates.value),
         ]
 
     def _starts_as_tensorflow(self) -> bool:
@@ -298,10 +304,10 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _make_count(self) -> None:
         super()._make_count()
-        self._has_begun: _begun.Begun | None = None
+        self._has_begun: StartedAverages | None = None
         if self._graph is None:
             with tf.init_scope():
-                self._has_begun = _begun.Begun(self._own_name("begun"))
+                self._has_begun = StartedAverages(self._own_name("begun"))
         # For checkpoints, which have it by this name.
         self._begun = self._has_begun and self._has_begun.variable
 
@@ -366,7 +372,7 @@ class ExponentialMovingAverage(WeightAverage):
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
         checks = []
         scalars = self._scalars()
-        if not all(_decays.is_known(value) for _, value in scalars):
+        if not all(is_known(value) for _, value in scalars):
             # Or ops of the caller's, such as `Cast`, would get other names.
             with tf.name_scope(self._own_name("checks")):
                 for argument, value in scalars:
@@ -411,7 +417,7 @@ class ExponentialMovingAverage(WeightAverage):
         variables: list[Any],
         c: tf.Tensor,
         n_models: tf.Tensor,
-        update: _updates.Update | None,
+        update: Update | None,
     ) -> Any:
         debiased = self._debiased.value
         plain = [v for v in variables if v.ref() not in debiased]
@@ -422,13 +428,13 @@ class ExponentialMovingAverage(WeightAverage):
             moved.append(
                 self._has_begun.begin(indices, now, len(self._averages))
             )
-        threshold = _rounding.threshold(n_models)
+        threshold = rounding.threshold(n_models)
         for tensor in variables:
             if tensor.ref() not in debiased:
                 continue
             average: Any = self.average(tensor)
             biased, progress = debiased[tensor.ref()]
-            value = _rounding.moved(
+            value = rounding.moved(
                 biased.read_value(),
                 tf.cast(tensor, biased.dtype),
                 c,
@@ -455,7 +461,9 @@ class ExponentialMovingAverage(WeightAverage):
             if not isinstance(variable, tf.Variable):
                 assigned.append(average.assign(tf.zeros_like(average)))
                 continue
-            for target, source in variables_lib.component_pairs(average, variable):
+            for target, source in variables_lib.component_pairs(
+                average, variable
+            ):
                 value = tf.cast(variables_lib.read(source), target.dtype)
                 assigned.append(target.assign(value))
         return assigned

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.support import checks
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 
 
 class Argument(NamedTuple):
@@ -128,6 +127,4 @@ def scaled_decay(decay: float, batch_size_ratio: float) -> float:
         raise ValueError(
             f"`decay` must be a number in [0, 1). Received: {decay=}"
         )
-    return float(
-        decay ** checks.positive("batch_size_ratio", batch_size_ratio)
-    )
+    return float(decay ** checks.positive("batch_size_ratio", batch_size_ratio))

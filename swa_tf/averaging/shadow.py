@@ -14,12 +14,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from swa_tf.averaging import checkpoint_state, known_lists, variable_lists
+from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.support import stack
-from swa_tf import _functions
-from swa_tf import _state
-from swa_tf import _var_lists
 from swa_tf.support import variables as variables_lib
-from swa_tf.timing import AveragingSchedule
 
 
 class ShadowVariables(tf.Module):
@@ -73,7 +71,7 @@ class ShadowVariables(tf.Module):
     @when.setter
     def when(self, when: AveragingSchedule | None) -> None:
         self._when = _checked_when(when)
-        self._lists = _functions.Lists()  # traced with the old one
+        self._lists = known_lists.Lists()  # traced with the old one
         if when is not None and self._n_calls is None:
             self._n_calls = self._counter("n_calls")
 
@@ -225,7 +223,7 @@ class ShadowVariables(tf.Module):
         """
         v1 = tf.compat.v1
         if moving_avg_variables is None:
-            _var_lists.require_v1_graph("moving_avg_variables")
+            variable_lists.require_v1_graph("moving_avg_variables")
             moving_avg_variables = [
                 *v1.trainable_variables(),
                 *v1.moving_average_variables(),
@@ -299,18 +297,20 @@ class ShadowVariables(tf.Module):
 
     def _checked(self, var_list: Iterable[Any]) -> list[Any]:
         """The `tf.Variable`s of `var_list`, or an error that says why not."""
-        variables = variables_lib.checked_list("var_list", var_list, tensors=True)
+        variables = variables_lib.checked_list(
+            "var_list", var_list, tensors=True
+        )
         averages = [self.average(v) for v in variables]
-        _var_lists.check_strategies(
+        variable_lists.check_strategies(
             variables, averages, self._n_models, self.name
         )
-        _var_lists.check_each(variables, self._device)
+        variable_lists.check_each(variables, self._device)
         if self._average_of.value:
-            _var_lists.check_graph(variables, self._graph)
+            variable_lists.check_graph(variables, self._graph)
             if not self._takes_others:
                 averaged = [key.deref() for key in self._average_of.value]
-                _var_lists.check_same(variables, averaged)
-            _var_lists.check_shapes(variables, averages)
+                variable_lists.check_same(variables, averaged)
+            variable_lists.check_shapes(variables, averages)
         return variables
 
     def _make_averages(self, variables: list[Any]) -> None:
@@ -335,9 +335,9 @@ class ShadowVariables(tf.Module):
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""
         self._graph = variables_lib.outermost_graph()
-        self._lists = _functions.Lists()
+        self._lists = known_lists.Lists()
         with tf.init_scope():
-            self._state = _state.CheckpointState()
+            self._state = checkpoint_state.CheckpointState()
         self._n_models = self._counter("n_models")
         if self._graph is None:
             self._state.n_models = self.n_models

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from swa_tf import _rounding
+from swa_tf.averaging import rounding
 from swa_tf.support import variables as variables_lib
 
 COMPILED_ELEMENTS = 16384
@@ -69,7 +69,7 @@ class Update:
         Returns:
             In a graph the op that is done when all is.
         """
-        threshold = _rounding.threshold(n_models)
+        threshold = rounding.threshold(n_models)
         zero = None
         if tf.executing_eagerly():
             # Known to Python, they save operations.
@@ -165,7 +165,9 @@ def _op_by_op(
         if isinstance(c, float) and c == 1.0:
             values = [tf.cast(weight, dtype) for weight in weights]
         else:
-            averages = [variables_lib.read(member.average) for member in members]
+            averages = [
+                variables_lib.read(member.average) for member in members
+            ]
             values = _moved(averages, weights, c, threshold, zero)
     return [
         variables_lib.write(member.average, value)
@@ -186,11 +188,11 @@ def _moved(
         if not isinstance(c, float) and c.shape.rank:
             c = c[0]
         weight = tf.cast(weights[0], dtype)
-        return [_rounding.moved(averages[0], weight, c, threshold, zero)]
+        return [rounding.moved(averages[0], weight, c, threshold, zero)]
     average, weight = tf.stack(averages), tf.cast(tf.stack(weights), dtype)
     if not isinstance(c, float) and len(c.shape):
         c = tf.reshape(c, [-1, *[1] * (len(average.shape) - 1)])
-    moved = _rounding.moved(average, weight, c, threshold, zero)
+    moved = rounding.moved(average, weight, c, threshold, zero)
     values: list[tf.Tensor] = tf.unstack(moved)
     return values
 
@@ -234,7 +236,7 @@ def _compiled_function(kind: _Kind, size: int) -> Callable[..., tf.Tensor]:
             if not kind.is_sent:
                 weight = _read_handle(weight, kind.weight_dtype, kind.shape)
             weight = tf.cast(weight, kind.dtype)
-            moved = _rounding.moved(average, weight, own, threshold, zero)
+            moved = rounding.moved(average, weight, own, threshold, zero)
             tf.raw_ops.AssignVariableOp(resource=handle, value=moved)
         return zero
 
@@ -249,7 +251,9 @@ def _read_handle(handle: Any, dtype: tf.DType, shape: Any) -> tf.Tensor:
 
 def _read(value: Any) -> tf.Tensor:
     """The value of a variable now, after the control dependencies."""
-    return variables_lib.read(value) if isinstance(value, tf.Variable) else value
+    return (
+        variables_lib.read(value) if isinstance(value, tf.Variable) else value
+    )
 
 
 def _has_xla(device: str) -> bool:

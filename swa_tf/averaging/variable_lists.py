@@ -146,7 +146,8 @@ def check_shapes(variables: list[Any], averages: list[Any]) -> None:
             raise ValueError(
                 "`var_list` must hold variables whose shapes stay as they "
                 f"were at the first `apply`, here {average.shape}. "
-                f"Received: {variables_lib.describe([variable])} of shape {shape}"
+                f"Received: {variables_lib.describe([variable])} "
+                f"of shape {shape}"
             )
 
 

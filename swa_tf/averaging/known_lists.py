@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf import _updates
+from swa_tf.averaging.update import Update
 
 _MAX_UNTRACED_UPDATES = 50
 _MAX_LISTS = 8
@@ -27,7 +27,7 @@ class KnownList:
         self,
         given: Sequence[Any],
         variables: list[Any],
-        update: _updates.Update,
+        update: Update,
     ) -> None:
         self.given = list(given)
         self.variables = variables
@@ -40,7 +40,7 @@ class KnownList:
         return self.update.n_op_by_op >= _MAX_UNTRACED_UPDATES
 
     def traced(
-        self, update: Callable[[list[Any], _updates.Update], Any]
+        self, update: Callable[[list[Any], Update], Any]
     ) -> Callable[[], Any]:
         """`update(variables, update)` as a function, traced the first time."""
         if self._traced is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from swa_tf.averaging import WeightAverage
-from swa_tf.timing import AveragingSchedule
+from swa_tf.averaging.schedule import AveragingSchedule
+from swa_tf.averaging.weight_average import WeightAverage
 
 
 class StochasticWeightAveraging(WeightAverage):

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf import _functions
-from swa_tf import _shadows
-from swa_tf import _updates
-from swa_tf import _var_lists
+from swa_tf.averaging import known_lists, variable_lists
+from swa_tf.averaging.schedule import AveragingSchedule
+from swa_tf.averaging.shadow import ShadowVariables
+from swa_tf.averaging.update import Update
 from swa_tf.support import variables as variables_lib
-from swa_tf.timing import AveragingSchedule
 
 ONE_AT_A_TIME = threading.RLock()
 """What changes averages, or swaps them in, waits for it.
@@ -28,7 +27,7 @@ once; and one that swaps while another averages gives it averages for weights.
 """
 
 
-class WeightAverage(_shadows.ShadowVariables, metaclass=abc.ABCMeta):
+class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     """Keeps an average of each of a list of variables.
 
     The base of every average in this library. It makes the shadow variables,
@@ -134,7 +133,7 @@ class WeightAverage(_shadows.ShadowVariables, metaclass=abc.ABCMeta):
                 coordinator of parameter servers schedules on its workers.
         """
         if tf.distribute.has_strategy():
-            _var_lists.require_coordinator()
+            variable_lists.require_coordinator()
             replica_context = tf.distribute.get_replica_context()
             if replica_context is not None:
                 return replica_context.merge_call(
@@ -169,7 +168,7 @@ class WeightAverage(_shadows.ShadowVariables, metaclass=abc.ABCMeta):
         with ONE_AT_A_TIME:
             self._state.check(self.name)
             if var_list is None:
-                _var_lists.require_v1_graph("var_list")
+                variable_lists.require_v1_graph("var_list")
                 var_list = tf.compat.v1.trainable_variables()
             if tf.executing_eagerly():
                 return self._apply_eagerly(var_list)
@@ -186,8 +185,8 @@ class WeightAverage(_shadows.ShadowVariables, metaclass=abc.ABCMeta):
         known = self._lists.get(var_list)
         if known is None:
             variables = self._prepared(var_list)
-            update = _updates.Update(self._pairs(variables))
-            known = _functions.KnownList(var_list, variables, update)
+            update = Update(self._pairs(variables))
+            known = known_lists.KnownList(var_list, variables, update)
             if all(v.shape.is_fully_defined() for v in variables):
                 self._lists.add(known)
         if known.is_to_be_traced:
@@ -195,7 +194,7 @@ class WeightAverage(_shadows.ShadowVariables, metaclass=abc.ABCMeta):
         else:
             self._update_op_by_op(known)
 
-    def _update_op_by_op(self, known: _functions.KnownList) -> None:
+    def _update_op_by_op(self, known: known_lists.KnownList) -> None:
         """Updates all averages, or none if it is interrupted."""
         if self._when and not self._when.due(int(self._n_calls)):
             self._n_calls.assign_add(1)
@@ -228,7 +227,7 @@ class WeightAverage(_shadows.ShadowVariables, metaclass=abc.ABCMeta):
         ]
 
     def _update(
-        self, variables: list[Any], update: _updates.Update | None = None
+        self, variables: list[Any], update: Update | None = None
     ) -> Any:
         """Averages `variables` in, where it is due.
 
@@ -238,7 +237,7 @@ class WeightAverage(_shadows.ShadowVariables, metaclass=abc.ABCMeta):
         """
         averages = [self.average(variable) for variable in variables]
         is_own = update is not None
-        checks = _var_lists.shape_checks(variables, averages)
+        checks = variable_lists.shape_checks(variables, averages)
         if not is_own:
             checks += self._state.assertions(self.name)
         # There nobody sees the scope, whose name may be one that only eager
@@ -290,7 +289,7 @@ class WeightAverage(_shadows.ShadowVariables, metaclass=abc.ABCMeta):
         variables: list[Any],
         c: tf.Tensor,
         n_models: tf.Tensor,
-        update: _updates.Update | None,
+        update: Update | None,
     ) -> Any:
         """average <- average + c * (weight - average)
 
@@ -298,10 +297,11 @@ class WeightAverage(_shadows.ShadowVariables, metaclass=abc.ABCMeta):
         """
         if c.shape.rank:
             sizes = [
-                len(variables_lib.components(self.average(v))) for v in variables
+                len(variables_lib.components(self.average(v)))
+                for v in variables
             ]
             c = tf.gather(c, np.repeat(np.arange(len(sizes)), sizes))
-        update = update or _updates.Update(self._pairs(variables))
+        update = update or Update(self._pairs(variables))
         return update(c, n_models)
 
     def _due(self) -> Any:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from swa_tf.support import variables as variables_lib
 
 
-class Begun:
+class StartedAverages:
     """For each average whether it goes on, or begins as the weight itself.
 
     One boolean vector, in the order in which the variables joined. It grows
@@ -31,13 +31,13 @@ class Begun:
             shape=tf.TensorShape(None),
         )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Begun:
+    def __deepcopy__(self, memo: dict[int, Any]) -> StartedAverages:
         """The copy, which is made before whatever else has the variable."""
         # TensorFlow's copy of a variable can no longer grow.
         strategy = variables_lib.strategy_of(self.variable)
         with strategy.scope() if strategy else contextlib.nullcontext():
             value = variables_lib.components(self.variable)[0].read_value()
-            copied = Begun(self._name, value)
+            copied = StartedAverages(self._name, value)
         memo[id(self)] = copied
         memo[id(self.variable)] = copied.variable
         return copied

@@ -1,0 +1,21 @@
+"""Averages of weights: the one equation and the classes that choose its c.
+
+average <- average + c * (weight - average)
+"""
+
+from swa_tf.averaging import rounding
+from swa_tf.averaging.decay import scaled_decay
+from swa_tf.averaging.exponential import ExponentialMovingAverage
+from swa_tf.averaging.schedule import AveragingSchedule
+from swa_tf.averaging.stochastic import StochasticWeightAveraging
+from swa_tf.averaging.weight_average import ONE_AT_A_TIME, WeightAverage
+
+__all__ = [
+    "ONE_AT_A_TIME",
+    "AveragingSchedule",
+    "ExponentialMovingAverage",
+    "StochasticWeightAveraging",
+    "WeightAverage",
+    "rounding",
+    "scaled_decay",
+]
