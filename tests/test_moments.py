@@ -23,22 +23,6 @@ def moments_of(x):
     return x.mean(axes), x.var(axes)
 
 
-def batch_moments(layer, x, mask=None):
-    axes = moments.channel_axes(layer, x, mask)
-    return moments.batch_moments(x, mask, axes)
-
-
-def normalize(layer, x, mean, variance):
-    return moments.normalize(
-        x,
-        mean,
-        variance,
-        *moments.parameters(layer),
-        epsilon=layer.epsilon,
-        axes=moments.channel_axes(layer, x),
-    )
-
-
 @pytest.mark.parametrize(
     ("mean", "deviation"),
     [
@@ -53,7 +37,7 @@ def normalize(layer, x, mean, variance):
 def test_moments(mean, deviation):
     x = np.random.default_rng(0).normal(mean, deviation, [64, 32, 32, 3])
     x = x.astype(np.float32)
-    found = batch_moments(built(x), tf.constant(x))
+    found = moments.batch_moments(built(x), tf.constant(x), None)
     true_mean, true_variance = moments_of(x)
     assert float(found.count) == 64 * 32 * 32
     # Next to the deviations, which says more where the mean is far away.
@@ -66,7 +50,7 @@ def test_moments(mean, deviation):
 def test_one_far_channel_is_enough():
     x = np.random.default_rng(1).normal(size=[16, 16, 16, 3])
     x = (x + np.array([0.0, 1000.0, 0.0])).astype(np.float32)
-    found = batch_moments(built(x), tf.constant(x))
+    found = moments.batch_moments(built(x), tf.constant(x), None)
     np.testing.assert_allclose(found.variance, moments_of(x)[1], rtol=1e-6)
 
 
@@ -74,7 +58,7 @@ def test_positive_numbers_keep_their_digits():
     # Sums of one sign, where a float32 sum over the batch loses most.
     x = np.random.default_rng(2).normal(size=[128, 32, 32, 4])
     x = np.maximum(x, 0.0).astype(np.float32)
-    found = batch_moments(built(x), tf.constant(x))
+    found = moments.batch_moments(built(x), tf.constant(x), None)
     np.testing.assert_allclose(found.mean, moments_of(x)[0], rtol=1e-7)
     np.testing.assert_allclose(found.variance, moments_of(x)[1], rtol=2e-7)
 
@@ -85,7 +69,7 @@ def test_constant_channels():
     # squared, for it is computed from deviations.
     x = np.zeros([1, 64, 64, 2], np.float32)
     x[..., 1] = 0.1
-    found = batch_moments(built(x), tf.constant(x))
+    found = moments.batch_moments(built(x), tf.constant(x), None)
     bound = 63 * 2.0**-24
     np.testing.assert_allclose(found.mean, [0.0, 0.1], rtol=bound)
     np.testing.assert_array_less(found.variance, [1e-30, (0.1 * bound) ** 2])
@@ -93,10 +77,10 @@ def test_constant_channels():
 
 def test_no_samples():
     x = tf.zeros([0, 8, 8, 2])
-    found = batch_moments(built(x), x)
+    found = moments.batch_moments(built(x), x, None)
     for each in found:
         np.testing.assert_array_equal(each, np.zeros_like(each))
-    outputs = normalize(built(x), x, *found[1:])
+    outputs = moments.normalize(built(x), x, *found[1:])
     assert outputs.shape == [0, 8, 8, 2]
 
 
@@ -129,8 +113,8 @@ def test_shapes_and_dtypes(shape, dtype, known):
         ]
     )
     def both(x):
-        found = batch_moments(layer, x)
-        return found, normalize(layer, x, found.mean, found.variance)
+        found = moments.batch_moments(layer, x, None)
+        return found, moments.normalize(layer, x, found.mean, found.variance)
 
     (_, mean, variance), outputs = both(x)
     true_mean, true_variance = moments_of(x)
@@ -152,7 +136,7 @@ def test_without_gamma_or_beta(parameters):
     x = np.random.default_rng(4).normal(size=[6, 8, 8, 3]).astype(np.float32)
     layer = built(x, center=center, scale=scale, epsilon=0.0)
     mean, variance = moments_of(x)
-    outputs = normalize(
+    outputs = moments.normalize(
         layer, tf.constant(x), tf.constant(mean), tf.constant(variance)
     )
     np.testing.assert_allclose(
@@ -170,10 +154,10 @@ def test_other_axes(axis):
     axes = [a % 4 for a in ([axis] if isinstance(axis, int) else axis)]
     others = tuple(a for a in range(4) if a not in axes)
     mean, variance = x.mean(others), x.var(others)
-    found = batch_moments(layer, tf.constant(x))
+    found = moments.batch_moments(layer, tf.constant(x), None)
     np.testing.assert_allclose(found.mean, mean.ravel(), rtol=1e-5)
     np.testing.assert_allclose(found.variance, variance.ravel(), rtol=1e-5)
-    outputs = normalize(layer, tf.constant(x), *found[1:])
+    outputs = moments.normalize(layer, tf.constant(x), *found[1:])
     expected = x - x.mean(others, keepdims=True)
     expected /= x.std(others, keepdims=True)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
@@ -183,7 +167,7 @@ def test_masked_images():
     x = np.random.default_rng(6).normal(1000.0, 0.1, [3, 8, 8, 2])
     x = x.astype(np.float32)
     mask = np.random.default_rng(7).random([3, 8, 8]) < 0.5
-    found = batch_moments(built(x), tf.constant(x), tf.constant(mask))
+    found = moments.batch_moments(built(x), tf.constant(x), tf.constant(mask))
     assert float(found.count) == mask.sum()
     kept = x[mask].astype(np.float64)
     np.testing.assert_allclose(found.mean, kept.mean(0), rtol=1e-9)
@@ -193,4 +177,4 @@ def test_masked_images():
 def test_a_mask_needs_the_last_axis():
     x = tf.ones([2, 4, 4, 4])
     with pytest.raises(ValueError, match="whose `axis` is the last"):
-        batch_moments(built(x, axis=1), x, tf.ones([2, 4, 4]))
+        moments.batch_moments(built(x, axis=1), x, tf.ones([2, 4, 4]))

@@ -36,13 +36,13 @@ class _Trace(NamedTuple):
 class ForwardPass:
     """The model in inference mode, but for layers that normalize by batch.
 
-    It is traced for specs that grow as they must: a `tf.function` would do
-    the same, but warn of each new one, and trace twice where the last batch
-    is short.
+    It is traced for the specs of the data set, or else for those of a batch,
+    with unknown sizes where batches differ. A `tf.function` alone would trace
+    twice where the last batch is short, and warn of each new trace.
 
     On several replicas, of one process or of many, each takes a part of every
-    batch, and normalizes by the moments of the whole of it: so they count and
-    compute what one replica would on whole batches.
+    batch and normalizes by the moments of the whole batch. So they compute
+    what one replica would.
 
     Args:
         model: The model, called as `model(inputs, training=False)`.
@@ -94,49 +94,33 @@ class ForwardPass:
                     f"Received in it: {batch!r}"
                 )
             inputs = tf.nest.map_structure(_tensor, inputs)
-            if self._trace is None or not _fits(inputs, self._trace.specs):
-                self._use_for(inputs)
+            specs = tf.nest.map_structure(tf.type_spec_from_value, inputs)
+            if self._trace is None or not _fits(specs, self._trace.specs):
+                self._use(specs)
             self._trace.run(inputs)
             taken += 1
         return taken
 
     def put_back(self) -> None:
-        """Restores all variables of the model that the pass may have written.
-
-        Such as counters and states.
-        """
+        """Restores the variables that the pass captured, such as counters."""
         for restore in self._saved.values():
             restore()
         self._saved = {}
 
-    def _use_for(self, inputs: Any) -> None:
-        """Takes a trace that fits, or makes a wider one."""
-        fitting = [each for each in self._traces if _fits(inputs, each.specs)]
-        if fitting:
-            self._use(fitting[-1].specs)
-            return
-        specs = tf.nest.map_structure(tf.type_spec_from_value, inputs)
-        if self._trace is not None and _alike(specs, self._trace.specs):
-            specs = tf.nest.map_structure(
-                lambda a, b: a.most_specific_common_supertype([b]) or b,
-                self._trace.specs,
-                specs,
-                check_types=False,
-            )
-        self._use(specs)
-
     def _use(self, specs: Any) -> None:
-        """Takes or makes the trace for `specs`; saves what it may change."""
-        same = [
-            each
-            for each in self._traces
-            if _alike(each.specs, specs)
-            and tf.nest.flatten(each.specs) == tf.nest.flatten(specs)
-        ]
-        if not same:
-            same = [self._traced(specs)]
-            self._traces += same
-        self._trace = same[0]
+        """Takes or makes a trace for `specs`; saves what it may change."""
+        fitting = [each for each in self._traces if _fits(specs, each.specs)]
+        if not fitting:
+            if self._trace is not None and _alike(specs, self._trace.specs):
+                specs = tf.nest.map_structure(
+                    lambda a, b: a.most_specific_common_supertype([b]) or b,
+                    self._trace.specs,
+                    specs,
+                    check_types=False,
+                )
+            fitting = [self._traced(specs)]
+            self._traces += fitting
+        self._trace = fitting[-1]
         for variable in self._trace.variables:
             if id(variable) not in self._saved:
                 self._saved[id(variable)] = variables_lib.snapshot([variable])
@@ -216,13 +200,13 @@ class _Tracing:
             graph = getattr(graph, "outer_graph", None)
         if graph is None:
             return False
-        # It is inside a `tf.function`, or a loop or a condition.
+        # It is inside a `tf.function`, a loop or a condition, which only a
+        # trace that inlines functions can tell apart.
         self.met_functions = True
         return self._inlined
 
     def _normalize(self, layer: Any, inputs: Any, mask: Any) -> Any:
-        axes = moments.channel_axes(layer, inputs, mask)
-        batch = self._call(moments.batch_moments, inputs, mask, axes=axes)
+        batch = moments.batch_moments(layer, inputs, mask, self._call)
         number = self._numbers[id(layer)]
         outermost = tf.compat.v1.get_default_graph() is self._graph
         if self._strategy is not None:
@@ -231,36 +215,38 @@ class _Tracing:
             self._found.of[number].append(batch)
         else:  # inside a loop or a condition, out of reach from here
             self._pass.accumulators.merge({number: [batch]})
-        return self._call(
-            moments.normalize,
-            inputs,
-            batch.mean,
-            batch.variance,
-            *moments.parameters(layer),
-            epsilon=float(layer.epsilon),
-            axes=axes,
+        return moments.normalize(
+            layer, inputs, batch.mean, batch.variance, self._call
         )
 
     def _call(self, function: Any, *tensors: Any, **settings: Any) -> Any:
-        """Calls a function that layers of one shape share in the graph.
+        """Calls a function of tensors that all layers share in the graph.
 
-        It is traced, optimized and prepared to run once, and not for each
-        layer: half the time of a first refit.
+        TensorFlow then optimizes it and prepares it to run once, for all
+        shapes, and not once a layer, which took most of a first refit. It is
+        never inlined, and no tensor may be a constant: TensorFlow would make a
+        copy of the function for each.
         """
-        key = (function, *settings.items())
+        specs = [
+            None
+            if tensor is None
+            else tf.TensorSpec([None] * tensor.shape.rank, tensor.dtype)
+            for tensor in tensors
+        ]
+        key = (function, *specs, *settings.items())
         if key not in self._functions:
-            self._functions[key] = tf.function(
+            shared = tf.function(
                 lambda *tensors: function(*tensors, **settings),
                 autograph=False,
                 experimental_attributes={"_noinline": True},
             )
-        made = self._functions[key].get_concrete_function(*tensors)
-        self.names.add(made.name)
-        return made(*tensors)
+            self._functions[key] = shared.get_concrete_function(*specs)
+            self.names.add(self._functions[key].name)
+        return self._functions[key](*tensors)
 
 
 def _calls_functions(run: Any, ours: set[bytes]) -> bool:
-    """Whether a graph calls a `tf.function`, but for those named."""
+    """Whether a graph calls a `tf.function` that is not named in `ours`."""
     graph = run.graph.as_graph_def()
     bodies = (function.node_def for function in graph.library.function)
     return any(
@@ -305,7 +291,7 @@ def _have_ranks(specs: Any) -> bool:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Whether two structures are one."""
+    """Whether two structures are the same."""
     try:
         tf.nest.assert_same_structure(a, b, check_types=False)
     except ValueError:
@@ -313,8 +299,9 @@ def _alike(a: Any, b: Any) -> bool:
     return True
 
 
-def _fits(inputs: Any, specs: Any) -> bool:
-    return _alike(inputs, specs) and all(
-        spec.is_compatible_with(value)
-        for value, spec in zip(tf.nest.flatten(inputs), tf.nest.flatten(specs))
+def _fits(specs: Any, traced: Any) -> bool:
+    """Whether a trace for the specs `traced` takes inputs of `specs`."""
+    return _alike(specs, traced) and all(
+        a.is_subtype_of(b)
+        for a, b in zip(tf.nest.flatten(specs), tf.nest.flatten(traced))
     )

@@ -1,8 +1,8 @@
-"""Batch-norm statistics for weights that no training step has seen.
+"""A batch-norm layer that holds moving and refit statistics side by side.
 
 The moving statistics of batch normalization describe the activations of the
-weights that were trained. Averaged weights have other activations, and no
-statistics: they must be computed, from forward passes over the data.
+weights that were trained. Averaged weights have other activations: their
+statistics must be computed, from forward passes over the data.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
     [[-1.0], [1.0]]
 
     Args:
-        **kwargs: Those of `tf.keras.layers.BatchNormalization`: axis=-1,
-            momentum=0.99, epsilon=1e-3, center=True, scale=True, ...
+        **kwargs: The arguments of `tf.keras.layers.BatchNormalization`:
+            axis=-1, momentum=0.99, epsilon=1e-3, center=True, scale=True, ...
 
     References:
         Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 2
@@ -121,10 +121,9 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         if use_moving_statistics:
             return super().call(inputs, training=training, mask=mask)
         if training and self.trainable:
-            axes = moments.channel_axes(self, inputs, mask)
-            batch = moments.batch_moments(inputs, mask, axes)
+            batch = moments.batch_moments(self, inputs, mask)
             self._merge(batch)
-            return self._normalize(inputs, batch.mean, batch.variance)
+            return moments.normalize(self, inputs, batch.mean, batch.variance)
         filled = tf.debugging.assert_positive(
             tf.convert_to_tensor(self.n_updates),
             message=f"Layer {self.name} has no refit statistics yet: call "
@@ -132,17 +131,7 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         )
         with tf.control_dependencies([filled] if filled is not None else []):
             mean = tf.identity(self.mean)
-        return self._normalize(inputs, mean, self.variance)
-
-    def _normalize(self, inputs: Any, mean: Any, variance: Any) -> Any:
-        return moments.normalize(
-            inputs,
-            mean,
-            variance,
-            *moments.parameters(self),
-            epsilon=self.epsilon,
-            axes=moments.channel_axes(self, inputs),
-        )
+        return moments.normalize(self, inputs, mean, self.variance)
 
     def _merge(self, batch: moments.Moments) -> None:
         replica = tf.distribute.get_replica_context()

@@ -1,8 +1,8 @@
-"""Moments of samples: of one batch, merged, and of all layers of a pass."""
+"""Moments of a batch, their merging and normalizing by them."""
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -52,46 +52,91 @@ class Moments(NamedTuple):
         )
 
 
-def channel_axes(
-    layer: Any, inputs: tf.Tensor, mask: Any = None
-) -> tuple[int, ...]:
-    """The axes of `inputs` along which the parameters of a layer lie."""
-    rank = inputs.shape.rank
-    axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
-    axes = tuple(sorted(axis % rank for axis in axes))
-    if mask is not None and axes != (rank - 1,):
-        raise ValueError(
-            "`mask` needs a batch-norm layer whose `axis` is the last. "
-            f"Received: axis={layer.axis} in layer {layer.name}"
-        )
-    return axes
-
-
 def batch_moments(
-    inputs: tf.Tensor, mask: tf.Tensor | None, axes: tuple[int, ...]
+    layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None, call: Any = None
 ) -> Moments:
     """Returns the moments of one batch, exact to about 1e-7.
 
     Args:
+        layer: The layer, which knows the axis of the channels.
         inputs: Tensor of any floating dtype and rank.
-        mask: Which samples count, in a shape that broadcasts to that of
-            `inputs` without its last axis. None: all.
-        axes: The axes of the channels.
+        mask: The samples that count, in a shape that broadcasts to that of
+            `inputs` without its last axis. None counts all.
+        call: Calls `function(*tensors, **settings)`, given these.
     """
-    x, channels = _channels_last(inputs, axes)
-    block = _largest_divisor(x, _MAX_BLOCK)
-    if mask is None:
-        weights = None
-        count = tf.cast(tf.size(x, tf.int64) // channels, tf.float64)
-    else:
+    order, n_channels = _channels_last(layer, inputs)
+    rank = inputs.shape.rank
+    x = tf.transpose(inputs, order) if order != [*range(rank)] else inputs
+    is_double = inputs.dtype == tf.float64
+    x = tf.cast(x, tf.float64 if is_double else tf.float32)
+    block = _largest_divisor(x, n_channels, _MAX_BLOCK)
+    blocks = tf.reshape(x, [-1, block, n_channels])
+    weights = None
+    if mask is not None:
+        if order != [*range(rank)] or n_channels != x.shape[-1]:
+            raise ValueError(
+                "`mask` needs a batch-norm layer whose `axis` is the last. "
+                f"Received: axis={layer.axis} in layer {layer.name}"
+            )
         samples = tf.concat([tf.shape(x)[:-1], [1]], 0)
         weights = tf.broadcast_to(tf.expand_dims(mask, -1), samples)
         weights = tf.reshape(tf.cast(weights, x.dtype), [-1, block, 1])
+    found = (call or _call)(_moments_of_blocks, blocks, weights)
+    for each in found[1:]:
+        each.set_shape([n_channels])
+    return Moments(*found)
+
+
+def normalize(
+    layer: Any,
+    inputs: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    call: Any = None,
+) -> tf.Tensor:
+    """Returns gamma * (inputs - mean) / sqrt(variance + epsilon) + beta.
+
+    Args:
+        layer: The layer, of which gamma, beta and epsilon are.
+        inputs: Tensor of any floating dtype and rank.
+        mean: Tensor of one number a channel.
+        variance: Tensor of one number a channel.
+        call: Calls `function(*tensors, **settings)`, given these.
+    """
+    order, n_channels = _channels_last(layer, inputs)
+    is_last = order == [*range(inputs.shape.rank)]
+    x = inputs if is_last else tf.transpose(inputs, order)
+    shape = tf.shape(x)
+    times = _largest_divisor(x, n_channels, max(_MAX_ROW // n_channels, 1))
+    outputs = (call or _call)(
+        _normalized_rows,
+        tf.reshape(x, [-1, times * n_channels]),
+        *map(_vector, (mean, variance, layer.gamma, layer.beta)),
+        epsilon=float(layer.epsilon),
+    )
+    outputs = tf.reshape(outputs, shape)
+    if not is_last:
+        outputs = tf.transpose(outputs, np.argsort(order))
+    outputs.set_shape(inputs.shape)
+    return outputs
+
+
+def _call(function: Any, *tensors: Any, **settings: Any) -> Any:
+    return function(*tensors, **settings)
+
+
+def _moments_of_blocks(
+    blocks: tf.Tensor, weights: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns count, mean and variance of [block, sample, channel]."""
+    if weights is None:
+        size = tf.size(blocks, tf.int64)
+        count = tf.cast(size // tf.shape(blocks, tf.int64)[-1], tf.float64)
+    else:
         count = tf.reduce_sum(tf.cast(weights, tf.float64))
 
-    def means(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Of values and of their squares, with no tensor of the squares."""
-        blocks = tf.reshape(values, [-1, block, channels])
+    def means(blocks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the means of values and squares, and stores no squares."""
         if weights is not None:
             blocks = blocks * weights
         sums = tf.cast(tf.reduce_sum(blocks, 1), tf.float64)
@@ -101,13 +146,12 @@ def batch_moments(
             tf.math.divide_no_nan(tf.reduce_sum(tf.square(norms), 0), count),
         )
 
-    mean, square = means(x)
+    mean, square = means(blocks)
     variance = square - tf.square(mean)
 
     def from_deviations() -> tuple[tf.Tensor, tf.Tensor]:
-        center = tf.cast(mean, x.dtype)
-        rows, times = _rows(x, channels)
-        rest, square = means(rows - tf.tile(center, [times]))
+        center = tf.cast(mean, blocks.dtype)
+        rest, square = means(blocks - center)
         return tf.cast(center, tf.float64) + rest, square - tf.square(rest)
 
     mean, variance = tf.cond(
@@ -116,100 +160,59 @@ def batch_moments(
         lambda: (mean, variance),
         from_deviations,
     )
-    return Moments(count, mean, tf.maximum(variance, 0.0))
+    return count, mean, tf.maximum(variance, 0.0)
 
 
-def normalize(
-    inputs: tf.Tensor,
+def _normalized_rows(
+    rows: tf.Tensor,
     mean: tf.Tensor,
     variance: tf.Tensor,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
     epsilon: float,
-    axes: tuple[int, ...],
 ) -> tf.Tensor:
-    """Returns gamma * (inputs - mean) / sqrt(variance + epsilon) + beta.
-
-    Args:
-        inputs: Tensor of any floating dtype and rank.
-        mean: Tensor of one number a channel, as are the next three.
-        variance: As `mean`.
-        gamma: As `mean`.
-        beta: As `mean`.
-        epsilon: What is added to the variance.
-        axes: The axes of the channels.
-    """
-    x, channels = _channels_last(inputs, axes)
-    mean, variance, gamma, beta = (
-        tf.reshape(tf.cast(each, tf.float64), [-1])
-        for each in (mean, variance, gamma, beta)
-    )
-    scale = gamma * tf.math.rsqrt(variance + epsilon)
-    offset = beta - mean * scale
-    rows, times = _rows(x, channels)
+    """Normalizes rows in which all channels follow each other, repeatedly."""
+    scale = tf.math.rsqrt(tf.cast(variance, tf.float64) + epsilon)
+    if gamma is not None:
+        scale *= tf.cast(gamma, tf.float64)
+    offset = -tf.cast(mean, tf.float64) * scale
+    if beta is not None:
+        offset += tf.cast(beta, tf.float64)
+    dtype = tf.float64 if rows.dtype == tf.float64 else tf.float32
+    times = tf.shape(rows)[1] // tf.size(scale)
     scale, offset = (
-        tf.tile(tf.cast(each, x.dtype), [times]) for each in (scale, offset)
+        tf.tile(tf.cast(each, dtype), [times]) for each in (scale, offset)
     )
-    outputs = tf.cast(rows * scale + offset, inputs.dtype)
-    order = _order(inputs, axes)
-    shape = tf.gather(tf.shape(inputs), order)
-    outputs = tf.transpose(tf.reshape(outputs, shape), np.argsort(order))
-    outputs.set_shape(inputs.shape)
-    return outputs
+    return tf.cast(tf.cast(rows, dtype) * scale + offset, rows.dtype)
 
 
-def parameters(layer: Any) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gamma and beta of a layer; ones and zeros where it has none."""
-    gamma, beta = layer.gamma, layer.beta
-    shape = layer.moving_mean.shape
-    return (
-        tf.ones(shape) if gamma is None else tf.convert_to_tensor(gamma),
-        tf.zeros(shape) if beta is None else tf.convert_to_tensor(beta),
-    )
+def _vector(parameter: Any) -> tf.Tensor | None:
+    """Returns a parameter of a layer as a tensor of one axis."""
+    if parameter is None:
+        return None
+    vector = tf.convert_to_tensor(parameter)
+    if vector.shape.rank > 1:  # of a layer of Keras 2 with several axes
+        vector = tf.reshape(vector, [-1])
+    return vector
 
 
-def _order(inputs: tf.Tensor, axes: tuple[int, ...]) -> list[int]:
-    """The axes of `inputs`, those of the channels last."""
-    others = [axis for axis in range(inputs.shape.rank) if axis not in axes]
-    return [*others, *axes]
+def _channels_last(layer: Any, inputs: tf.Tensor) -> tuple[list[int], int]:
+    """Returns the axes of `inputs`, channels last, and the channels' number."""
+    rank = inputs.shape.rank
+    axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
+    axes = sorted(axis % rank for axis in axes)
+    others = [axis for axis in range(rank) if axis not in axes]
+    return [*others, *axes], layer.moving_mean.shape.num_elements()
 
 
-def _channels_last(
-    inputs: tf.Tensor, axes: tuple[int, ...]
-) -> tuple[tf.Tensor, int]:
-    """At least float32, with the channels in the last axis; how many they are.
-
-    Several axes of channels become one.
-    """
-    x = tf.cast(
-        inputs, tf.float64 if inputs.dtype == tf.float64 else tf.float32
-    )
-    order = _order(inputs, axes)
-    if order != sorted(order):
-        x = tf.transpose(x, order)
-    if len(axes) > 1:
-        samples = x.shape[: -len(axes)]
-        channels = x.shape[-len(axes) :].num_elements()
-        shape = tf.concat([tf.shape(x)[: -len(axes)], [channels]], 0)
-        x = tf.ensure_shape(tf.reshape(x, shape), [*samples, channels])
-    return x, x.shape[-1]
-
-
-def _rows(x: tf.Tensor, channels: int) -> tuple[tf.Tensor, int]:
-    """`x` as a matrix, and how many samples there are in a row of it."""
-    times = _largest_divisor(x, max(_MAX_ROW // channels, 1))
-    return tf.reshape(x, [-1, times * channels]), times
-
-
-def _largest_divisor(x: tf.Tensor, at_most: int) -> int:
-    """The largest divisor of the number of samples in an image of `x`.
+def _largest_divisor(x: tf.Tensor, n_channels: int, at_most: int) -> int:
+    """Returns the largest divisor of the number of samples in an image.
 
     1 where their number is not known before the graph runs.
     """
-    sizes = x.shape[1:-1].as_list()
-    if None in sizes:
-        sizes = [sizes[-1] or 1]
-    samples = int(np.prod(sizes))
+    sizes = reversed(x.shape[1:].as_list())
+    known = list(itertools.takewhile(lambda size: size is not None, sizes))
+    samples = max(int(np.prod(known)) // n_channels, 1)
     divisors = range(min(samples, at_most), 0, -1)
     return next((each for each in divisors if samples % each == 0), 1)
 
@@ -252,33 +255,34 @@ class Accumulators:
 
     def merge(self, batches: Mapping[int, Sequence[Moments]]) -> None:
         """Merges batches, by the number of the layer that met them."""
+        of_layers = [batches.get(n, ()) for n in range(len(self._channels))]
+        for each in itertools.zip_longest(*of_layers):
+            self._merge_one_of_each_layer(each)
+
+    def _merge_one_of_each_layer(self, batches: Sequence[Any]) -> None:
+        """Merges one batch, or None, of each layer."""
         zero = tf.constant(0.0, tf.float64)
-        wholes, n_updates, variances = [], [], []
-        for number, channels in enumerate(self._channels):
-            met = batches.get(number)
-            if not met:
-                zeros = tf.zeros([channels], tf.float64)
-                met = [Moments(zero, zeros, zeros)]
-            wholes.append(functools.reduce(Moments.merge, met))
-            n_updates.append(tf.math.count_nonzero([m.count for m in met]))
-            variances.append(sum(each.variance for each in met[1:]))
-            variances[-1] += met[0].variance
-        counts, means, within = zip(*wholes)
+        counts, means, variances = zip(
+            *(
+                batch or (zero, *[tf.zeros([channels], tf.float64)] * 2)
+                for batch, channels in zip(batches, self._channels)
+            )
+        )
+        count, of_batch = self._count.read_value(), tf.stack(counts)
         layer_of = np.repeat(range(len(self._channels)), self._channels)
-        count = self._count.read_value()
         merged = Moments(
             tf.gather(count, layer_of), self._mean, self._variance
         ).merge(
             Moments(
-                tf.gather(tf.stack(counts), layer_of),
+                tf.gather(of_batch, layer_of),
                 tf.concat(means, 0),
-                tf.concat(within, 0),
+                tf.concat(variances, 0),
             )
         )
         self._mean.assign(merged.mean)
         self._variance.assign(merged.variance)
-        self._count.assign(count + tf.stack(counts))
-        self._n_updates.assign_add(tf.cast(tf.stack(n_updates), tf.float64))
+        self._count.assign(count + of_batch)
+        self._n_updates.assign_add(tf.cast(of_batch > 0.0, tf.float64))
         self._sum_of_variances.assign_add(tf.concat(variances, 0))
 
     def read(self) -> list[Statistics]:

@@ -323,4 +323,4 @@ def _write(values: list[tuple[tf.Variable, np.ndarray]]) -> None:
 
 def _assign(variable: tf.Variable, value: np.ndarray) -> None:
     for component in variables_lib.components(variable):
-        component.assign(value)
+        variables_lib.write(component, tf.constant(value))

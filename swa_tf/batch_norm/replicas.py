@@ -1,4 +1,4 @@
-"""Batches split among replicas, and the moments of what they hold together."""
+"""Batches that are split among replicas, and the moments of the whole."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from swa_tf.support import variables as variables_lib
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
-    """The strategy of a variable; None where one replica computes.
+    """Returns the strategy of a variable, or None if one replica computes.
 
-    So it does for parameter servers: their coordinator reads the variables.
+    With parameter servers the coordinator alone does, and reads the variables.
     """
     strategy = variables_lib.strategy_of(stack.tf_variable(variable))
     if (
@@ -29,7 +29,7 @@ def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
 
 
 def is_distributed(data: Any) -> bool:
-    """Whether it is a data set or a batch of which replicas have parts."""
+    """Whether a strategy distributes this data set or batch to replicas."""
     return isinstance(
         data,
         (
@@ -41,7 +41,7 @@ def is_distributed(data: Any) -> bool:
 
 
 def check_one_replica(dataset: Any, argument: str) -> None:
-    """Raises if the batches of a distributed data set are of several parts."""
+    """Raises unless a distributed data set has one replica."""
     specs = tf.nest.flatten(dataset.element_spec)
     if not all(isinstance(spec, tf.TensorSpec) for spec in specs):
         raise ValueError(
@@ -55,9 +55,10 @@ def distributed(
     dataset: Iterable[Any],
     wanted: Callable[[Any], Any],
 ) -> Iterable[Any]:
-    """The batches of `dataset`, each replica's part of them apart.
+    """Returns the batches of `dataset`, split into the replicas' parts.
 
-    Of what need be split here, only what is `wanted` of a batch is.
+    `wanted` selects what to keep of a batch of a plain iterable: labels need
+    not be tensors that can be split.
     """
     if is_distributed(dataset):
         return dataset
@@ -67,10 +68,10 @@ def distributed(
 
 
 def filled(inputs: Any) -> tuple[Any, tf.Tensor]:
-    """The inputs, of one sample of zeros where there is none, and whether.
+    """Returns inputs with at least one sample, and whether they had none.
 
-    A replica without samples takes part in every exchange, and some kernels
-    take no empty batch.
+    A replica without samples gets one of zeros: it must take part in every
+    exchange, and some kernels take no empty batch.
     """
     sizes = [
         tf.shape(each)[0] for each in tf.nest.flatten(inputs) if _has(each)
@@ -89,12 +90,12 @@ def filled(inputs: Any) -> tuple[Any, tf.Tensor]:
 
 
 def _has(value: Any) -> bool:
-    """Whether a value is a tensor that has samples."""
+    """Whether a value is a tensor with an axis of samples."""
     return isinstance(value, tf.Tensor) and value.shape.rank != 0
 
 
 def first(strategy: tf.distribute.Strategy, values: Any) -> Any:
-    """What the first replica of this process returned."""
+    """Returns the values of the first replica of this process."""
     return tf.nest.map_structure(
         lambda value: strategy.experimental_local_results(value)[0], values
     )
@@ -103,11 +104,11 @@ def first(strategy: tf.distribute.Strategy, values: Any) -> Any:
 def merged(
     layer: Any, batch: Moments, empty: tf.Tensor, outermost: bool
 ) -> Moments:
-    """The moments of the parts of a batch that all replicas hold.
+    """Returns the moments of a batch, merged from those of its parts.
 
-    What is `empty` counts nothing. Every replica gets all parts and merges
-    them in the same order; so it costs one exchange a layer, and cancels
-    nothing, as sums of squares would.
+    The moments of an `empty` part do not count. Every replica gets the moments
+    of all parts in one exchange, and merges them in the same order. Summing
+    squares over replicas would lose digits.
     """
     if not outermost:
         raise RuntimeError(
@@ -120,11 +121,12 @@ def merged(
     replica = tf.distribute.get_replica_context()
     replicas = replica.num_replicas_in_sync
     if isinstance(replica.strategy, tf.distribute.MirroredStrategy):
-        # In one process nothing need be sent; and TensorFlow mixes up the
-        # exchanges of two such strategies.
+        # One process need not send anything, and TensorFlow mixes up the
+        # collective exchanges of two such strategies.
         table = replica.merge_call(_stacked, args=(own,))
     else:
-        # Each lays its own into its row, and the sum over them is the table.
+        # Each replica fills its own row of a table of zeros; the sum of
+        # these tables is the whole one.
         row = tf.one_hot(
             replica.replica_id_in_sync_group, replicas, dtype=tf.float64
         )
