@@ -187,6 +187,8 @@ def opened(path: str, argument: str = "inputs") -> Checkpoint:
                 os.stat(file).st_mode
             ):
                 raise DamagedError(f"{os.path.basename(file)} is no file")
+        if files[-1] not in (path, f"{path}.index"):
+            raise DamagedError(f"{os.path.basename(path)}.index is missing")
         suffix = paths.suffix(path)
         if suffix == ".keras":
             return KerasCheckpoint(path)

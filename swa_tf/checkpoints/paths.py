@@ -211,11 +211,12 @@ def in_order(paths: list[str]) -> list[str]:
     and the times contradict the last ones, a warning says so.
     """
     numbers = [_numbers(os.path.basename(path)) for path in paths]
-    by_time = sorted(paths, key=_written)
+    written = {path: _written(path) for path in paths}
+    by_time = sorted(paths, key=written.__getitem__)
     if len({found[-1] for found in numbers if found}) < len(paths):
         return by_time
     order = [path for _, path in sorted(zip((n[-1] for n in numbers), paths))]
-    times = [_written(path) for path in order]
+    times = [written[path] for path in order]
     if len({tuple(n[:-1]) for n in numbers}) > 1 and times != sorted(times):
         warnings.warn(
             f"The checkpoints are taken from '{order[0]}' to '{order[-1]}', in "
@@ -271,8 +272,9 @@ def checked_output(output: Any, paths: list[str]) -> str:
 
 
 def _real(path: str) -> str:
-    """The same for two paths of one checkpoint, also by links."""
-    return os.path.realpath([path, *files(path)][-1])
+    """Returns the same for two paths of one checkpoint, also by links."""
+    there = [] if whole_files.is_remote(path) else files(path)
+    return os.path.realpath([path, *there][-1])
 
 
 def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:

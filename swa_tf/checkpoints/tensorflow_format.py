@@ -65,15 +65,12 @@ class TensorFlowCheckpoint(Checkpoint):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        files = paths.files(path)
-        if not {path, f"{path}.index"} & set(files):
-            raise DamagedError(f"{os.path.basename(path)}.index is missing")
         self._read_from = path
         if re.search(r"[*?\[\\]", path) and not whole_files.is_remote(path):
             # TensorFlow takes the path for a pattern: give it another one.
             self._links = tempfile.TemporaryDirectory()
             self._read_from = os.path.join(self._links.name, "checkpoint")
-            for file in files:
+            for file in paths.files(path):
                 link = self._read_from + file[len(path) :]
                 os.symlink(os.path.abspath(file), link)
         try:
