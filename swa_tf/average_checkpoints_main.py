@@ -132,20 +132,14 @@ def run() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command line.
-
-    Args:
-        argv: The name of the program, and paths of checkpoints.
-
-    Returns:
-        The exit status: 0 if the output is there, 1 if not.
-    """
-    console, errors = _console(sys.stdout), _console(sys.stderr)
+    """Runs the command line; returns 0 if the output is there, 1 if not."""
+    report = io.StringIO()  # printed when all is done
+    console, errors = _console(report, sys.stdout), _console(sys.stderr)
     # Half-written files are removed as the exception passes.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
     try:
-        with warnings.catch_warnings(), console.capture() as report:
+        with warnings.catch_warnings():
             warnings.showwarning = lambda said, *_: _say(
                 errors, "warning", said
             )
@@ -156,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
     except (OSError, TypeError, ValueError) as error:
         _say(errors, "error", error, "red")
         return 1
-    _print(report.get(), errors)
+    _print(report.getvalue(), errors)
     return 0
 
 
@@ -270,12 +264,14 @@ def _function(name: str) -> Callable[[str], float]:
     return metric
 
 
-def _console(file: TextIO | None) -> Console:
+def _console(file: TextIO | None, shown_on: TextIO | None = None) -> Console:
     """A console that shows text as it is, and folds it on terminals only."""
-    file = file or io.StringIO()  # None if closed
+    shown_on = shown_on or file
+    is_terminal = shown_on is not None and shown_on.isatty()
     return Console(
-        file=file,
-        width=None if file.isatty() else 10_000,
+        file=file or io.StringIO(),  # it may be closed
+        force_terminal=is_terminal or None,
+        width=None if is_terminal else 10_000,
         soft_wrap=True,
         markup=False,
         highlight=False,

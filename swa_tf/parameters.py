@@ -1,8 +1,4 @@
-"""Copies, assigns and averages parameters by name.
-
-A dictionary of NumPy arrays can be looked at, changed, and saved with
-`np.savez(path, **dictionary)`.
-"""
+"""Copies, assigns and averages parameters by name."""
 
 from __future__ import annotations
 
@@ -51,8 +47,7 @@ def copy_parameters(target: Any) -> dict[str, np.ndarray]:
             order differs between processes.
         RuntimeError: If called in a graph or `tf.function`.
     """
-    _require_eager("copy_parameters")
-    variables = parameter_names.named_variables(target)
+    variables = _named_variables(target, "copy_parameters")
     return {name: _array(v.read_value()) for name, v in variables.items()}
 
 
@@ -91,8 +86,7 @@ def assign_parameters(
             Nothing has changed then, nor if assigning fails.
         RuntimeError: If called in a graph or `tf.function`.
     """
-    _require_eager("assign_parameters")
-    variables = parameter_names.named_variables(target)
+    variables = _named_variables(target, "assign_parameters")
     if not isinstance(dictionary, Mapping):
         raise _not_a("mapping from name to value", dictionary)
     given = dict(dictionary)
@@ -148,8 +142,7 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
     References:
         Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.1.
     """
-    _require_eager("average_parameters")
-    variables = parameter_names.named_variables(target)
+    variables = _named_variables(target, "average_parameters")
     if not isinstance(dictionary, dict):
         raise _not_a(
             "dictionary; one of a file is `dict(np.load(path))`", dictionary
@@ -187,12 +180,13 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
     dictionary.update(new)
 
 
-def _require_eager(function: str) -> None:
+def _named_variables(target: Any, function: str) -> dict[str, Any]:
     if not tf.executing_eagerly():
         raise RuntimeError(
             f"`{function}` works in eager mode only: call it outside of "
             "graphs and `tf.function`."
         )
+    return parameter_names.named_variables(target)
 
 
 def _not_a(wanted: str, dictionary: Any) -> TypeError:
