@@ -132,15 +132,13 @@ def published_plan(
         learning_rate: The rate before SWA, finite and >= 0.
         swa_learning_rate: The rate at the end, finite and >= 0.
         swa_start: The step at which SWA starts, an integer >= 0.
-        total_steps: The length of the training in steps, an integer.
+        total_steps: The steps of the training, an integer >= `swa_start`.
 
     Raises:
-        ValueError: If an argument is out of its range, or `swa_start` is
-            greater than `total_steps`.
+        ValueError: If an argument is out of its range.
 
     Source: https://github.com/JGuillaumin/swa-tf (2019), examples/train.py,
-    without its faults: there one step exceeds `learning_rate`, and SWA that
-    starts where the ramp ends divides by zero.
+    where one step exceeds `learning_rate`.
     """
     total_steps = checks.integer("total_steps", total_steps, at_least=0)
     swa_start = checks.integer("swa_start", swa_start, at_least=0)
@@ -381,7 +379,7 @@ def plot_schedule(
         ax: The matplotlib axes to draw on; None makes a figure.
 
     Returns:
-        The axes; `ax.figure.savefig("plan.png")` saves them.
+        The axes.
 
     Raises:
         ImportError: If matplotlib is missing.

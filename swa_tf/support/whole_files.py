@@ -1,7 +1,6 @@
 """Files that are written whole or not at all.
 
-A path with a scheme, such as `gs://bucket/run` or `ram://run`, is remote: only
-`tf.io.gfile` knows its file system.
+A path with a scheme, such as `gs://bucket/run`, is remote: of `tf.io.gfile`.
 """
 
 from __future__ import annotations
@@ -82,10 +81,8 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             with contextlib.suppress(OSError):  # no longer empty
                 parent.rmdir()
         if isinstance(error, OSError) and error.errno in _FULL:
-            full = error.filename
-            if full is None or os.fspath(full).startswith(os.fspath(scratch)):
-                said = os.strerror(error.errno)
-                raise OSError(error.errno, said, os.fspath(path)) from error
+            said = os.strerror(error.errno)
+            raise OSError(error.errno, said, os.fspath(path)) from error
         raise
 
 
