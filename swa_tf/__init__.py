@@ -38,8 +38,7 @@ from swa_tf.swapping import (
     averaged_weights,
 )
 
-if TYPE_CHECKING:  # what follows is imported on first use, see below
-    from swa_tf import checkpoints as checkpoints
+if TYPE_CHECKING:  # imported on first use, by `__getattr__`
     from swa_tf import optimizers
     from swa_tf.checkpoints import (
         average_checkpoints,
@@ -49,7 +48,6 @@ if TYPE_CHECKING:  # what follows is imported on first use, see below
         merge_averages,
         soups,
     )
-    from swa_tf.checkpoints import workers as workers
 
 __version__ = "0.1.0"
 
@@ -80,32 +78,19 @@ __all__ = [
     "soups",
 ]
 
-
 if stack.KERAS_3:
     # It loads what has been registered by then, and imports nothing itself.
     importlib.import_module("swa_tf.optimizers")
 
 
-_ON_FIRST_USE = {
-    "optimizers": "optimizers",  # on TensorFlow 2.15 with TensorFlow Addons
-    "checkpoints": "checkpoints",
-    "soups": "checkpoints",
-    "workers": "checkpoints",
-    "average_checkpoints": "checkpoints",
-    "average_windows": "checkpoints",
-    "checkpoints_in": "checkpoints",
-    "greedy_soup": "checkpoints",
-    "merge_averages": "checkpoints",
-}
-"""The module of each name that not every training needs."""
-
-
 def __getattr__(name: str) -> Any:
-    if name not in _ON_FIRST_USE:
-        raise AttributeError(f"module 'swa_tf' has no attribute {name!r}")
-    module = importlib.import_module(f"swa_tf.{_ON_FIRST_USE[name]}")
-    return module if name == _ON_FIRST_USE[name] else getattr(module, name)
+    """Imports what needs TensorFlow Addons or h5py on first use."""
+    if name in ("checkpoints", "optimizers"):
+        return importlib.import_module(f"swa_tf.{name}")
+    if name in __all__:
+        return getattr(importlib.import_module("swa_tf.checkpoints"), name)
+    raise AttributeError(f"module 'swa_tf' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_FIRST_USE})
+    return sorted({*globals(), *__all__})

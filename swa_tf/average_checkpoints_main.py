@@ -46,139 +46,115 @@ from typing import Any, TextIO
 
 from absl import app, flags
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
+from rich.text import Text
 
 from swa_tf import checkpoints
 
 _LARGE = 1 << 28  # bytes to read, from which on a bar shows how far it is
 
 FLAGS = flags.FLAGS
-_FLAGS = [
-    flags.DEFINE_list(
-        "checkpoints",
-        [],
-        "Paths of checkpoints, in the order of the run; `*` and `?` may stand "
-        "in them, quoted, for paths in the order of their numbers. Paths may "
-        "also be given as they are, without a flag.",
-    ),
-    flags.DEFINE_string(
-        "checkpoint_dir", None, "A directory: the checkpoints in it."
-    ),
-    flags.DEFINE_integer(
-        "num_last_checkpoints",
-        None,
-        "How many of --checkpoint_dir to take, the newest ones.",
-        lower_bound=1,
-    ),
-    flags.DEFINE_integer(
-        "every",
-        1,
-        "Takes every n-th of --checkpoint_dir, the newest among them.",
-        lower_bound=1,
-    ),
-    flags.DEFINE_string(
-        "output_path",
-        None,
-        "Where to write the average: a path that does not exist and ends as "
-        "the inputs do. With --window a directory that does not exist.",
-    ),
-    flags.DEFINE_list(
-        "weights", None, "A number for each checkpoint: how much it weighs."
-    ),
-    flags.DEFINE_float(
-        "decay", None, "Takes the exponential average with this decay."
-    ),
-    flags.DEFINE_integer(
-        "window",
-        None,
-        "Writes the mean of each so many checkpoints in a row.",
-        lower_bound=1,
-    ),
-    flags.DEFINE_string(
-        "soup_metric",
-        None,
-        "module:function. Adds a checkpoint only if it improves what the "
-        "function returns for the path of an average.",
-    ),
-    flags.DEFINE_enum(
-        "soup_mode", "max", ["max", "min"], "Which --soup_metric is better."
-    ),
-    flags.DEFINE_enum(
-        "optimizer_slots",
-        "keep",
-        ["keep", "drop"],
-        "Whether to keep those of the newest checkpoint. Of Keras's files, "
-        "drop leaves out all that is the optimizer's.",
-    ),
-    flags.DEFINE_multi_string(
-        "from_newest",
-        [],
-        "A regular expression: tensors whose name it matches are taken from "
-        "the newest checkpoint. May be given several times.",
-    ),
-    flags.DEFINE_bool(
-        "dry_run", False, "Checks and shows what would be done, no more."
-    ),
-]
+flags.DEFINE_list(
+    "checkpoints",
+    [],
+    "Paths of checkpoints, in the order of the run; `*` and `?` may stand "
+    "in them, quoted, for paths in the order of their numbers. Paths may "
+    "also be given as they are, without a flag.",
+)
+flags.DEFINE_string(
+    "checkpoint_dir", None, "A directory: the checkpoints in it."
+)
+flags.DEFINE_integer(
+    "num_last_checkpoints",
+    None,
+    "How many of --checkpoint_dir to take, the newest ones.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "every",
+    1,
+    "Takes every n-th of --checkpoint_dir, the newest among them.",
+    lower_bound=1,
+)
+flags.DEFINE_string(
+    "output_path",
+    None,
+    "Where to write the average: a path that does not exist and ends as "
+    "the inputs do. With --window a directory that does not exist.",
+)
+flags.DEFINE_list(
+    "weights", None, "A number for each checkpoint: how much it weighs."
+)
+flags.DEFINE_float(
+    "decay", None, "Takes the exponential average with this decay."
+)
+flags.DEFINE_integer(
+    "window",
+    None,
+    "Writes the mean of each so many checkpoints in a row.",
+    lower_bound=1,
+)
+flags.DEFINE_string(
+    "soup_metric",
+    None,
+    "module:function. Adds a checkpoint only if it improves what the "
+    "function returns for the path of an average.",
+)
+flags.DEFINE_enum(
+    "soup_mode", "max", ["max", "min"], "Which --soup_metric is better."
+)
+flags.DEFINE_enum(
+    "optimizer_slots",
+    "keep",
+    ["keep", "drop"],
+    "Whether to keep those of the newest checkpoint. Of Keras's files, "
+    "drop leaves out all that is the optimizer's.",
+)
+flags.DEFINE_multi_string(
+    "from_newest",
+    [],
+    "A regular expression: tensors whose name it matches are taken from "
+    "the newest checkpoint. May be given several times.",
+)
+flags.DEFINE_bool(
+    "dry_run", False, "Checks and shows what would be done, no more."
+)
+
+
+def run() -> None:
+    """The console script `swa-average-checkpoints`."""
+    # `--help` shows the docstring and the flags of the script.
+    sys.modules["__main__"].__doc__ = __doc__
+    for flag in FLAGS.get_key_flags_for_module(__name__):
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(main)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command line.
+    """Runs the command line; returns 0 if the output is there, 1 if not."""
+    report = io.StringIO()  # printed when all is done
+    console, errors = _console(report, sys.stdout), _console(sys.stderr)
+    # Half-written files are removed as the exception passes.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
-    Args:
-        argv: The name of the program, and paths of checkpoints.
-
-    Returns:
-        The exit status: 0 if the output is there, 1 if not.
-    """
-    report = _Report(sys.stdout)
-    console, errors = _console(report), _console(sys.stderr)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _shower(errors)
-            if FLAGS.window is None:  # else what it says is said by _show
+            warnings.showwarning = lambda said, *_: _say(
+                errors, "warning", said
+            )
+            if FLAGS.window is None:  # `_show` says the same
                 for said in (".*refit_batch_norm", ".* looks like "):
                     warnings.filterwarnings("ignore", said)
-            _run(list(argv[1:]), console, errors)
+            _run(argv[1:], console, errors)
     except (OSError, TypeError, ValueError) as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        _say(errors, "error", error, "red")
         return 1
     _print(report.getvalue(), errors)
     return 0
 
 
-def _print(text: str, errors: Console) -> None:
-    """Prints what was done, which no full disk or closed pipe undoes."""
-    if sys.stdout is None:  # closed
-        return
-    encoding = sys.stdout.encoding or "utf-8"
-    text = text.encode(encoding, "backslashreplace").decode(encoding)
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError as error:
-        # What is still to be written would fail again when Python ends.
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # nobody reads on
-            errors.print(
-                "[bold yellow]warning:[/] the report of what was done cannot "
-                f"be shown: {escape(str(error))}"
-            )
-
-
-def run() -> None:
-    """The console script `swa-average-checkpoints`."""
-    sys.modules["__main__"].__doc__ = __doc__  # what `--help` shows
-    for flag in _FLAGS:
-        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[flag.name])
-    app.run(main)
-
-
-def _run(given: list[str], console: Console, errors: Console) -> None:
+def _run(given: Sequence[str], console: Console, errors: Console) -> None:
     """Does what the flags say, and shows what it did."""
     _check_flags()
     output, inputs = FLAGS.output_path, _inputs(given)
@@ -206,22 +182,21 @@ def _run(given: list[str], console: Console, errors: Console) -> None:
         soup = checkpoints.greedy_soup(
             inputs, output, metric, mode=FLAGS.soup_mode, **options
         )
-        console.print(str(soup), markup=False)
+        console.print(str(soup))
         _show(soup.report, console)
     elif FLAGS.window is not None:
         with _bar(errors) as progress:
             written = checkpoints.average_windows(
                 inputs, output, FLAGS.window, progress=progress, **options
             )
-        for path in written:
-            console.print(path, markup=False)
+        console.print(*written, sep="\n")
     else:
         with _bar(errors) as progress:
             report = checkpoints.average_checkpoints(
                 inputs, output, progress=progress, **_shares(), **options
             )
         _show(report, console)
-    console.print(f"written: {output}", markup=False)
+    console.print(f"written: {output}")
 
 
 def _check_flags() -> None:
@@ -236,7 +211,7 @@ def _check_flags() -> None:
         )
 
 
-def _inputs(given: list[str]) -> list[str]:
+def _inputs(given: Sequence[str]) -> list[str]:
     """The paths that the flags and the arguments name."""
     patterns = [*FLAGS.checkpoints, *given]
     if bool(patterns) == bool(FLAGS.checkpoint_dir):
@@ -271,8 +246,6 @@ def _function(name: str) -> Callable[[str], float]:
     """The function `module:function`, of a module here or on the path."""
     sys.path.insert(0, os.getcwd())
     try:
-        if ":" not in name:
-            raise ValueError("no function is named")
         found: Callable[[str], float] = pkgutil.resolve_name(name)
         if not callable(found):
             raise ValueError("it is no function")
@@ -291,46 +264,59 @@ def _function(name: str) -> Callable[[str], float]:
     return metric
 
 
-class _Report(io.StringIO):
-    """What is to be printed to a file, kept until all is done."""
-
-    def __init__(self, file: TextIO | None) -> None:
-        super().__init__()
-        self._file = file
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return (self._file and self._file.encoding) or "utf-8"
-
-    def isatty(self) -> bool:
-        return bool(self._file and self._file.isatty())
-
-
-def _console(file: TextIO | None) -> Console:
-    """Where paths stand as they are; files and pipes have lines of any length.
-
-    Colons and brackets in what is printed are no emoji and no numbers.
-    """
-    file = file or io.StringIO()  # it may be closed
-    width = None if file.isatty() else 10_000
+def _console(file: TextIO | None, shown_on: TextIO | None = None) -> Console:
+    """A console that shows text as it is, and folds it on terminals only."""
+    shown_on = shown_on or file
+    is_terminal = shown_on is not None and shown_on.isatty()
     return Console(
-        file=file, width=width, soft_wrap=True, highlight=False, emoji=False
+        file=file or io.StringIO(),  # it may be closed
+        force_terminal=is_terminal or None,
+        width=None if is_terminal else 10_000,
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+        emoji=False,
     )
 
 
-@contextlib.contextmanager
-def _bar(console: Console) -> Iterator[Callable[[int, int], None] | None]:
-    """Shows on a terminal how far the reading is, where there is much."""
-    if not console.is_interactive:  # where a bar would end in an empty line
-        yield None
+def _say(
+    console: Console, label: str, said: object, color: str = "yellow"
+) -> None:
+    """Prints a message after a label in color."""
+    console.print(Text(f"{label}:", f"bold {color}"), str(said))
+
+
+def _print(text: str, errors: Console) -> None:
+    """Prints what was done, which no full disk or closed pipe undoes."""
+    if sys.stdout is None:  # closed
         return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("averaging", visible=False)
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(
+            text.encode(encoding, "backslashreplace").decode(encoding)
+        )
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still to be written would fail again when Python ends.
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # nobody reads on
+            said = f"the report of what was done cannot be shown: {error}"
+            _say(errors, "warning", said)
 
-        def progress(done: int, total: int) -> None:
-            visible = total >= _LARGE
-            bar.update(task, completed=done, total=total, visible=visible)
 
+@contextlib.contextmanager
+def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Shows on a terminal how far the reading is, where there is much."""
+    bar = Progress(console=console, transient=True)
+    task = bar.add_task("averaging", visible=False)
+
+    def progress(done: int, total: int) -> None:
+        visible = total >= _LARGE
+        bar.update(task, completed=done, total=total, visible=visible)
+
+    # Elsewhere a bar would end in an empty line.
+    with bar if console.is_interactive else contextlib.nullcontext():
         yield progress
 
 
@@ -338,7 +324,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
     table = Table(Column("checkpoint", overflow="fold"), "share")
     for each in report["inputs"]:
         newest = ", the newest" if each["path"] == report["newest"] else ""
-        table.add_row(escape(each["path"]) + newest, f"{each['share']:.4g}")
+        table.add_row(each["path"] + newest, f"{each['share']:.4g}")
     console.print(table, soft_wrap=False)
     console.print(
         f"{report['form']}: {report['n_parameters']:,} numbers in "
@@ -348,21 +334,19 @@ def _show(report: dict[str, Any], console: Console) -> None:
     )
     statistics = report["batch_norm_statistics"]
     if statistics:
-        console.print(
-            f"[bold yellow]batch norm:[/] {len(statistics)} of the averaged "
-            "tensors are batch-norm statistics, which after averaging belong "
-            "to no weights. Compute them anew before the model is used: "
+        said = (
+            f"{len(statistics)} of the averaged tensors are batch-norm "
+            "statistics, which after averaging belong to no weights. Compute "
+            "them anew before the model is used: "
             "swa_tf.refit_batch_norm(model, dataset)"
         )
-
+        _say(console, "batch norm", said)
     if report["guessed"]:
-        console.print(
-            f"[bold yellow]guessed:[/] {escape(checkpoints.guess(report))}"
-        )
+        _say(console, "guessed", checkpoints.guess(report))
 
 
 def _show_tensors(report: dict[str, Any], console: Console) -> None:
-    """What becomes of each tensor."""
+    """Shows what becomes of each tensor."""
     column = Column("tensor", overflow="fold")
     table = Table(column, "shape", "type", "taken from")
     for names, source in [
@@ -372,23 +356,8 @@ def _show_tensors(report: dict[str, Any], console: Console) -> None:
     ]:
         for name in report[names]:
             tensor = report["tensors"][name]
-            shape, dtype = str(tensor["shape"]), tensor["dtype"]
-            table.add_row(escape(name), escape(shape), dtype, source)
+            table.add_row(name, str(tensor["shape"]), tensor["dtype"], source)
     console.print(table, soft_wrap=False)
-
-
-def _shower(errors: Console) -> Callable[..., None]:
-    """What shows warnings, as errors are shown."""
-
-    def show(message: Warning | str, *_: Any) -> None:
-        errors.print(f"[bold yellow]warning:[/] {escape(str(message))}")
-
-    return show
-
-
-def _terminate(signum: int, frame: Any) -> None:
-    """Lets what is half written be removed."""
-    raise SystemExit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,11 @@
-"""Defines optimizers whose weight decay is the same on every stack.
+"""Optimizers whose weight decay is the same on every stack.
 
-    w <- w - weight_decay * w
-
-beside the step, not multiplied by the learning rate. So decay the published
-tables, TensorFlow Addons, and Loshchilov and Hutter with a schedule multiplier
-of 1. Keras decays by `learning_rate * weight_decay * w`.
+It is that of TensorFlow Addons, `w <- w - weight_decay * w` beside the step.
 """
 
 from __future__ import annotations
 
-import math
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -24,19 +18,8 @@ _Adam: Any = _addons.optimizers.AdamW if _addons else tf.keras.optimizers.Adam
 _Mixin: Any = object  # Tells mypy that `super()` is more than `object`.
 
 
-def _number(
-    name: str, value: Any, wanted: str, holds: Callable[[float], bool]
-) -> float:
-    """Returns a finite `value` as a float; raises unless `holds` of it."""
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
-        wanted = "a finite number"
-    elif holds(float(value)):
-        return float(value)
-    raise ValueError(f"`{name}` must be {wanted}. Received: {name}={value!r}")
-
-
 class _DecoupledDecay(_Mixin):
-    """Checks and keeps the arguments that both optimizers have."""
+    """Keeps the arguments that both optimizers have."""
 
     def __init__(
         self,
@@ -48,9 +31,7 @@ class _DecoupledDecay(_Mixin):
     ) -> None:
         checks.choice("weight_decay_on", weight_decay_on, ("all", "kernels"))
         if isinstance(learning_rate, numbers.Real):
-            learning_rate = _number(
-                "learning_rate", learning_rate, ">= 0", lambda x: x >= 0
-            )
+            learning_rate = float(checks.real("learning_rate", learning_rate))
         elif not (callable(learning_rate) or hasattr(learning_rate, "dtype")):
             raise TypeError(
                 "`learning_rate` must be a number or a `LearningRateSchedule`. "
@@ -58,9 +39,7 @@ class _DecoupledDecay(_Mixin):
             )
         super().__init__(
             learning_rate=learning_rate,
-            weight_decay=_number(
-                "weight_decay", weight_decay, ">= 0", lambda x: x >= 0
-            ),
+            weight_decay=float(checks.real("weight_decay", weight_decay)),
             **kwargs,
         )
         self.weight_decay_on = weight_decay_on
@@ -113,11 +92,7 @@ class _AddonsDecay(_DecoupledDecay):
         return decay
 
     def _resource_apply_sparse_duplicate_indices(
-        self,
-        grad: tf.Tensor,
-        var: tf.Variable,
-        indices: tf.Tensor,
-        **kwargs: Any,
+        self, grad: Any, var: tf.Variable, indices: Any, **kwargs: Any
     ) -> Any:
         sparse = tf.IndexedSlices(grad, indices, dense_shape=tf.shape(var))
         dense = tf.convert_to_tensor(sparse)
@@ -149,11 +124,10 @@ class MomentumW(_Decay, _SGD):
 
     The base class is `tfa.optimizers.SGDW` on TensorFlow 2.15 with TensorFlow
     Addons, otherwise `tf.keras.optimizers.SGD`; the results are the same. The
-    decay does not shrink with a schedule of the rate, and can be too large at
-    its low end: see `scale_decay_by_learning_rate`. A variable without a
-    gradient does not decay. A sparse gradient, as of an embedding, has the
-    same effect as the equal dense one: every row decays and keeps its
-    momentum, also a row that the batch did not use.
+    decay does not shrink with the rate, and can be too large at its low end:
+    see `scale_decay_by_learning_rate`. A variable without a gradient does not
+    decay. A sparse gradient has the effect of the equal dense one: every row
+    decays and keeps its momentum.
 
     `exclude_from_weight_decay` is Keras's method, to be called before the
     first step. Under TensorFlow Addons it is an argument instead, a list of
@@ -179,9 +153,8 @@ class MomentumW(_Decay, _SGD):
         TypeError: If `learning_rate` is neither a number nor a schedule, or
             `nesterov` or `scale_decay_by_learning_rate` no bool.
 
-    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization"
-    (https://arxiv.org/abs/1711.05101), algorithm 1, with eta_t = 1 for the
-    decay.
+    Source: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, algorithm
+    1, with eta_t = 1 for the decay.
     """
 
     def __init__(
@@ -200,8 +173,10 @@ class MomentumW(_Decay, _SGD):
             weight_decay=weight_decay,
             weight_decay_on=weight_decay_on,
             scale_decay_by_learning_rate=scale_decay_by_learning_rate,
-            momentum=_number(
-                "momentum", momentum, "between 0 and 1", lambda x: 0 <= x <= 1
+            momentum=float(
+                checks.real(
+                    "momentum", momentum, "between 0 and 1", lambda m: m <= 1
+                )
             ),
             nesterov=checks.boolean("nesterov", nesterov),
             name=name,
@@ -234,24 +209,19 @@ class AdamW(_Decay, _Adam):
     here.
 
     Args:
-        learning_rate: A float >= 0, or a
-            `tf.keras.optimizers.schedules.LearningRateSchedule`.
+        learning_rate: As in `MomentumW`.
         beta_1: The part of m that is kept in a step, a float >= 0 and < 1.
         beta_2: The part of v that is kept in a step, a float >= 0 and < 1.
         epsilon: A float > 0, against division by zero.
         amsgrad: Whether to use the AMSGrad variant.
-        weight_decay: As in `MomentumW`.
-        weight_decay_on: As in `MomentumW`.
-        scale_decay_by_learning_rate: As in `MomentumW`.
-        name: The optimizer's name.
-        **kwargs: What else the base class takes, `clipnorm` for one.
+        weight_decay, weight_decay_on, scale_decay_by_learning_rate, name,
+            **kwargs: As in `MomentumW`.
 
     Raises:
         ValueError, TypeError: As in `MomentumW`.
 
-    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization"
-    (https://arxiv.org/abs/1711.05101), algorithm 2, with eta_t = 1 for the
-    decay; epsilon stands where Kingma and Ba have "epsilon hat"
+    Source: https://arxiv.org/abs/1711.05101, algorithm 2, with eta_t = 1 for
+    the decay; epsilon is the "epsilon hat" of Kingma and Ba
     (https://arxiv.org/abs/1412.6980, before section 2.1).
     """
 
@@ -273,14 +243,14 @@ class AdamW(_Decay, _Adam):
             weight_decay=weight_decay,
             weight_decay_on=weight_decay_on,
             scale_decay_by_learning_rate=scale_decay_by_learning_rate,
-            beta_1=_number(
-                "beta_1", beta_1, ">= 0 and < 1", lambda x: 0 <= x < 1
-            ),
-            beta_2=_number(
-                "beta_2", beta_2, ">= 0 and < 1", lambda x: 0 <= x < 1
-            ),
-            epsilon=_number("epsilon", epsilon, "> 0", lambda x: x > 0),
+            beta_1=_below_1("beta_1", beta_1),
+            beta_2=_below_1("beta_2", beta_2),
+            epsilon=checks.positive("epsilon", epsilon),
             amsgrad=checks.boolean("amsgrad", amsgrad),
             name=name,
             **kwargs,
         )
+
+
+def _below_1(name: str, value: Any) -> float:
+    return float(checks.real(name, value, ">= 0 and < 1", lambda b: b < 1))

@@ -1,8 +1,4 @@
-"""Copies, assigns and averages parameters by name.
-
-A dictionary of NumPy arrays can be looked at, changed, and saved with
-`np.savez(path, **dictionary)`.
-"""
+"""Copies, assigns and averages parameters by name."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from swa_tf.support import parameter_names
 from swa_tf.support import variables as variables_lib
 
 _N_MODELS = "n_models"
-"""The key of the count, beside the averages."""
+"""The key of the count beside the averages."""
 _MAX_LISTED_PROBLEMS = 10
 
 
@@ -51,8 +47,7 @@ def copy_parameters(target: Any) -> dict[str, np.ndarray]:
             order differs between processes.
         RuntimeError: If called in a graph or `tf.function`.
     """
-    _require_eager("copy_parameters")
-    variables = parameter_names.named_variables(target)
+    variables = _named_variables(target, "copy_parameters")
     return {name: _array(v.read_value()) for name, v in variables.items()}
 
 
@@ -91,14 +86,13 @@ def assign_parameters(
             Nothing has changed then, nor if assigning fails.
         RuntimeError: If called in a graph or `tf.function`.
     """
-    _require_eager("assign_parameters")
-    variables = parameter_names.named_variables(target)
+    variables = _named_variables(target, "assign_parameters")
     if not isinstance(dictionary, Mapping):
         raise _not_a("mapping from name to value", dictionary)
-    given = {name: dictionary[name] for name in dictionary}
+    given = dict(dictionary)
     if _N_MODELS not in variables:
         given.pop(_N_MODELS, None)
-    values = _checked(variables, given, _dtype, strict=strict, fill=True)
+    values = _checked(variables, given, _value_of, strict)
     put_back = variables_lib.snapshot(variables[name] for name in values)
     try:
         for name, value in values.items():
@@ -128,9 +122,8 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
     >>> averages["kernel"].tolist(), int(averages["n_models"])
     ([[3.0]], 3)
 
-    Averaged statistics of batch normalization do not belong to the averaged
-    weights: after `assign_parameters(model, averages)` call
-    `swa_tf.refit_batch_norm`.
+    After `assign_parameters(model, averages)` compute the statistics of batch
+    normalization anew with `swa_tf.refit_batch_norm`.
 
     Args:
         target: As in `copy_parameters`.
@@ -149,8 +142,7 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
     References:
         Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.1.
     """
-    _require_eager("average_parameters")
-    variables = parameter_names.named_variables(target)
+    variables = _named_variables(target, "average_parameters")
     if not isinstance(dictionary, dict):
         raise _not_a(
             "dictionary; one of a file is `dict(np.load(path))`", dictionary
@@ -161,9 +153,19 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
             "is that of the count. Received: one of shape "
             f"{variables[_N_MODELS].shape}"
         )
-    n_models = _count(dictionary.get(_N_MODELS, 1)) if dictionary else 0
-    given = {k: v for k, v in dictionary.items() if k != _N_MODELS}
-    averages = _checked(variables, given, _average_dtype) if n_models else {}
+    averages: dict[str, np.ndarray] = {}
+    n_models = 0
+    if dictionary:
+        given = dict(dictionary)
+        count = given.pop(_N_MODELS, 1)
+        array = np.asarray(count)
+        if array.shape != () or array.dtype.kind not in "iu" or array < 1:
+            raise ValueError(
+                f"`dictionary['{_N_MODELS}']` must be a whole number >= 1. "
+                f"Received: {count!r}"
+            )
+        n_models = int(array)
+        averages = _checked(variables, given, _average_of)
     c = tf.constant(1.0 / (n_models + 1), tf.float64)
     threshold = rounding.threshold(tf.constant(n_models, tf.int64))
     new = {}
@@ -178,12 +180,13 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
     dictionary.update(new)
 
 
-def _require_eager(function: str) -> None:
+def _named_variables(target: Any, function: str) -> dict[str, Any]:
     if not tf.executing_eagerly():
         raise RuntimeError(
             f"`{function}` works in eager mode only: call it outside of "
             "graphs and `tf.function`."
         )
+    return parameter_names.named_variables(target)
 
 
 def _not_a(wanted: str, dictionary: Any) -> TypeError:
@@ -198,57 +201,33 @@ def _array(value: tf.Tensor) -> np.ndarray:
     return np.array(value.numpy(), value.dtype.as_numpy_dtype)
 
 
-def _dtype(variable: Any) -> Any:
-    return variable.dtype.base_dtype
-
-
 def _average_dtype(variable: Any) -> Any:
-    dtype = _dtype(variable)
-    return tf.float32 if dtype.is_floating and dtype.size < 4 else dtype
-
-
-def _count(n_models: Any) -> int:
-    array = np.asarray(n_models)
-    if array.shape != () or array.dtype.kind not in "iu" or array < 1:
-        raise ValueError(
-            f"`dictionary['{_N_MODELS}']` must be a whole number >= 1. "
-            f"Received: {n_models!r}"
-        )
-    return int(array)
+    if variable.dtype.is_floating:
+        return variables_lib.dtype_of_average(variable)
+    return variable.dtype
 
 
 def _checked(
     variables: Mapping[str, Any],
     given: Mapping[str, Any],
-    dtype_of: Callable[[Any], Any],
+    fitted: Callable[[Any, Any], np.ndarray],
     strict: bool = True,
-    fill: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Returns new arrays of the given values, in the order of `variables`.
-
-    Args:
-        variables: The parameters by name.
-        given: Values by name.
-        dtype_of: A function from a variable to the dtype of its value.
-        strict: Whether each parameter must be given.
-        fill: Whether one number fills a whole array.
-    """
+    """Returns the given values as `fitted` to variables, in their order."""
     problems = [_unknown(n, variables) for n in given if n not in variables]
     values = {}
     for name, variable in variables.items():
         if name in given:
             try:
-                array = _as_array(given[name], _dtype(variable))
-                array = _shaped(array, variable, fill)
-                values[name] = _cast(array, dtype_of(variable))
+                values[name] = fitted(given[name], variable)
             except _MisfitError as error:
                 problems.append(f"'{name}' {error}")
         elif strict:
             problems.append(f"'{name}' missing")
+    more = len(problems) - _MAX_LISTED_PROBLEMS
+    if more > 0:
+        problems[_MAX_LISTED_PROBLEMS:] = [f"and {more} more"]
     if problems:
-        more = len(problems) - _MAX_LISTED_PROBLEMS
-        if more > 0:
-            problems[_MAX_LISTED_PROBLEMS:] = [f"and {more} more"]
         raise ValueError(
             "`dictionary` must hold values that fit the parameters of "
             f"`target`. Received: {'; '.join(problems)}"
@@ -266,6 +245,20 @@ def _unknown(name: Any, variables: Mapping[str, Any]) -> str:
     return f"{name!r}, which is no parameter{hint}"
 
 
+def _value_of(value: Any, variable: Any) -> np.ndarray:
+    """Returns a new array to assign; one number fills it."""
+    array = _as_array(value, variable.dtype)
+    if array.shape == ():
+        array = np.broadcast_to(array, variable.read_value().shape)
+    return _cast(array, variable, variable.dtype)
+
+
+def _average_of(value: Any, variable: Any) -> np.ndarray:
+    """Returns a new array to average into."""
+    array = _as_array(value, variable.dtype)
+    return _cast(array, variable, _average_dtype(variable))
+
+
 def _as_array(value: Any, dtype: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
@@ -273,25 +266,15 @@ def _as_array(value: Any, dtype: Any) -> np.ndarray:
         raise _MisfitError(f"that is no array ({error})") from error
     own = np.dtype(dtype.as_numpy_dtype)
     raw = array.dtype.type is np.void and array.dtype.itemsize == own.itemsize
-    if raw and own.isbuiltin != 1:
-        # `np.load` gives back the bits of bfloat16, but not the name.
-        array = array.view(own)
-    return array
+    # `np.load` gives back the bits of bfloat16, but not the name.
+    return array.view(own) if raw and own.isbuiltin != 1 else array
 
 
-def _shaped(array: np.ndarray, variable: Any, fill: bool) -> np.ndarray:
-    shape = variable.shape
-    if not shape.is_fully_defined():
-        shape = variable.read_value().shape
-    if fill and array.shape == ():
-        return np.broadcast_to(array, shape)
-    if array.shape != tuple(shape):
-        raise _MisfitError(f"of shape {array.shape} instead of {tuple(shape)}")
-    return array
-
-
-def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """Returns a new array of `dtype`; raises if that cannot hold the values."""
+def _cast(array: np.ndarray, variable: Any, dtype: Any) -> np.ndarray:
+    """Returns a new array; raises if it would not hold the same values."""
+    shape = tuple(variable.read_value().shape)
+    if array.shape != shape:
+        raise _MisfitError(f"of shape {array.shape} instead of {shape}")
     try:
         given = tf.as_dtype(array.dtype)
     except TypeError:
@@ -304,22 +287,16 @@ def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
         raise _MisfitError(f"of dtype {array.dtype} instead of {dtype.name}")
     with np.errstate(over="ignore", invalid="ignore"):  # checked below
         new = array.astype(dtype.as_numpy_dtype)
-    if given != dtype:
-        lost = _lost(array, new, dtype)
-        if np.any(lost):
-            raise _MisfitError(
-                f"with {array[lost].flat[0]}, which {dtype.name} cannot hold"
-            )
-    return new
-
-
-def _lost(array: np.ndarray, new: np.ndarray, dtype: Any) -> np.ndarray:
-    """Returns where casting changed a number by more than rounding."""
+    if given == dtype:
+        return new
     if dtype.is_floating or dtype.is_complex:
-        return np.isfinite(array) & ~np.isfinite(new)
-    low, high = (0, 1) if dtype.is_bool else (dtype.min, dtype.max)
-    if not tf.as_dtype(array.dtype).is_floating:
-        return (array < low) | (array > high)
-    array = array.astype(np.float64)  # which `high` itself may not fit
-    inside = (array >= low) & (array < high + 1.0)
-    return ~inside | (array != np.trunc(array))
+        lost = np.isfinite(array) & ~np.isfinite(new)
+    else:
+        exact = array.astype(np.float64) if given.is_floating else array
+        # Python compares numbers of any two types exactly.
+        lost = new.astype(object) != exact.astype(object)
+    if np.any(lost):
+        raise _MisfitError(
+            f"with {array[lost].flat[0]}, which {dtype.name} cannot hold"
+        )
+    return new

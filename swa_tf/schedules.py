@@ -1,11 +1,7 @@
-"""Plans the learning rate of training whose weights are averaged.
+"""Learning rates of training whose weights are averaged; steps count from 0.
 
-Steps count from 0. They are batches if an optimizer has the plan, and epochs
-if `per_epoch` made a function of it.
-
-Rates are computed in float64, in which steps are exact up to 2^53, and rounded
-at the end. Legacy optimizers of Keras and those of TensorFlow Addons count
-steps in float32, in which steps are exact up to 2^24 only.
+Rates are computed in float64, where legacy optimizers, which count steps in
+float32, have exact steps up to 2^24 only.
 """
 
 from __future__ import annotations
@@ -44,23 +40,19 @@ def _between(first: Any, last: float, weight: tf.Tensor) -> tf.Tensor:
 
 
 class _Plan(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule whose attributes are its arguments.
+    """A schedule whose attributes are its arguments, with a float64 `_rate`."""
 
-    A subclass computes the rate in float64 in `_rate`.
-    """
-
-    def __init__(self, name: str | None) -> None:
+    def __init__(self, name: str | None, **numbers: float) -> None:
         super().__init__()
         self.name = name
+        for argument, number in numbers.items():
+            setattr(self, argument, checks.real(argument, number))
 
     def __call__(self, step: Any) -> tf.Tensor:
         """The learning rate at `step`, of Keras's float type."""
         with tf.name_scope(self.name or type(self).__name__):
             rate = self._rate(tf.convert_to_tensor(step))
             return tf.cast(rate, tf.keras.backend.floatx())
-
-    def _rate(self, step: tf.Tensor) -> tf.Tensor:
-        raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
         arguments = inspect.signature(type(self)).parameters
@@ -86,8 +78,7 @@ class LinearRamp(_Plan):
     Args:
         initial_learning_rate: The rate up to and including step `ramp_start`,
             finite and >= 0.
-        final_learning_rate: The rate from step `ramp_start + ramp_steps` on,
-            finite and >= 0; with `ramp_steps` 0, after step `ramp_start`.
+        final_learning_rate: The rate after the ramp, finite and >= 0.
         ramp_start: The end of the first rate, in steps, finite and >= 0.
         ramp_steps: The ramp's length in steps, finite and >= 0.
         name: The name of the schedule's operations.
@@ -104,15 +95,13 @@ class LinearRamp(_Plan):
         ramp_steps: float,
         name: str | None = None,
     ) -> None:
-        super().__init__(name)
-        self.initial_learning_rate = checks.real(
-            "initial_learning_rate", initial_learning_rate
+        super().__init__(
+            name,
+            initial_learning_rate=initial_learning_rate,
+            final_learning_rate=final_learning_rate,
+            ramp_start=ramp_start,
+            ramp_steps=ramp_steps,
         )
-        self.final_learning_rate = checks.real(
-            "final_learning_rate", final_learning_rate
-        )
-        self.ramp_start = checks.real("ramp_start", ramp_start)
-        self.ramp_steps = checks.real("ramp_steps", ramp_steps)
 
     def _rate(self, step: tf.Tensor) -> tf.Tensor:
         return _between(
@@ -130,9 +119,8 @@ def published_plan(
 ) -> LinearRamp:
     """Returns the plan of the first TensorFlow SWA: high, a ramp, low.
 
-    `learning_rate` up to step `swa_start`, a straight line to
-    `swa_learning_rate` at step 9/10 * total_steps (rounded down), and
-    `swa_learning_rate` from there on. Weights are averaged from `swa_start`.
+    `learning_rate` up to step `swa_start`, from which weights are averaged, and
+    a straight line to `swa_learning_rate` at step floor(0.9 * total_steps).
 
     >>> rate = swa_tf.schedules.published_plan(0.5, 0.1, 10, total_steps=20)
     >>> [round(float(rate(step)), 3) for step in (0, 10, 14, 18, 20)]
@@ -144,15 +132,13 @@ def published_plan(
         learning_rate: The rate before SWA, finite and >= 0.
         swa_learning_rate: The rate at the end, finite and >= 0.
         swa_start: The step at which SWA starts, an integer >= 0.
-        total_steps: The length of the training in steps, an integer.
+        total_steps: The steps of the training, an integer >= `swa_start`.
 
     Raises:
-        ValueError: If an argument is out of its range, or `swa_start` is
-            greater than `total_steps`.
+        ValueError: If an argument is out of its range.
 
     Source: https://github.com/JGuillaumin/swa-tf (2019), examples/train.py,
-    without its faults: there one step exceeds `learning_rate`, and SWA that
-    starts where the ramp ends divides by zero.
+    where one step exceeds `learning_rate`.
     """
     total_steps = checks.integer("total_steps", total_steps, at_least=0)
     swa_start = checks.integer("swa_start", swa_start, at_least=0)
@@ -175,9 +161,9 @@ def paper_plan(
 ) -> LinearRamp:
     """Returns the plan of the SWA paper's code: SWA starts at its low rate.
 
-    `learning_rate` up to step 0.5 * swa_start, a straight line to
-    `swa_learning_rate` at step 0.9 * swa_start, and `swa_learning_rate` from
-    there on. Weights are averaged from `swa_start`.
+    `learning_rate` up to step 0.5 * swa_start, and a straight line to
+    `swa_learning_rate` at step 0.9 * swa_start. Weights are averaged from
+    `swa_start`.
 
     >>> rate = swa_tf.schedules.paper_plan(0.5, 0.1, swa_start=10)
     >>> [round(float(rate(step)), 3) for step in (0, 5, 6, 8, 9, 10)]
@@ -245,12 +231,10 @@ class Cyclical(_Plan):
         start: int = 0,
         name: str | None = None,
     ) -> None:
-        super().__init__(name)
-        self.max_learning_rate = checks.real(
-            "max_learning_rate", max_learning_rate
-        )
-        self.min_learning_rate = checks.real(
-            "min_learning_rate", min_learning_rate
+        super().__init__(
+            name,
+            max_learning_rate=max_learning_rate,
+            min_learning_rate=min_learning_rate,
         )
         if self.min_learning_rate > self.max_learning_rate:
             raise ValueError(
@@ -279,8 +263,6 @@ class SWALearningRate(_Plan):
     or `w = (1 - cos(pi * t)) / 2` ("cos"). With `anneal_steps` 0 it jumps
     after `swa_start`. The SWA rate may be above the initial one.
 
-    It gives an optimizer that has a schedule its SWA rate:
-
     >>> decay = tf.keras.optimizers.schedules.CosineDecay(0.4, decay_steps=8)
     >>> rate = swa_tf.schedules.SWALearningRate(
     ...     decay, 0.1, swa_start=4, anneal_steps=2
@@ -292,8 +274,7 @@ class SWALearningRate(_Plan):
         initial_learning_rate: The rate up to and including step `swa_start`: a
             float, finite and >= 0, or a
             `tf.keras.optimizers.schedules.LearningRateSchedule`.
-        swa_learning_rate: The rate from step `swa_start + anneal_steps` on,
-            finite and >= 0; with `anneal_steps` 0, after step `swa_start`.
+        swa_learning_rate: The rate after the annealing, finite and >= 0.
         swa_start: The last step before the annealing, an integer >= 0.
         anneal_steps: The annealing's length in steps, an integer >= 0.
         anneal_strategy: "cos" or "linear".
@@ -314,7 +295,7 @@ class SWALearningRate(_Plan):
         anneal_strategy: str = "cos",
         name: str | None = None,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, swa_learning_rate=swa_learning_rate)
         if not isinstance(initial_learning_rate, _keras.LearningRateSchedule):
             initial_learning_rate = checks.real(
                 "initial_learning_rate",
@@ -322,9 +303,6 @@ class SWALearningRate(_Plan):
                 "a LearningRateSchedule, or a finite number >= 0",
             )
         self.initial_learning_rate = initial_learning_rate
-        self.swa_learning_rate = checks.real(
-            "swa_learning_rate", swa_learning_rate
-        )
         self.swa_start = checks.integer("swa_start", swa_start, at_least=0)
         self.anneal_steps = checks.integer(
             "anneal_steps", anneal_steps, at_least=0
@@ -370,22 +348,17 @@ def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
     >>> callback = tf.keras.callbacks.LearningRateScheduler(rate)
 
     Args:
-        schedule: A `LearningRateSchedule`, or a function of the step; its
-            steps are read as epochs, from 0.
+        schedule: A `LearningRateSchedule`, or a function of the step, of which
+            an epoch is one.
 
     Returns:
-        A function from an epoch to its rate as a Python float, as Keras 3
-        wants it.
+        A function from an epoch to its rate as a Python float.
 
     Raises:
         TypeError: If `schedule` is neither.
     """
     _check_schedule(schedule)
-
-    def rate(epoch: int) -> float:
-        return float(schedule(epoch))
-
-    return rate
+    return lambda epoch: float(schedule(epoch))
 
 
 def plot_schedule(
@@ -393,8 +366,7 @@ def plot_schedule(
 ) -> Any:
     """Draws the learning rate over the steps 0 to `steps - 1`.
 
-    Needs matplotlib, and no display: save the figure, or look at it in a
-    notebook.
+    Needs matplotlib, and no display.
 
     >>> plan = swa_tf.schedules.Cyclical(0.5, 0.1, period=10)
     >>> ax = swa_tf.schedules.plot_schedule(plan, steps=40)
@@ -407,7 +379,7 @@ def plot_schedule(
         ax: The matplotlib axes to draw on; None makes a figure.
 
     Returns:
-        The axes; `ax.figure.savefig("plan.png")` saves them.
+        The axes.
 
     Raises:
         ImportError: If matplotlib is missing.

@@ -261,8 +261,9 @@ def test_one_way_at_a_time(first, second, run, command):
         (["--output_path=there"], "'there'"),
         (["--output_path=there/x"], "there"),
         (["--output_path="], "--output_path must be given. See --help."),
-        (["--soup_metric=metrics"], "metrics: no function is named"),
-        (["--soup_metric="], "no function is named"),
+        (["--soup_metric=metrics"], "Received: metrics: No module named"),
+        (["--soup_metric=math"], "math: it is no function"),
+        (["--soup_metric="], "must be module:function. Received: : "),
         (["--soup_metric=nosuch.module:f"], "No module named 'nosuch'"),
         (["--soup_metric=math:nosuch"], "has no attribute 'nosuch'"),
         (["--soup_metric=math:pi"], "math:pi: it is no function"),
@@ -734,8 +735,8 @@ def test_the_help_of_the_program(console_script, tmp_path, monkeypatch):
     assert "Averages the weights in checkpoints, and writes a" in shown
     example = "swa-average-checkpoints --checkpoint_dir=run --decay=0.9"
     assert example in shown
-    for holder in average_checkpoints_main._FLAGS:
-        flag = flags.FLAGS[holder.name]
+    module = average_checkpoints_main.__name__
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
         assert f"{name}:" in shown
         assert " ".join(flag.help.split()) in shown

@@ -575,18 +575,19 @@ def test_without_addons_it_builds_on_keras(monkeypatch):
         (
             "weight_decay",
             -1,
-            "`weight_decay` must be >= 0. Received: weight_decay=-1",
+            "`weight_decay` must be a finite number >= 0. "
+            "Received: weight_decay=-1",
         ),
         (
             "weight_decay",
             float("inf"),
-            "`weight_decay` must be a finite number. "
+            "`weight_decay` must be a finite number >= 0. "
             "Received: weight_decay=inf",
         ),
         (
             "weight_decay",
             None,
-            "`weight_decay` must be a finite number. "
+            "`weight_decay` must be a finite number >= 0. "
             "Received: weight_decay=None",
         ),
         (
@@ -598,12 +599,13 @@ def test_without_addons_it_builds_on_keras(monkeypatch):
         (
             "learning_rate",
             -0.5,
-            "`learning_rate` must be >= 0. Received: learning_rate=-0.5",
+            "`learning_rate` must be a finite number >= 0. "
+            "Received: learning_rate=-0.5",
         ),
         (
             "learning_rate",
             float("nan"),
-            "`learning_rate` must be a finite number. "
+            "`learning_rate` must be a finite number >= 0. "
             "Received: learning_rate=nan",
         ),
     ],
@@ -658,7 +660,7 @@ def test_integers_will_do(momentum):
         ("beta_1", -0.1, ">= 0 and < 1"),
         ("beta_2", 1.0, ">= 0 and < 1"),
         ("beta_2", -0.1, ">= 0 and < 1"),
-        ("epsilon", 0.0, "> 0"),
+        ("epsilon", 0.0, "a finite number > 0"),
     ],
 )
 def test_adam_coefficients_out_of_range(argument, value, wanted):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Sized
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -22,33 +23,28 @@ def integer(name: str, value: Any, at_least: int) -> int:
     return int(value)
 
 
-def real(name: str, value: Any, wanted: str = "a finite number >= 0") -> Any:
-    """Returns a finite `value` >= 0 as an int or a float, or raises."""
+def real(
+    name: str,
+    value: Any,
+    wanted: str = "a finite number >= 0",
+    holds: Callable[[float], bool] = lambda number: True,
+) -> Any:
+    """Returns a finite `value` >= 0 as an int or a float if `holds` of it."""
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_real and 0 <= _float(value) < math.inf):
-        raise ValueError(
-            f"`{name}` must be {wanted}. Received: {name}={value!r}"
-        )
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
-
-
-def positive(name: str, value: Any) -> float:
-    """Returns a finite `value` > 0 as a float, or raises."""
-    wanted = "a finite number > 0"
-    number = float(real(name, value, wanted))
-    if number == 0.0:
+    is_whole = isinstance(value, numbers.Integral)
+    number = (
+        math.nan if not is_real else int(value) if is_whole else float(value)
+    )
+    if not (0 <= number <= sys.float_info.max and holds(number)):
         raise ValueError(
             f"`{name}` must be {wanted}. Received: {name}={value!r}"
         )
     return number
 
 
-def _float(value: numbers.Real) -> float:
-    """Returns `value` as a float: infinity if it is too large for one."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
+def positive(name: str, value: Any) -> float:
+    """Returns a finite `value` > 0 as a float, or raises."""
+    return float(real(name, value, "a finite number > 0", lambda n: n > 0))
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -111,10 +107,7 @@ def enough_batches(
     *,
     again: bool,
 ) -> None:
-    """Raises if `dataset` is known to have fewer batches than `steps`.
-
-    `again` says that the batches will be iterated over more than once.
-    """
+    """Raises if `dataset` has fewer batches; if `again`, if it is used up."""
     if again and steps is None and isinstance(dataset, Iterator):
         raise ValueError(
             f"`{dataset_argument}` must be iterable again for each validation, "

@@ -1,12 +1,7 @@
-"""Walks a model: its layers and variables, however deeply nested.
-
-The objects and their attributes are the nodes and edges of a graph. The walk
-meets each node once, on the best path of names to it.
-"""
+"""Walks a model: its layers and variables, however deeply nested."""
 
 from __future__ import annotations
 
-import functools
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,19 +12,22 @@ import tensorflow as tf
 from swa_tf.support import stack
 
 Edge = tuple[str, Any, int]
-"""A name, the object that it leads to, and how much to avoid it."""
+"""A name, the object that it leads to, and its cost."""
 Path = tuple[str, ...]
-PREFERRED, UNORDERED, LAST_RESORT = 0, 1, 2
+PREFERRED, UNORDERED, LAST_RESORT = 1, 10**6, 10**12
+"""Costs of edges; a path of many cheaper ones is better than a dearer one."""
 NO_NAME = ""
 """The name of a member of a set, which has no place in an order."""
 
 _LEAVES = frozenset({bool, int, float, str, bytes, type(None), type})
 _CONTAINERS = (Mapping, list, tuple, set)
+_PARTS = (tf.keras.layers.Layer, tf.Module, tf.keras.metrics.Metric)
 
 
 def parts(model: Any) -> list[Any]:
     """Returns the model, its layers, modules and metrics, each once."""
-    return [part for part in walk(model) if not is_variable(part)]
+    kinds = stack.VARIABLE_CLASSES
+    return [part for part in walk(model) if not isinstance(part, kinds)]
 
 
 def weights(model: Any) -> list[Any]:
@@ -39,7 +37,8 @@ def weights(model: Any) -> list[Any]:
     """
     listed = getattr(model, "weights", getattr(model, "variables", ()))
     walked = list(walk(model))
-    found = [*listed, *filter(is_variable, walked)]
+    kinds = stack.VARIABLE_CLASSES
+    found = [*listed, *(part for part in walked if isinstance(part, kinds))]
     by_ref = {v.ref(): v for v in map(stack.tf_variable, found)}
     for part in walked:
         if isinstance(part, tf.keras.metrics.Metric):
@@ -55,14 +54,9 @@ def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:
     return [each for each in layers if each.trainable or not trainable]
 
 
-def is_variable(part: Any) -> bool:
-    """Whether `part` is a variable, of Keras or plain."""
-    return isinstance(part, stack.variable_classes())
-
-
 def walk(model: Any) -> Iterator[Any]:
     """Yields the model, its parts, metrics and variables, each once."""
-    kinds = (*stack.variable_classes(), *_part_classes())
+    kinds = (*stack.VARIABLE_CLASSES, *_PARTS)
     for _, part in reached(model, edges):
         if isinstance(part, kinds):
             yield part
@@ -73,12 +67,11 @@ def reached(
 ) -> Iterator[tuple[Path, Any]]:
     """Yields every object once, with the best path to it, best first.
 
-    The best path has the fewest edges to avoid, then the fewest edges, then
-    comes first: Dijkstra's algorithm.
+    The best path has the lowest cost, then comes first: Dijkstra's algorithm.
     """
     number = itertools.count()
     start: Path = ()
-    pending = [((0, 0, 0), next(number), start, root)]
+    pending = [(0, next(number), start, root)]
     seen: dict[int, Any] = {}
     while pending:
         cost, _, path, part = heapq.heappop(pending)
@@ -86,16 +79,10 @@ def reached(
             continue
         seen[id(part)] = part
         yield path, part
-        for name, child, avoid in edges(part):
-            if type(child) in _LEAVES or id(child) in seen:
-                continue
-            further = (
-                cost[0] + (avoid == LAST_RESORT),
-                cost[1] + (avoid == UNORDERED),
-                cost[2] + 1,
-            )
-            entry = (further, next(number), (*path, name), child)
-            heapq.heappush(pending, entry)
+        for name, child, further in edges(part):
+            if type(child) not in _LEAVES and id(child) not in seen:
+                entry = (cost + further, next(number), (*path, name), child)
+                heapq.heappush(pending, entry)
 
 
 def edges(part: Any) -> Iterator[Edge]:
@@ -107,7 +94,7 @@ def edges(part: Any) -> Iterator[Edge]:
         yield from items(part)
     elif isinstance(part, tf.keras.metrics.Metric):
         return  # its state is no part of the model
-    elif isinstance(part, _part_classes()):
+    elif isinstance(part, _PARTS):
         uncounted = stack.uncounted_attributes(part)
         for name, value in vars(part).items():
             if name not in uncounted:
@@ -132,9 +119,3 @@ def items(container: Any) -> Iterator[Edge]:
 def public(attribute: str) -> str:
     """Returns the name of an attribute without leading underscores."""
     return attribute.lstrip("_") or attribute
-
-
-@functools.lru_cache
-def _part_classes() -> tuple[type, ...]:
-    """Looked up once: each look into `tf.keras` takes a microsecond."""
-    return (tf.keras.layers.Layer, tf.Module, tf.keras.metrics.Metric)

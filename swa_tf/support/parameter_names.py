@@ -1,8 +1,6 @@
-"""Names of variables that are the same in every process.
+"""Names variables by the path of attributes that leads to them.
 
-Keras makes names up from how many layers it has made before: `dense_7`. Here
-a name is the path of attributes that leads to the variable, as in PyTorch's
-`state_dict` and in TensorFlow's checkpoints: `encoder/blocks/0/kernel`.
+It is the same in every process, unlike Keras's `dense_7`.
 """
 
 from __future__ import annotations
@@ -20,22 +18,9 @@ from swa_tf.support import model_parts, stack
 def named_variables(target: Any) -> dict[str, Any]:
     """Returns the `tf.Variable`s of `target`, each once, by unique names.
 
-    A model has the variables of `weights`, without the state of metrics; an
-    optimizer has all that it keeps. A layer of a functional or sequential
-    model has the name that the user gave it, or else its class and its number
-    in `model.layers`. A variable with several paths is named by the shortest.
-
-    Args:
-        target: A Keras model, layer or optimizer, or a `tf.Module`.
-
-    Returns:
-        Names and variables, in the order of `target.weights`; of an optimizer
-        the shortest names first.
-
-    Raises:
-        TypeError: If `target` is anything else.
-        ValueError: If it holds no variables, or some that have no place in
-            an order.
+    They come in the order of `target.weights`; an optimizer's, the shortest
+    path first. A layer of a functional or sequential model has the name that
+    the user gave it, or else its class and its number in `model.layers`.
     """
     if isinstance(target, stack.optimizers()):
         paths = _paths(model_parts.reached(target, _optimizer_edges))
@@ -59,30 +44,22 @@ def named_variables(target: Any) -> dict[str, Any]:
     return _unique(_paths(model_parts.reached(target, _layer_edges)), weights)
 
 
-def _ref(variable: Any) -> Any:
-    return stack.tf_variable(variable).ref()
-
-
 def _paths(
     reached: Iterable[tuple[model_parts.Path, Any]],
 ) -> dict[Any, model_parts.Path]:
     """Returns the best path to each variable, by its `ref()`."""
     paths: dict[Any, model_parts.Path] = {}
     for path, part in reached:
-        if isinstance(stack.tf_variable(part), tf.Variable):
-            paths.setdefault(_ref(part), path)
+        variable = stack.tf_variable(part)
+        if isinstance(variable, tf.Variable):
+            paths.setdefault(variable.ref(), path)
     return paths
 
 
 def _unique(
     paths: dict[Any, model_parts.Path], weights: Iterable[Any]
 ) -> dict[str, Any]:
-    """Joins the paths to names; numbers all but the first of equal names.
-
-    Args:
-        paths: Paths by `ref()`, the best first.
-        weights: The `ref()`s to be named, in the order of the result.
-    """
+    """Joins the paths to names; numbers all but the first of equal names."""
     for ref in weights:
         if model_parts.NO_NAME in paths.get(ref, (model_parts.NO_NAME,)):
             variable = ref.deref()
@@ -95,7 +72,7 @@ def _unique(
     names: dict[str, Any] = {}
     for ref, path in paths.items():
         names[_numbered("/".join(path), names)] = ref
-    name_of = {ref: name for name, ref in names.items()}
+    name_of = dict(zip(names.values(), names))
     return {name_of[ref]: ref.deref() for ref in weights}
 
 
@@ -127,11 +104,11 @@ def _optimizer_edges(part: Any) -> Iterator[model_parts.Edge]:
 
 def _layer_names(layers: list[Any]) -> list[str]:
     """Returns the names of layers: the user's, or class and number."""
-    given = [None if _is_automatic(layer) else layer.name for layer in layers]
-    taken = {name for name in given if name}
+    taken = {layer.name for layer in layers if not _is_automatic(layer)}
     names = []
-    for layer, name in zip(layers, given):
-        if name is None:
+    for layer in layers:
+        name = layer.name
+        if _is_automatic(layer):
             name = _numbered(_snake_case(type(layer).__name__), taken)
             taken.add(name)
         names.append(name)

@@ -1,8 +1,7 @@
-"""Which TensorFlow and which Keras this is. No other file knows.
+"""Hides which TensorFlow and which Keras this is. No other file knows.
 
-`tf.keras` is Keras 2 on TensorFlow 2.15, Keras 3 on later releases, and
-tf_keras there when `TF_USE_LEGACY_KERAS=1`. The functions below hide what
-differs between them.
+`tf.keras` is Keras 2 on TensorFlow 2.15, and later Keras 3, or tf_keras with
+`TF_USE_LEGACY_KERAS=1`.
 """
 
 from __future__ import annotations
@@ -18,28 +17,31 @@ import tensorflow as tf
 
 KERAS_3: bool = getattr(tf.keras, "__version__", "2").startswith("3.")
 
+VARIABLE_CLASSES: tuple[type, ...] = (
+    (tf.Variable, tf.keras.Variable) if KERAS_3 else (tf.Variable,)
+)
+
 register = tf.keras.utils.register_keras_serializable(package="swa_tf")
 """Class decorator: a saved model finds the class without `custom_objects`."""
 
 
 def tensorflow_addons() -> types.ModuleType | None:
     """Returns TensorFlow Addons if it is installed beside TensorFlow 2.15."""
-    if not tf.__version__.startswith("2.15."):
-        return None
-    if importlib.util.find_spec("tensorflow_addons") is None:
-        return None
-    return importlib.import_module("tensorflow_addons")
+    name = "tensorflow_addons"
+    of_its_time = tf.__version__.startswith("2.15.")
+    if of_its_time and importlib.util.find_spec(name):
+        return importlib.import_module(name)
+    return None
 
 
 def batch_norm_layers() -> tuple[type, ...]:
     """Returns the batch-norm classes of this Keras."""
-    candidates = [tf.keras.layers.BatchNormalization]
-    if not KERAS_3:
-        candidates += [
-            tf.compat.v1.keras.layers.BatchNormalization,
-            tf.keras.layers.experimental.SyncBatchNormalization,
-        ]
-    return tuple(candidates)
+    layers = tf.keras.layers
+    if KERAS_3:
+        return (layers.BatchNormalization,)
+    version_1 = tf.compat.v1.keras.layers.BatchNormalization
+    synchronized = layers.experimental.SyncBatchNormalization
+    return (layers.BatchNormalization, version_1, synchronized)
 
 
 def add_statistic(layer: Any, name: str, **kwargs: Any) -> Any:
@@ -57,11 +59,6 @@ def tf_variable(variable: Any) -> Any:
     return variable
 
 
-def variable_classes() -> tuple[type, ...]:
-    """Returns the classes of variables, plain and of this Keras."""
-    return (tf.Variable, tf.keras.Variable) if KERAS_3 else (tf.Variable,)
-
-
 def variable_name(variable: Any) -> str:
     """Returns the name of a variable or tensor, unique within its model."""
     if KERAS_3 and isinstance(variable, tf.keras.Variable):
@@ -72,9 +69,7 @@ def variable_name(variable: Any) -> str:
 def copy_slices_and_sharding(source: Any, target: Any, suffix: str) -> None:
     """Copies what a v1 graph's variable knows of its partition to another.
 
-    A part of a partitioned variable is saved under the name of the whole, and
-    XLA is told on which devices the parts are. TensorFlow's own shadow
-    variables copy both. No public name does.
+    TensorFlow's own shadow variables copy both. No public name does.
     """
     part = source._save_slice_info
     if part is not None:
@@ -104,13 +99,10 @@ def save_with_model(
     save: Callable[[], bytes],
     load: Callable[[bytes], None],
 ) -> Callable[[], None]:
-    """Saves and loads bytes wherever the weights of the model are.
+    """Saves and loads bytes with a model, as for `BackupAndRestore`.
 
-    This is for `BackupAndRestore`. The bytes belong to an attribute `name` of
-    the model. They are no weight, and are in no list of weights.
-
-    Returns:
-        A function that removes the attribute.
+    They belong to an attribute `name` of the model, and are no weight. Returns
+    a function that removes the attribute.
     """
     saved: Any
     if KERAS_3:
@@ -204,12 +196,8 @@ def uncounted_attributes(part: Any) -> frozenset[str]:
 
 def optimizers() -> tuple[type, ...]:
     """Returns the base classes of optimizers, also of those of Addons."""
-    if KERAS_3:
-        return (tf.keras.optimizers.Optimizer,)
-    return (
-        tf.keras.optimizers.Optimizer,
-        tf.keras.optimizers.legacy.Optimizer,
-    )
+    base = tf.keras.optimizers
+    return (base.Optimizer, *(() if KERAS_3 else (base.legacy.Optimizer,)))
 
 
 def optimizer_parts(part: Any) -> list[tuple[str, Any]]:

@@ -18,13 +18,7 @@ def checked_list(
     tensors: bool = False,
     wanted: str = "a list of variables",
 ) -> list[Any]:
-    """Returns the `tf.Variable`s of a list.
-
-    Args:
-        argument: The caller's name of `var_list`, for the errors.
-        var_list: An iterable of variables, of Keras or plain.
-        tensors: Whether it may also hold tensors of a v1 graph.
-        wanted: What the caller accepts, for the errors.
+    """Returns the `tf.Variable`s of a list, with `tensors` those of v1 too.
 
     Raises:
         TypeError: If it is not a list, or holds anything else.
@@ -45,15 +39,16 @@ def checked_list(
             f"Received: {argument}=[]"
         )
     for variable in variables:
-        if isinstance(variable, tf.Variable):
-            continue
-        if tensors and _is_v1_tensor(variable):
-            continue
-        raise TypeError(
-            f"`{argument}` must hold variables"
-            f"{' (and tensors only in a v1 graph)' if tensors else ''}. "
-            f"Received: {variable!r}"
-        )
+        is_tensor = tensors and isinstance(variable, tf.Tensor)
+        if not (
+            isinstance(variable, tf.Variable)
+            or (is_tensor and outermost_graph() is not None)
+        ):
+            raise TypeError(
+                f"`{argument}` must hold variables"
+                f"{' (and tensors only in a v1 graph)' if tensors else ''}. "
+                f"Received: {variable!r}"
+            )
     return variables
 
 
@@ -79,10 +74,6 @@ def outermost_graph() -> tf.Graph | None:
         return tf.compat.v1.get_default_graph()
 
 
-def _is_v1_tensor(value: Any) -> bool:
-    return isinstance(value, tf.Tensor) and outermost_graph() is not None
-
-
 def components(variable: Any) -> Sequence[tf.Variable]:
     """Returns the variables, one for each device, of a `tf.Variable`."""
     values: Sequence[tf.Variable] = getattr(variable, "values", (variable,))
@@ -92,9 +83,8 @@ def components(variable: Any) -> Sequence[tf.Variable]:
 def component_pairs(target: Any, source: Any) -> list[tuple[tf.Variable, Any]]:
     """Returns each component of `target` with the source of its value.
 
-    The source is the component on the same device if both are mirrored.
-    Otherwise, or if `source` differs between replicas as Keras 2's moving mean
-    does, it is `source` itself, which is reduced over replicas when read.
+    It is the component on the same device if both are mirrored. Otherwise, or
+    if `source` differs between replicas, `source` is reduced when read.
     """
     targets, sources = components(target), components(source)
     if (
@@ -153,15 +143,11 @@ def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
 
 
 class Untracked:
-    """Refers to variables of a model without owning them.
+    """A variable, a list of them, or a dictionary by their `ref()`s, not owned.
 
-    A `tf.Module` does not write them into its checkpoints, and `copy.deepcopy`
-    does not copy them: the copy refers to the same variables, or, if the model
-    was copied in the same call, to those of the copied model.
-
-    Args:
-        value: A variable, a list of variables, or a dictionary with the
-            `ref()`s of variables as keys; its values are copied.
+    A `tf.Module` does not write it into its checkpoints. A deep copy refers to
+    the same variables, or to their copies if the model was copied in the same
+    call; values of a dictionary are copied.
     """
 
     def __init__(self, value: Any) -> None:
@@ -176,10 +162,10 @@ class Untracked:
         return self._value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Untracked:
-        value = self.value
-        if isinstance(value, dict):
-            value = {k: copy.deepcopy(own, memo) for k, own in value.items()}
-        copied = Untracked(value)
+        copied = Untracked(self.value)
+        if isinstance(self.value, dict):
+            own = copy.deepcopy(list(self.value.values()), memo)
+            copied = Untracked(dict(zip(self.value, own)))
         # Looked up at the first use: the model may be copied after this.
         copied._memo = memo
         return copied
@@ -188,12 +174,10 @@ class Untracked:
 def _replaced(value: Any, memo: dict[int, Any]) -> Any:
     """Returns `value` with the copies of its variables in `memo`, by `id`."""
     if isinstance(value, dict):
-        return {
-            memo.get(id(key.deref()), key.deref()).ref(): own
-            for key, own in value.items()
-        }
+        variables = _replaced([key.deref() for key in value], memo)
+        return dict(zip((v.ref() for v in variables), value.values()))
     if isinstance(value, list):
-        return [memo.get(id(each), each) for each in value]
+        return [_replaced(each, memo) for each in value]
     return memo.get(id(value), value)
 
 
@@ -211,11 +195,7 @@ def read(variable: tf.Variable) -> tf.Tensor:
 
 
 def write(variable: tf.Variable, value: tf.Tensor) -> Any:
-    """Assigns a value of the variable's dtype and shape.
-
-    Returns:
-        In a graph the op that assigns.
-    """
+    """Assigns a value of its dtype and shape; in a graph, returns the op."""
     if _is_plain_and_eager(variable):
         return tf.raw_ops.AssignVariableOp(
             resource=variable.handle, value=value
@@ -231,8 +211,7 @@ def _is_plain_and_eager(variable: tf.Variable) -> bool:
 def initial_value(variable: tf.Variable) -> tf.Tensor:
     """Returns the value of a variable; in a v1 graph, or its initial value.
 
-    Returns zeros for a variable that the `tf.function` being traced has made:
-    TensorFlow initializes it after the trace.
+    A variable that the `tf.function` being traced has made has zeros.
     """
     initialized = tf.compat.v1.is_variable_initialized(variable)
     if not tf.executing_eagerly():
@@ -247,10 +226,7 @@ def initial_value(variable: tf.Variable) -> tf.Tensor:
 
 
 def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
-    """Returns each component of variables with its value; in eager mode.
-
-    A value shares the buffer of its variable, so this copies nothing.
-    """
+    """Returns each component of variables with its value, uncopied."""
     return [
         (component, read(component))
         for variable in variables
@@ -259,10 +235,7 @@ def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
 
 
 def snapshot(variables: Iterable[Any]) -> Callable[[], None]:
-    """Returns a function that restores the present values bit for bit.
-
-    It works in eager mode.
-    """
+    """Returns a function that restores the present values; in eager mode."""
     now = held(variables)
 
     def restore() -> None:

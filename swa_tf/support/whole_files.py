@@ -1,7 +1,6 @@
 """Files that are written whole or not at all.
 
-A path with a scheme, such as `gs://bucket/run` or `ram://run`, is remote: only
-`tf.io.gfile` knows its file system.
+A path with a scheme, such as `gs://bucket/run`, is remote: of `tf.io.gfile`.
 """
 
 from __future__ import annotations
@@ -57,10 +56,9 @@ def errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
 def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A hidden local folder beside `path`, which is gone at the end.
 
-    From there a rename to `path` stays in one file system, and so is atomic.
-    Folders made on the way to it are gone as well if the block raises. If it
-    does for want of space, which the system says of no file, the error names
-    `path`. For a remote `path` the folder is a temporary one of this machine.
+    A rename from there is atomic. If the block raises, folders made on the way
+    are gone too, and an error of a full disk names `path`. For a remote `path`
+    it is a temporary folder.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -85,10 +83,8 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             with contextlib.suppress(OSError):  # no longer empty
                 parent.rmdir()
         if isinstance(error, OSError) and error.errno in _FULL:
-            full = error.filename
-            if full is None or os.fspath(full).startswith(os.fspath(scratch)):
-                said = os.strerror(error.errno)
-                raise OSError(error.errno, said, os.fspath(path)) from error
+            said = os.strerror(error.errno)
+            raise OSError(error.errno, said, os.fspath(path)) from error
         raise
 
 
@@ -96,9 +92,8 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def replaced(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A path to write to, which takes the place of a local `path` at the end.
 
-    Its name ends as `path` does, so that formats known by their suffix come
-    out the same. What was at `path`, a file or a folder, stays until the new
-    one is complete, and stays for good if the block raises.
+    It has the same name. A file or folder at `path` stays until the new one is
+    complete, and for good if the block raises.
     """
     path = pathlib.Path(path)
     with scratch_folder(path) as scratch:
@@ -141,8 +136,7 @@ def is_there(path: str) -> bool:
 def move(files: Iterable[pathlib.Path], folder: str) -> None:
     """Moves local files into a folder, in order, and all of them or none.
 
-    To a remote folder they are first copied under hidden names, and then
-    renamed.
+    To a remote folder they are first copied under hidden names.
 
     Raises:
         OSError: If that cannot be done, or there is a file of such a name.
@@ -154,13 +148,11 @@ def move(files: Iterable[pathlib.Path], folder: str) -> None:
                 tf.io.gfile.makedirs(folder)
             for file in files:
                 source = os.fspath(file)
-                target = os.path.join(folder, file.name)
+                moves.append((source, os.path.join(folder, file.name)))
                 if is_remote(folder):
                     hidden = f".{file.name}-{uuid.uuid4().hex[:8]}"
-                    source = os.path.join(folder, hidden)
-                moves.append((source, target))
-                if is_remote(folder):
-                    tf.io.gfile.copy(os.fspath(file), source)
+                    moves[-1] = (os.path.join(folder, hidden), moves[-1][1])
+                    tf.io.gfile.copy(source, moves[-1][0])
             for source, target in moves:
                 if is_there(target):
                     raise FileExistsError(f"'{target}' exists")
@@ -193,11 +185,7 @@ def check_model_path(name: str, path: Any) -> None:
 
 
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a model as the suffix says, without one for serving.
-
-    Raises:
-        OSError: If it cannot be written. What was at `path` is there then.
-    """
+    """Writes a model as the suffix says, without one for serving."""
     with replaced(path) as new, errors_named(path):
         if new.suffix == ".h5":
             reserve(new, _size_in_hdf5(model))
@@ -212,8 +200,7 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
 def reserve(path: str | os.PathLike[str], size: int) -> None:
     """Raises OSError if there is no space for so many bytes at a new path.
 
-    To be called before HDF5 writes: a disk that fills up as it does can end
-    the process, or leave files open that cannot be closed.
+    HDF5 can end the process if the disk fills up as it writes.
     """
     zeros = bytes(1 << 20)
     try:
