@@ -35,6 +35,11 @@ class SavedAverage:
         )
         self.restorable = True
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether there is an average to save."""
+        return self._average is not None
+
     def attach(self, average: WeightAverage) -> None:
         """Saves `average` from now on; loads what was restored before."""
         self._average = average
@@ -64,13 +69,13 @@ class SavedAverage:
         if len(values) > len(self._average.variables):  # in manual mode
             self._average.build(self._model.trainable_variables)
         variables = self._average.variables
+        saved_shapes = [value.shape for value in values]
         # A variable of unknown shape has the shape of its value.
         shapes = [tuple(v.read_value().shape) for v in variables]
-        if shapes != [value.shape for value in values]:
+        if shapes != saved_shapes:
             raise ValueError(
                 "The average restored is of other variables than those of "
-                f"the model: shapes {[value.shape for value in values]} "
-                f"instead of {shapes}"
+                f"the model: shapes {saved_shapes} instead of {shapes}"
             )
         for variable, value in zip(variables, values):
             for component in variables_lib.components(variable):

@@ -14,7 +14,6 @@ import tensorflow as tf
 from swa_tf import _state
 from swa_tf.averaging import StochasticWeightAveraging
 from swa_tf.checkpoints import merge, paths
-from swa_tf.checkpoints.checkpoint import Tensor
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import variables as variables_lib
 
@@ -83,18 +82,18 @@ def merge_averages(
             "`merge_averages` works in eager mode only, and not in a graph or "
             "a `tf.function`."
         )
-    _check_average("target", target)
-    given = _checked_others(target, others)
+    if not isinstance(target, StochasticWeightAveraging):
+        raise TypeError(
+            "`target` must be a `StochasticWeightAveraging`. "
+            f"Received: {target!r}"
+        )
+    live, files = _checked_others(target, others)
     own = _live("target", target)
     averages = [own]
-    for other in given:
-        average = (
-            _of_checkpoint(other)
-            if isinstance(other, str)
-            else _live("others", other)
-        )
-        _check_alike(average, own)
-        averages.append(average)
+    averages += [_live("others", other) for other in live]
+    averages += [_of_checkpoint(path) for path in files]
+    for average in averages[1:]:
+        _check_joins(average, own)
     merged = _merged([a for a in averages if a.n_models > 0])
     n_models = sum(average.n_models for average in averages)
     variables = [*(average for _, average in target.averaged), target.n_models]
@@ -113,40 +112,20 @@ class _Average(NamedTuple):
     Attributes:
         name: What it is called in an error.
         n_models: How many models it averages.
-        names: The names of the variables averaged.
-        tensors: The shape and type of the average of each.
+        variables: The variables averaged, with the dtypes of their averages.
         values: Yields the average of each.
     """
 
     name: str
     n_models: int
-    names: list[str]
-    tensors: list[Tensor]
+    variables: list[_state.Averaged]
     values: Iterator[np.ndarray]
 
-    def variables(self) -> list[_state.Averaged]:
-        """The variables averaged."""
-        return [
-            _state.Averaged(
-                name, str(tf.TensorShape(tensor.shape)), str(tensor.dtype)
-            )
-            for name, tensor in zip(self.names, self.tensors)
-        ]
 
-
-def _check_average(argument: str, average: Any) -> None:
-    if not isinstance(average, StochasticWeightAveraging):
-        wanted, in_it = "a `StochasticWeightAveraging`", ""
-        if argument == "others":
-            wanted = f"a list, each {wanted} or the path of a checkpoint"
-            in_it = " in it"
-        raise TypeError(
-            f"`{argument}` must be {wanted}. Received{in_it}: {average!r}"
-        )
-
-
-def _checked_others(target: Any, others: Any) -> list[Any]:
-    """A list, with the paths as strings."""
+def _checked_others(
+    target: Any, others: Any
+) -> tuple[list[StochasticWeightAveraging], list[str]]:
+    """Returns the averages and the paths among `others`."""
     if isinstance(others, (str, os.PathLike)) or (
         not isinstance(others, Iterable)
     ):
@@ -154,23 +133,28 @@ def _checked_others(target: Any, others: Any) -> list[Any]:
             "`others` must be a list of averages and paths of checkpoints. "
             f"Received: others={others!r}"
         )
-    given = list(others)
-    if not given:
+    live: list[StochasticWeightAveraging] = []
+    files = []
+    for other in others:
+        if isinstance(other, (str, os.PathLike)):
+            files.append(other)
+        elif not isinstance(other, StochasticWeightAveraging):
+            raise TypeError(
+                "`others` must be a list, each a `StochasticWeightAveraging` "
+                f"or the path of a checkpoint. Received in it: {other!r}"
+            )
+        elif other is target or other in live:
+            raise ValueError(
+                "`others` must name each average once, and not `target`. "
+                f"Received twice: {other.name}"
+            )
+        else:
+            live.append(other)
+    if not live and not files:
         raise ValueError(
             "`others` must hold at least one average. Received: others=[]"
         )
-    is_path = [isinstance(other, (str, os.PathLike)) for other in given]
-    live = [other for other, path in zip(given, is_path) if not path]
-    for other in live:
-        _check_average("others", other)
-    twice = [a for i, a in enumerate(live) if a is target or a in live[:i]]
-    if twice:
-        raise ValueError(
-            "`others` must name each average once, and not `target`. "
-            f"Received twice: {twice[0].name}"
-        )
-    files = [other for other, path in zip(given, is_path) if path]
-    return [*live, *(paths.checked(files, "others") if files else [])]
+    return live, paths.checked(files, "others") if files else []
 
 
 def _live(argument: str, swa: StochasticWeightAveraging) -> _Average:
@@ -179,26 +163,23 @@ def _live(argument: str, swa: StochasticWeightAveraging) -> _Average:
             f"The averages of {swa.name} are swapped in: leave "
             "`averaged_weights` before `merge_averages`."
         )
-    n_models = int(swa.n_models)
     if not swa.averaged:
         raise ValueError(
             f"`{argument}` must have its variables: call `apply` or `build` "
             f"first. Received: {swa.name}, which has none yet"
         )
-    if argument == "others" and n_models == 0:
-        raise _nothing_averaged(swa.name)
     averages = [
-        variables_lib.components(average)[0] for _, average in swa.averaged
+        (name, variables_lib.components(average)[0])
+        for name, average in swa.averaged
     ]
     return _Average(
         swa.name,
-        n_models,
-        [name for name, _ in swa.averaged],
+        int(swa.n_models),
         [
-            Tensor(tuple(v.shape), np.dtype(v.dtype.as_numpy_dtype))
-            for v in averages
+            _state.Averaged(name, str(average.shape), average.dtype.name)
+            for name, average in averages
         ],
-        (average.numpy() for average in averages),
+        (average.numpy() for _, average in averages),
     )
 
 
@@ -220,30 +201,30 @@ def _of_checkpoint(path: str) -> _Average:
             "`others` must be checkpoints written outside `averaged_weights`. "
             f"Received: '{path}'"
         )
-    if n_models == 0:
-        raise _nothing_averaged(path)
+    tensors = [checkpoint.tensors[key] for key in keys.averages]
     return _Average(
         path,
         int(n_models),
-        [name for name, _ in state["averaged"]],
-        [checkpoint.tensors[key] for key in keys.averages],
+        [
+            _state.Averaged(name, str(tf.TensorShape(shape)), str(dtype))
+            for (name, _), (shape, dtype) in zip(state["averaged"], tensors)
+        ],
         (v for _, v in merge.read(checkpoint, keys.averages, "others")),
     )
 
 
-def _nothing_averaged(name: str) -> ValueError:
-    return ValueError(
-        "`others` must have averaged at least one model. "
-        f"Received: '{name}', which has averaged none"
-    )
-
-
-def _check_alike(average: _Average, target: _Average) -> None:
-    same = _state.same(average.variables(), target.variables()) and (
-        [tensor.dtype for tensor in average.tensors]
-        == [tensor.dtype for tensor in target.tensors]
-    )
-    if not same:
+def _check_joins(average: _Average, target: _Average) -> None:
+    """Raises unless `average` has models, of the variables of `target`."""
+    if average.n_models == 0:
+        raise ValueError(
+            "`others` must have averaged at least one model. "
+            f"Received: '{average.name}', which has averaged none"
+        )
+    pairs = zip(average.variables, target.variables)
+    if not (
+        _state.same(average.variables, target.variables)
+        and all(own.dtype == other.dtype for own, other in pairs)
+    ):
         raise ValueError(
             "`others` must be averages of the variables of `target`, in their "
             f"order: {_listed(target)}. "
@@ -253,17 +234,15 @@ def _check_alike(average: _Average, target: _Average) -> None:
 
 def _listed(average: _Average) -> str:
     return ", ".join(
-        f"'{name}' {tensor.shape} {tensor.dtype}"
-        for name, tensor in zip(average.names, average.tensors)
+        f"'{v.name}' {v.shape} {v.dtype}" for v in average.variables
     )
 
 
 def _merged(averages: list[_Average]) -> list[np.ndarray]:
-    """The one equation over averages, each with c its share of the models."""
-    totals = itertools.accumulate(each.n_models for each in averages)
-    coefficients = [
-        each.n_models / total for each, total in zip(averages, totals)
-    ]
+    """Returns the averages by the one equation, with c a share of models."""
+    counts = [each.n_models for each in averages]
+    totals = itertools.accumulate(counts)
+    coefficients = [n / total for n, total in zip(counts, totals)]
     merged = []
     for first, *others in zip(*(each.values for each in averages)):
         average = merge.Average(first)

@@ -33,12 +33,10 @@ def averaged_weights(
     """Evaluates, saves or serves the averaged model inside a `with` block.
 
     The block begins with the averages in place of the trained weights. When it
-    ends, also by an exception, the trained weights are back bit for bit. If
-    `target` is a model, so are its batch-norm statistics and all its other
-    weights. Inside the block `model.save(...)` writes the averaged model. With
-    `keep=True` the model stays averaged, unless an exception ends the block.
-    Blocks of several averages may end in any order: the last one restores what
-    was there before the first began.
+    ends, also by an exception, the trained weights are back bit for bit, and
+    so is everything else among the weights of a model. Inside the block
+    `model.save(...)` writes the averaged model. Blocks of several averages may
+    end in any order: the last restores what was there before the first began.
 
     >>> layer = tf.keras.layers.Dense(1, use_bias=False)
     >>> _ = layer(tf.ones([1, 1]))
@@ -95,27 +93,21 @@ def averaged_weights(
             f"`refit_data` must be given for `{useless}` to be of use. "
             f"Received: {useless}={refit_steps or refit} alone"
         )
-    swap = Swap()
+    swap = Swap(swa)
     try:
         try:
             _swap_in(swa, target, swap)
             if refit is not None and refit_data is not None:
-                refit._run(refit_data, refit_steps, _NAMES_IN_REFIT)
+                # Warnings name the caller, beyond `contextlib`.
+                names = ArgumentNames("target", "refit_data", "refit_steps", 4)
+                refit._run(refit_data, refit_steps, names)
             yield
             if keep:
                 swap.keep()
         finally:
-            _swap_out(swa, swap)
+            _end(swap)
     finally:  # an interrupt may come before the inner one does anything
-        _swap_out(swa, swap)
-
-
-_NAMES_IN_REFIT = ArgumentNames(
-    "target",
-    "refit_data",
-    "refit_steps",
-    level=4,  # warnings name the caller, beyond `contextlib`
-)
+        _end(swap)
 
 
 def _checked_refit(refit: Any, target: Any) -> BatchNormRefit:
@@ -150,18 +142,15 @@ def _swap_in(swa: WeightAverage, target: Any, swap: Swap) -> None:
         kept, swapped = _kept_and_swapped(swa, target)
         swa.assert_averaged(swapped)
         swap.begin(kept)
-        swa._mark_swapped(True)
         backup.assign_averages(swa, swapped)
 
 
-def _swap_out(swa: WeightAverage, swap: Swap) -> None:
-    """Restores the weights, however often it is interrupted."""
+def _end(swap: Swap) -> None:
+    """Ends the swap if it has begun, however often it is interrupted."""
     interrupt = None
     while swap.is_active:
         try:
             with ONE_AT_A_TIME:
-                swap.restore()
-                swa._mark_swapped(False)
                 swap.end()
         except (KeyboardInterrupt, SystemExit) as error:
             interrupt = error

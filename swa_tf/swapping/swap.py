@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from swa_tf.averaging import WeightAverage
 from swa_tf.support import variables as variables_lib
 
 _active: list[Swap] = []
@@ -12,14 +13,15 @@ _active: list[Swap] = []
 
 
 class Swap:
-    """The values that variables had before averages replaced them.
+    """The values that variables had before the averages of `swa` came in.
 
     Swaps of the same variables may end in any order. One that ends before a
     later one hands its values on to it, so that the last to end restores what
     was there before the first began.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, swa: WeightAverage) -> None:
+        self._swa = swa
         self._values: dict[Any, Any] = {}
 
     @property
@@ -34,13 +36,14 @@ class Swap:
             for component, value in variables_lib.held(variables)
         }
         _active.append(self)
+        self._swa._mark_swapped(True)
 
     def keep(self) -> None:
-        """Makes `restore` leave the variables as they are."""
+        """Makes `end` leave the variables as they are."""
         self._values = {}
 
-    def restore(self) -> None:
-        """Gives the variables their values back; may be repeated."""
+    def end(self) -> None:
+        """Gives the values back; to be repeated if it is interrupted."""
         later = _active[_active.index(self) + 1 :]
         for ref, value in self._values.items():
             heir = next((swap for swap in later if ref in swap._values), None)
@@ -48,7 +51,5 @@ class Swap:
                 variables_lib.write(ref.deref(), value)
             else:
                 heir._values[ref] = value
-
-    def end(self) -> None:
-        """Ends the swap, in one step that no interrupt can divide."""
+        self._swa._mark_swapped(False)
         _active.remove(self)
