@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,8 +52,7 @@ def rate_of_epoch(
                 "Only one of `swa_learning_rate` and `schedule` must be given. "
                 f"Received: {swa_learning_rate=}, {schedule=}"
             )
-        rate_of = per_epoch(schedule)
-        return lambda epoch: _checked_rate(rate_of, epoch)
+        return functools.partial(_checked_rate, per_epoch(schedule))
     if swa_learning_rate is None:
         return None
     rate = checks.real("swa_learning_rate", swa_learning_rate)

@@ -39,16 +39,14 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     Validation: the logs get `swa_val_loss` and so on beside `val_loss`, for
     every callback, wherever it is in the list. Before the first average they
-    equal those of the trained model. If you call `evaluate` or `predict`
-    yourself during training, the trained weights are used.
+    equal those of the trained model, which is also what your own `evaluate`
+    and `predict` see during training.
 
-    At the end the model has its averaged weights and, with `refit_data`,
-    batch-norm statistics for them. This happens after all other callbacks, so
-    also after `EarlyStopping` restores its best weights. If anything raises,
-    the model has its trained weights and statistics.
-
-    `BackupAndRestore` saves and restores the average with the model (which
-    must be built), and so does whatever else saves the model in training.
+    At the end, after all other callbacks (`EarlyStopping` restores its best
+    weights before), the model has its averaged weights and, with `refit_data`,
+    batch-norm statistics for them. If anything raises, it has its trained
+    ones. `BackupAndRestore`, or whatever else saves the model in training,
+    saves and restores the average with the model, which must be built.
 
     Args:
         start_epoch: The first epoch whose weights are averaged, counted from
@@ -62,12 +60,10 @@ class SWACallback(tf.keras.callbacks.Callback):
         start_step: The first train step (batch) whose weights are averaged,
             counted from 0 at the beginning of `fit`.
         swa_learning_rate: The constant learning rate from `start_epoch` on, a
-            finite float >= 0. It is set at the beginning of each epoch, after
-            all other callbacks. For rates by steps give the optimizer a
-            schedule of `swa_tf.schedules`.
-        schedule: Instead of `swa_learning_rate`: a function from the epoch to
-            the rate of every epoch, for example a schedule of
-            `swa_tf.schedules` in epochs.
+            finite float >= 0, set at the beginning of each epoch after all
+            other callbacks. For rates by steps give the optimizer a schedule.
+        schedule: Instead of `swa_learning_rate`: a function from every epoch
+            to its rate, such as a schedule of `swa_tf.schedules` in epochs.
         refit_data: Batches for `swa_tf.refit_batch_norm`, before the averaged
             model is evaluated and at the end. Training data without
             augmentation; a model with batch normalization needs it.
@@ -77,13 +73,11 @@ class SWACallback(tf.keras.callbacks.Callback):
             callbacks run; or "both", in two runs.
         averages: A `WeightAverage` to use instead of a new
             `StochasticWeightAveraging`.
-        final_weights: The weights that the model has after `fit`: "averaged"
-            or "trained".
+        final_weights: Those of the model after `fit`: "averaged" or "trained".
         filepath: Where to write the averaged model at the end: a `.keras`,
             `.h5` or `.weights.h5` file, or, without a suffix, a SavedModel for
             serving. An existing file is replaced when the new one is complete.
-        verbose: 1 prints a line for each epoch averaged and at the end, 0
-            nothing.
+        verbose: 1 prints a line for each epoch averaged and at the end; or 0.
 
     Raises:
         TypeError, ValueError: If an argument is none of the above, or does
@@ -204,8 +198,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         if not self._saved.is_attached:  # the user evaluates
             self._saved.detach()
 
-    def on_predict_begin(self, logs: Any = None) -> None:
-        self.on_test_begin()
+    on_predict_begin = on_test_begin
 
     def _begin(self) -> None:
         """Checks the model, and replaces what Keras would not call."""
@@ -223,8 +216,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._weights: list[Any] = []
         self._epoch: int | None = None  # none has begun
         when = self._when or average.when
-        if when is not None and model.built:
-            # Otherwise the first `apply` builds it.
+        if when is not None and model.built:  # or the first `apply` does
             average.build(self._trainable_variables())
         undo.callback(setattr, average, "when", average.when)
         average.when = when
@@ -252,7 +244,9 @@ class SWACallback(tf.keras.callbacks.Callback):
         undo.replace(model, "evaluate", self._validation())
         if self._counted == "step":
             undo.replace_train_step(self._averaging_step())
-        last = overrides.last_callback(self, self._history)
+        last = self._history  # which Keras calls after those of the user
+        if getattr(last, "params", None) is not self.params:
+            last = self  # `fit` was given a `CallbackList`
         undo.replace(last, "on_epoch_begin", self._begin_epoch)
         undo.replace(last, "on_train_end", self._finish)
 

@@ -62,16 +62,3 @@ def _put_back(target: Any, name: str, original: Any) -> None:
         vars(target).pop(name, None)
     else:
         vars(target)[name] = original
-
-
-def last_callback(callback: Any, history: Any) -> Any:
-    """Returns the callback that Keras calls last: its own `History`.
-
-    What must run after the callbacks of the user replaces methods of this one.
-    If `history` does not belong to the `fit` of `callback`, because the user
-    made the `CallbackList`, this is `callback` itself.
-    """
-    params = getattr(callback, "params", None)
-    if params is not None and getattr(history, "params", None) is params:
-        return history
-    return callback

@@ -69,13 +69,13 @@ class SavedAverage:
         if len(values) > len(self._average.variables):  # in manual mode
             self._average.build(self._model.trainable_variables)
         variables = self._average.variables
-        saved_shapes = [value.shape for value in values]
         # A variable of unknown shape has the shape of its value.
-        shapes = [tuple(v.read_value().shape) for v in variables]
-        if shapes != saved_shapes:
+        wanted = [tuple(v.read_value().shape) for v in variables]
+        shapes = [value.shape for value in values]
+        if shapes != wanted:
             raise ValueError(
                 "The average restored is of other variables than those of "
-                f"the model: shapes {saved_shapes} instead of {shapes}"
+                f"the model: shapes {shapes} instead of {wanted}"
             )
         for variable, value in zip(variables, values):
             for component in variables_lib.components(variable):

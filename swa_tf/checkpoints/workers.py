@@ -29,10 +29,9 @@ def merge_averages(
         n_models <- sum_i n_i
 
     over `target` and the `others`, in float64: what one average would be that
-    had seen the models of all of them. Workers that share no cluster train by
-    themselves, from one start with different data or seeds, each averages its
-    own models, and the averages meet once, at the end: stochastic weight
-    averaging in parallel.
+    had seen the models of all of them. Workers that share no cluster train
+    from one start with different data or seeds, each averages its own models,
+    and the averages meet once, at the end.
 
     >>> weight = tf.Variable(0.0)
     >>> workers = [swa_tf.StochasticWeightAveraging() for _ in range(2)]
@@ -46,20 +45,18 @@ def merge_averages(
     >>> float(merged.average(weight)), int(merged.n_models)
     (4.0, 4)
 
-    Averages of other processes come as their checkpoints, and no model needs
-    to be made for them. A model with batch normalization must then have its
-    statistics computed anew, as ever after averaging: give
-    `averaged_weights` its `refit_data`.
+    Averages of other processes come as their checkpoints, without a model. As
+    ever after averaging, give `averaged_weights` its `refit_data` for a model
+    with batch normalization.
 
     Args:
         target: The average that becomes the joint one. It has its variables,
             by `apply` or `build`, and counts for its `n_models`: for nothing
             if it has averaged none yet. Its count of calls stays.
         others: `StochasticWeightAveraging`s, and paths of checkpoints that a
-            `tf.train.Checkpoint` with one of them wrote, mixed as they come.
-            They are averages of the same variables as `target`, in the same
-            order: of the same shapes, and float64 where they are float64
-            there. They stay as they are.
+            `tf.train.Checkpoint` with one of them wrote, mixed as they come:
+            averages of the same variables as `target`, in the same order and
+            of the same shapes and dtypes. They stay as they are.
 
     Raises:
         RuntimeError: Outside eager mode, or if the averages of `target` or of
@@ -74,8 +71,7 @@ def merge_averages(
 
     References:
         Gupta, Serrano and DeCoste 2020, Stochastic Weight Averaging in
-        Parallel, https://arxiv.org/abs/2001.02312, which averages workers of
-        equal counts.
+        Parallel, https://arxiv.org/abs/2001.02312, for equal counts.
     """
     if not tf.executing_eagerly():
         raise RuntimeError(
@@ -168,19 +164,15 @@ def _live(argument: str, swa: StochasticWeightAveraging) -> _Average:
             f"`{argument}` must have its variables: call `apply` or `build` "
             f"first. Received: {swa.name}, which has none yet"
         )
-    averages = [
-        (name, variables_lib.components(average)[0])
+    variables = [
+        _state.Averaged(name, str(average.shape), average.dtype.name)
         for name, average in swa.averaged
     ]
-    return _Average(
-        swa.name,
-        int(swa.n_models),
-        [
-            _state.Averaged(name, str(average.shape), average.dtype.name)
-            for name, average in averages
-        ],
-        (average.numpy() for _, average in averages),
+    values = (
+        variables_lib.components(average)[0].numpy()
+        for _, average in swa.averaged
     )
+    return _Average(swa.name, int(swa.n_models), variables, values)
 
 
 def _of_checkpoint(path: str) -> _Average:
@@ -202,15 +194,12 @@ def _of_checkpoint(path: str) -> _Average:
             f"Received: '{path}'"
         )
     tensors = [checkpoint.tensors[key] for key in keys.averages]
-    return _Average(
-        path,
-        int(n_models),
-        [
-            _state.Averaged(name, str(tf.TensorShape(shape)), str(dtype))
-            for (name, _), (shape, dtype) in zip(state["averaged"], tensors)
-        ],
-        (v for _, v in merge.read(checkpoint, keys.averages, "others")),
-    )
+    variables = [
+        _state.Averaged(name, str(tf.TensorShape(shape)), str(dtype))
+        for (name, _), (shape, dtype) in zip(state["averaged"], tensors)
+    ]
+    values = (v for _, v in merge.read(checkpoint, keys.averages, "others"))
+    return _Average(path, int(n_models), variables, values)
 
 
 def _check_joins(average: _Average, target: _Average) -> None:
