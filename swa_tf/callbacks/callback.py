@@ -245,7 +245,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         if self._counted == "step":
             undo.replace_train_step(self._averaging_step())
         last = self._history  # which Keras calls after those of the user
-        if getattr(last, "params", None) is not self.params:
+        if getattr(last, "params", self) is not self.params:
             last = self  # `fit` was given a `CallbackList`
         undo.replace(last, "on_epoch_begin", self._begin_epoch)
         undo.replace(last, "on_train_end", self._finish)
