@@ -195,7 +195,7 @@ class SWACallback(tf.keras.callbacks.Callback):
             )
 
     def on_test_begin(self, logs: Any = None) -> None:
-        if not self._saved.is_attached:  # the user evaluates
+        if self._saved.average is None:  # outside of `fit`
             self._saved.detach()
 
     on_predict_begin = on_test_begin
