@@ -340,7 +340,7 @@ def test_optimizers_with_a_schedule(policy, cls, unit):
     tf.keras.mixed_precision.set_global_policy(policy)
     model, parts = functional(layers.BatchNormalization)
     rates = swa_tf.schedules.LinearRamp(RATE, RATE / 10, 2, 8)
-    model.compile(cls(rates), "mse")
+    model.compile(cls(rates), "mse", jit_compile=False)  # quicker to trace
     recorder = Recorder()
     fit(model, [recorder, swa_callback(unit)])
     check_averages(model, [recorder.after_step[i] for i in AVERAGED[unit]])
@@ -376,7 +376,7 @@ def test_two_optimizers(unit):
         tf.keras.optimizers.SGD(RATE, momentum=0.5),
         tf.keras.optimizers.Adam(RATE),
     ]
-    model.compile(optimizers)
+    model.compile(optimizers, jit_compile=False)
     recorder, callback = Recorder(), swa_callback(unit)
     fit(model, [recorder, callback])
     check_averages(model, [recorder.after_step[i] for i in AVERAGED[unit]])
@@ -413,7 +413,7 @@ def test_frozen_layers_and_later_unfrozen(make, norm, unit):
     for layer in frozen:
         layer.trainable = False
     before = [bits(layer) for layer in frozen]
-    model.compile(tf.keras.optimizers.SGD(RATE), "mse")
+    model.compile(tf.keras.optimizers.SGD(RATE), "mse", jit_compile=False)
     recorder = Recorder()
     fit(model, [recorder, callback])
     check_averages(model, [recorder.after_step[i] for i in AVERAGED[unit]])
@@ -425,7 +425,7 @@ def test_frozen_layers_and_later_unfrozen(make, norm, unit):
 
     for layer in frozen:
         layer.trainable = True
-    model.compile(tf.keras.optimizers.SGD(RATE), "mse")
+    model.compile(tf.keras.optimizers.SGD(RATE), "mse", jit_compile=False)
     recorder = Recorder()
     fit(model, [recorder, callback])
     assert callback.averages.average(parts[0].kernel) is not None

@@ -1374,8 +1374,9 @@ def _raises_or_stays(name, given, bad, average):
     assert average.average(variable).numpy() > before
 
 
-@pytest.mark.parametrize("warm_up", [None, 1])
-@pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, math.nan])
+@pytest.mark.parametrize(
+    ("decay", "warm_up"), covering(1, [1.0, 1.5, -0.1, math.nan], [None, 1])
+)
 def test_decay_outside_0_to_1(decay, warm_up):
     with pytest.raises(ValueError, match="`decay` must be"):
         swa_tf.ExponentialMovingAverage(decay)
@@ -1384,9 +1385,11 @@ def test_decay_outside_0_to_1(decay, warm_up):
     _raises_or_stays("decay", given, decay, average)
 
 
-@pytest.mark.parametrize("warm_up", [None, 1])
 # (1 - 1) / (10 - 1) and (1 - 11) / (10 - 11) are decays of 0 and 10.
-@pytest.mark.parametrize("count", [-1.0, -11.0, -math.inf, math.inf, math.nan])
+@pytest.mark.parametrize(
+    ("count", "warm_up"),
+    covering(1, [-1.0, -11.0, -math.inf, math.inf, math.nan], [None, 1]),
+)
 def test_num_updates_below_0_or_not_finite(count, warm_up):
     with pytest.raises(ValueError, match="`num_updates` must be"):
         swa_tf.ExponentialMovingAverage(0.5, count)

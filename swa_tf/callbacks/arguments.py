@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import AveragingSchedule, WeightAverage
+from swa_tf.averaging import AveragingSchedule
 from swa_tf.schedules import per_epoch
 from swa_tf.support import checks
-
-
-def check_averages(averages: Any) -> None:
-    """Raises unless `averages` is a `WeightAverage` or None."""
-    if averages is not None and not isinstance(averages, WeightAverage):
-        raise TypeError(
-            "`averages` must be a `WeightAverage`, such as "
-            "`StochasticWeightAveraging()`, or None. "
-            f"Received: averages={averages!r}"
-        )
 
 
 def averaging_schedule(
     start_epoch: Any, start_step: Any, average_period: Any, unit: str
 ) -> AveragingSchedule | None:
     """Returns when to average, in `unit`s; None if no start is given."""
-    starts = {"start_epoch": start_epoch, "start_step": start_step}
-    given = {k: v for k, v in starts.items() if v is not None}
-    if len(given) > 1:
+    if start_epoch is not None and start_step is not None:
         raise ValueError(
             "Only one of `start_epoch` and `start_step` must be given. "
             f"Received: {start_epoch=}, {start_step=}"
         )
-    for name, start in given.items():
-        checks.integer(name, start, at_least=0)
+    if start_epoch is not None:
+        checks.integer("start_epoch", start_epoch, at_least=0)
+    if start_step is not None:
+        checks.integer("start_step", start_step, at_least=0)
     checks.integer("average_period", average_period, at_least=1)
     if start_step is not None and unit != "step":
         raise ValueError(
             f'`start_step` goes with unit="step". Received: {unit=}'
         )
-    if not given:
+    if start_epoch is None and start_step is None:
         return None
     # How many steps come before `start_epoch` is not known here: the callback
     # starts the count at 0 when that epoch begins.
-    start = 0 if unit == "step" and start_step is None else max(given.values())
+    start = start_epoch if unit == "epoch" else start_step or 0
     return AveragingSchedule(start, average_period)
 
 
@@ -61,8 +52,7 @@ def rate_of_epoch(
                 "Only one of `swa_learning_rate` and `schedule` must be given. "
                 f"Received: {swa_learning_rate=}, {schedule=}"
             )
-        rate_of = per_epoch(schedule)
-        return lambda epoch: _checked_rate(rate_of, epoch)
+        return functools.partial(_checked_rate, per_epoch(schedule))
     if swa_learning_rate is None:
         return None
     rate = checks.real("swa_learning_rate", swa_learning_rate)

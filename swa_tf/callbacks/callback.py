@@ -33,22 +33,20 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     Averaging: with `start_epoch` alone, after that epoch and each later one,
     or every `average_period`-th. With `unit="step"`, after train steps, as a
-    part of the compiled train step: it costs no call from Python, and works
-    with `steps_per_execution` and `jit_compile`. Each `fit` starts a new
-    average, unless `averages` was given, which goes on.
+    part of the compiled train step, also with `steps_per_execution` and
+    `jit_compile`. Each `fit` starts a new average, unless `averages` was
+    given, which goes on.
 
     Validation: the logs get `swa_val_loss` and so on beside `val_loss`, for
     every callback, wherever it is in the list. Before the first average they
-    equal those of the trained model. If you call `evaluate` or `predict`
-    yourself during training, the trained weights are used.
+    equal those of the trained model, which is also what your own `evaluate`
+    and `predict` see during training.
 
-    At the end the model has its averaged weights and, with `refit_data`,
-    batch-norm statistics for them. This happens after all other callbacks, so
-    also after `EarlyStopping` restores its best weights. If anything raises,
-    the model has its trained weights and statistics.
-
-    `BackupAndRestore` saves and restores the average with the model (which
-    must be built), and so does whatever else saves the model in training.
+    At the end, after all other callbacks (`EarlyStopping` restores its best
+    weights before), the model has its averaged weights and, with `refit_data`,
+    batch-norm statistics for them. If anything raises, it has its trained
+    ones. `BackupAndRestore`, or whatever else saves the model in training,
+    saves and restores the average with the model, which must be built.
 
     Args:
         start_epoch: The first epoch whose weights are averaged, counted from
@@ -58,35 +56,28 @@ class SWACallback(tf.keras.callbacks.Callback):
         average_period: The number of `unit`s from one average to the next,
             counted from the start: an integer >= 1.
         unit: "epoch" or "step"; None is "step" with `start_step`, otherwise
-            "epoch". With `start_epoch` and "step", the first step of that
-            epoch is the first to be averaged.
+            "epoch". With "step", `start_epoch` stands for its first step.
         start_step: The first train step (batch) whose weights are averaged,
             counted from 0 at the beginning of `fit`.
         swa_learning_rate: The constant learning rate from `start_epoch` on, a
-            finite float >= 0. It is set at the beginning of each epoch, after
-            all other callbacks. Before that epoch the rate is left to them.
-            For rates by steps give the optimizer a schedule of
-            `swa_tf.schedules`.
-        schedule: Instead of `swa_learning_rate`: a function from the epoch to
-            the rate of every epoch, for example a schedule of
-            `swa_tf.schedules` in epochs.
+            finite float >= 0, set at the beginning of each epoch after all
+            other callbacks. For rates by steps give the optimizer a schedule.
+        schedule: Instead of `swa_learning_rate`: a function from every epoch
+            to its rate, such as a schedule of `swa_tf.schedules` in epochs.
         refit_data: Batches for `swa_tf.refit_batch_norm`, before the averaged
             model is evaluated and at the end. Training data without
             augmentation; a model with batch normalization needs it.
         refit_steps: How many of them to take; None takes all.
-        evaluate: The weights that validation uses. "trained": those.
-            "averaged": those, for `val_...` and `swa_val_...`; other callbacks
-            see them in their `on_test_...` methods. "both": validation runs
-            twice.
+        evaluate: The weights that validation uses: "trained"; "averaged", for
+            `val_...` and `swa_val_...`, also while the `on_test_...` of other
+            callbacks run; or "both", in two runs.
         averages: A `WeightAverage` to use instead of a new
             `StochasticWeightAveraging`.
-        final_weights: The weights that the model has after `fit`: "averaged"
-            or "trained".
+        final_weights: Those of the model after `fit`: "averaged" or "trained".
         filepath: Where to write the averaged model at the end: a `.keras`,
             `.h5` or `.weights.h5` file, or, without a suffix, a SavedModel for
             serving. An existing file is replaced when the new one is complete.
-        verbose: 1 prints a line for each epoch averaged and at the end, 0
-            nothing.
+        verbose: 1 prints a line for each epoch averaged and at the end; or 0.
 
     Raises:
         TypeError, ValueError: If an argument is none of the above, or does
@@ -121,7 +112,12 @@ class SWACallback(tf.keras.callbacks.Callback):
         checks.choice("unit", unit, ("epoch", "step"))
         checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
         checks.choice("final_weights", final_weights, ("averaged", "trained"))
-        arguments.check_averages(averages)
+        if averages is not None and not isinstance(averages, WeightAverage):
+            raise TypeError(
+                "`averages` must be a `WeightAverage`, such as "
+                "`StochasticWeightAveraging()`, or None. "
+                f"Received: averages={averages!r}"
+            )
         if filepath is not None:
             whole_files.check_model_path("filepath", filepath)
         if refit_data is not None:
@@ -133,13 +129,11 @@ class SWACallback(tf.keras.callbacks.Callback):
                 "`refit_data` must be given for `refit_steps` to be of use. "
                 f"Received: {refit_steps=} alone"
             )
-        self._given = averages
-        self._unit = unit
-        self._start_epoch = start_epoch
-        self._when = arguments.averaging_schedule(
+        when = arguments.averaging_schedule(
             start_epoch, start_step, average_period, unit
         )
-        when = self._when or getattr(averages, "when", None)
+        self._given, self._when = averages, when
+        when = when or getattr(averages, "when", None)
         if when is None and averages is None:
             raise ValueError(
                 "`start_epoch` or `start_step` must be given, or `averages` "
@@ -157,21 +151,13 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._rate = arguments.rate_of_epoch(
             swa_learning_rate, schedule, first_epoch
         )
-        self._refit: dict[str, Any] = {
-            "refit_data": refit_data,
-            "refit_steps": refit_steps,
-        }
+        self._unit, self._start_epoch = unit, start_epoch
+        self._refit_data, self._refit_steps = refit_data, refit_steps
         self._evaluates = evaluate
         self._keep = final_weights == "averaged"
         self._filepath = filepath
         self._verbose = verbose
-        self._results: dict[str, Any] = {}
-        self._reporter = tf.keras.callbacks.LambdaCallback(
-            on_epoch_end=self._report
-        )
-        self._training = False
         self._averages: Any = None
-        self._refit_of_model: Any = None
 
     @property
     def averages(self) -> WeightAverage | None:
@@ -190,32 +176,17 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._history = getattr(model, "history", None)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._weights: list[Any] = []
-        try:
-            self._averages = self._average_to_use()
-        except BaseException:
-            self._saved.detach()
-            raise
-        if self._refit["refit_data"] is None and self._has_batch_norm():
-            warnings.warn(
-                "The model has batch-norm layers, whose statistics do not "
-                "belong to the averaged weights: give `SWACallback` "
-                "`refit_data`, such as the training data.",
-                stacklevel=2,
-            )
-        self._epoch: int | None = None
         self._warned_of_averages = False
-        self._reset_calls()
+        self._undo = overrides.Overrides()
+        self._undo.callback(self._saved.detach)
         try:
-            self._saved.attach(self._averages)
-            self._install()
+            self._begin()
         except BaseException:
-            self._release()
+            self._undo.close()
             raise
-        self._training = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._end_epoch()
+        self._apply(epoch)
         if not (self._warned_of_averages or self._are_averages_finite()):
             self._warned_of_averages = True
             warnings.warn(
@@ -224,65 +195,66 @@ class SWACallback(tf.keras.callbacks.Callback):
             )
 
     def on_test_begin(self, logs: Any = None) -> None:
-        if not self._training:  # the user evaluates outside of `fit`
+        if self._saved.average is None:  # outside of `fit`
             self._saved.detach()
 
-    def on_predict_begin(self, logs: Any = None) -> None:
-        self.on_test_begin()
+    on_predict_begin = on_test_begin
 
-    def _average_to_use(self) -> WeightAverage:
-        """Returns the average of this `fit`, if it can be used for it."""
+    def _begin(self) -> None:
+        """Checks the model, and replaces what Keras would not call."""
+        model, undo = self.model, self._undo
+        undo.begin(model)
         if self._rate is not None:
-            arguments.check_rate_can_be_set(
-                getattr(self.model, "optimizer", None)
-            )
-        last = overrides.last_callback(self, self._history)
-        hook: Any = getattr(vars(last).get("on_train_end"), "__self__", None)
-        if hook is not None and hook.params is self.params:
-            raise ValueError("`fit` takes one `SWACallback`. Received: two")
-        average = self._given
-        if average is None:
-            average = StochasticWeightAveraging()
+            arguments.check_rate_can_be_set(model.optimizer)
+        average: Any = self._given or StochasticWeightAveraging()
         if average.swapped:
             raise RuntimeError(
                 f"`fit` was called while the averages of {average.name} are "
                 "swapped in: it would train them, and lose the training when "
                 "`averaged_weights` ends. Leave it first."
             )
+        self._weights: list[Any] = []
+        self._epoch: int | None = None  # none has begun
         when = self._when or average.when
-        if when is not None and self.model.built:
-            # Otherwise the first `apply` builds it.
+        if when is not None and model.built:  # or the first `apply` does
             average.build(self._trainable_variables())
-        self._when_before, average.when = average.when, when
-        return average
-
-    def _reset_calls(self) -> None:
-        """Starts the count of calls of `apply`, in epochs or in steps."""
-        self._counted = self._unit if self._averages.when is not None else None
+        undo.callback(setattr, average, "when", average.when)
+        average.when = when
+        self._averages = average
+        self._counted = None if when is None else self._unit
         if self._counted == "epoch" or self._start_epoch is not None:
-            self._averages.n_calls = _NOT_STARTED
+            average.n_calls = _NOT_STARTED
         elif self._when is not None:
-            self._averages.n_calls = 0
+            average.n_calls = 0
+        self._saved.attach(average)
+        self._refit: dict[str, Any] = {}
+        if self._refit_data is not None:
+            self._refit = {
+                "refit_data": self._refit_data,
+                "refit_steps": self._refit_steps,
+                "refit": BatchNormRefit(model),
+            }
+        elif self._has_batch_norm():
+            warnings.warn(
+                "The model has batch-norm layers, whose statistics do not "
+                "belong to the averaged weights: give `SWACallback` "
+                "`refit_data`, such as the training data.",
+                stacklevel=3,
+            )
+        undo.replace(model, "evaluate", self._validation())
+        if self._counted == "step":
+            undo.replace_train_step(self._averaging_step())
+        last = self._history  # which Keras calls after those of the user
+        if getattr(last, "params", self) is not self.params:
+            last = self  # `fit` was given a `CallbackList`
+        undo.replace(last, "on_epoch_begin", self._begin_epoch)
+        undo.replace(last, "on_train_end", self._finish)
 
     def _trainable_variables(self) -> list[Any]:
         """The trainable variables when `fit` began, which it compiles for."""
         if not self._weights:
             self._weights = list(self.model.trainable_variables)
         return self._weights
-
-    def _install(self) -> None:
-        """Replaces what Keras would not call, or not after the others."""
-        self._overrides = overrides.Overrides(self.model, self._release)
-        self._overrides.replace(self.model, "evaluate", self._validation())
-        if self._counted == "step":
-            self._overrides.replace_train_step(self._averaging_step())
-        last = overrides.last_callback(self, self._history)
-        self._overrides.replace(last, "on_epoch_begin", self._begin_epoch)
-        self._overrides.replace(last, "on_train_end", self._finish)
-
-    def _release(self) -> None:
-        self._saved.detach()
-        self._averages.when = self._when_before
 
     def _averaging_step(self) -> Callable[..., Any]:
         """Returns the model's train step, followed by `apply`."""
@@ -298,39 +270,26 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _begin_epoch(self, epoch: int, logs: Any = None) -> None:
         """Runs after the `on_epoch_begin` of every other callback."""
         if self._counted == "epoch":
-            if self._epoch is None:
-                self._warn_of_epochs_again(epoch)
+            n_trained = int(self._averages.n_calls)
+            if self._epoch is None and n_trained > epoch:
+                # Keras 3 writes a backup to two files, one after the other.
+                warnings.warn(
+                    f"The backup holds the weights after epoch {n_trained}, "
+                    f"and Keras goes on with epoch {epoch + 1}: its writing "
+                    "was cut short, and epochs are trained twice.",
+                    stacklevel=2,
+                )
             self._apply(epoch - 1)  # if a backup was made before that
             self._averages.n_calls = epoch
         elif self._start_epoch is not None and epoch >= self._start_epoch:
             self._averages.n_calls = max(int(self._averages.n_calls), 0)
         self._epoch = epoch
         self._saved.restorable = False
-        self._results.clear()
         rate = None if self._rate is None else self._rate(epoch)
         if rate is not None:
             self.model.optimizer.learning_rate = rate
 
-    def _warn_of_epochs_again(self, epoch: int) -> None:
-        """Warns if a backup has the weights of a later epoch than its number.
-
-        Keras 3 writes them to two files, and may be killed in between.
-        """
-        restored = int(self._averages.n_calls)
-        if restored > epoch:
-            warnings.warn(
-                f"The backup holds the weights after epoch {restored}, and "
-                f"Keras goes on with epoch {epoch + 1}: its writing was cut "
-                "short, and epochs are trained twice.",
-                stacklevel=2,
-            )
-
-    def _end_epoch(self) -> None:
-        """Runs before the validation, or without one in `on_epoch_end`."""
-        if self._epoch is not None:
-            self._apply(self._epoch)
-
-    def _apply(self, epoch: int) -> None:
+    def _apply(self, epoch: int | None) -> None:
         """Averages the weights after `epoch`, if that was not done yet."""
         if self._counted != "epoch" or int(self._averages.n_calls) != epoch:
             return
@@ -352,16 +311,23 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _validation(self) -> Callable[..., Any]:
         """Returns an `evaluate` that in `fit` also evaluates the averages."""
         evaluate = self.model.evaluate
+        results: dict[str, Any] = {}
+
+        def report(epoch: int, logs: Any) -> None:
+            logs.update(results)
+            results.clear()
+
+        reporter = tf.keras.callbacks.LambdaCallback(on_epoch_end=report)
 
         def validation(*args: Any, **kwargs: Any) -> Any:
             callbacks = getattr(kwargs.get("callbacks"), "callbacks", [])
             if not any(each is self for each in callbacks):
                 return evaluate(*args, **kwargs)  # called by the user
-            self._end_epoch()
+            self._apply(self._epoch)
             if self._evaluates == "trained":
                 return evaluate(*args, **kwargs)
-            if callbacks[0] is not self._reporter:
-                callbacks.insert(0, self._reporter)
+            if callbacks[0] is not reporter:
+                callbacks.insert(0, reporter)
             if not self._has_averages():
                 trained = averaged = evaluate(*args, **kwargs)
             elif self._evaluates == "averaged":
@@ -373,31 +339,24 @@ class SWACallback(tf.keras.callbacks.Callback):
                 kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
                 with self._swapped_in():
                     averaged = evaluate(*args, **kwargs)
-            self._results.update(
-                {f"swa_val_{name}": value for name, value in averaged.items()}
-            )
+            for name, value in averaged.items():
+                results[f"swa_val_{name}"] = value
             return trained
 
         return validation
 
-    def _report(self, epoch: int, logs: Any) -> None:
-        logs.update(self._results)
-
     def _swapped_in(self, keep: bool = False) -> Any:
-        refit: dict[str, Any] = {}
-        if self._refit["refit_data"] is not None and self._has_batch_norm():
-            held = self._refit_of_model
-            if held is None or held.model is not self.model:
-                held = self._refit_of_model = BatchNormRefit(self.model)
-            refit = {**self._refit, "refit": held}
+        refit = self._refit if self._has_batch_norm() else {}
         return averaged_weights(self._averages, self.model, keep=keep, **refit)
+
+    def _has_batch_norm(self) -> bool:
+        return bool(model_parts.batch_norm_layers(self.model, trainable=True))
 
     def _has_averages(self) -> bool:
         """Whether every weight that would be swapped has its average."""
-        averages: Any = self._averages
         swapped = [weight for weight, _ in self._pairs()]
         try:
-            averages.assert_averaged(swapped or None)
+            self._averages.assert_averaged(swapped or None)
         except RuntimeError:
             return False
         return True
@@ -407,35 +366,27 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _pairs(self) -> list[tuple[Any, Any]]:
         """Returns the averaged weights of the model with their averages."""
-        averages: Any = self._averages
-        pairs = [
-            (w, averages.average(w)) for w in model_parts.weights(self.model)
-        ]
+        weights = model_parts.weights(self.model)
+        pairs = [(w, self._averages.average(w)) for w in weights]
         return [pair for pair in pairs if pair[1] is not None]
-
-    def _has_batch_norm(self) -> bool:
-        return bool(model_parts.batch_norm_layers(self.model, trainable=True))
 
     def _finish(self, logs: Any = None) -> None:
         """Runs after the `on_train_end` of every other callback."""
         if self._epoch is None:  # resumed after the last epoch
             self._apply(self.params["epochs"] - 1)
-        self._training = False
-        self._overrides.undo()
+        self._undo.close()
         n_models = int(self._averages.n_models)
+        found = None
         if not self._has_averages():
-            averaged = "not each weight" if n_models else "nothing"
-            warnings.warn(
-                f"`SWACallback` averaged {averaged}, as training ended before "
-                f"{self._when or 'anything was due'}: the model keeps its "
-                "trained weights.",
-                stacklevel=2,
+            found = (
+                f"averaged {'not each weight' if n_models else 'nothing'}, as "
+                f"training ended before {self._when or 'anything was due'}"
             )
-            return
-        if not self._are_averages_finite():
+        elif not self._are_averages_finite():
+            found = "found averages that are not all finite"
+        if found:
             warnings.warn(
-                "`SWACallback` found averages that are not all finite: the "
-                "model keeps its trained weights.",
+                f"`SWACallback` {found}: the model keeps its trained weights.",
                 stacklevel=2,
             )
             return

@@ -21,38 +21,41 @@ class SavedAverage:
 
     Args:
         model: The model that is fit.
+
+    Attributes:
+        average: What to save; None before `attach`.
+        restorable: Whether what the model loads is of this training.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._average: WeightAverage | None = None
-        self._restored = b""
-        # TensorFlow keeps what it read from an earlier checkpoint and found no
-        # object for, and hands it over at once. It is of another training.
-        self.restorable = False
+        self.average: WeightAverage | None = None
+        self.restorable = True
         self.detach = stack.save_with_model(
             model, "swa_tf_average", self._save, self._load
         )
-        self.restorable = True
+        # TensorFlow keeps what it read from an earlier checkpoint and found no
+        # object for, and has loaded it by now. It is of another training.
+        self._restored = b""
 
     def attach(self, average: WeightAverage) -> None:
         """Saves `average` from now on; loads what was restored before."""
-        self._average = average
+        self.average = average
         if self._restored:
             self._load(self._restored)
 
     def _save(self) -> bytes:
-        if self._average is None or self._average.swapped:
+        if self.average is None or self.average.swapped:
             return b""  # there is no training, or the model is averaged
         buffer = io.BytesIO()
-        np.savez(buffer, *[v.read_value() for v in self._average.variables])
+        np.savez(buffer, *[v.read_value() for v in self.average.variables])
         return buffer.getvalue()
 
     def _load(self, saved: bytes) -> None:
         if not self.restorable:
             return
         self._restored = saved
-        if self._average is None or not saved:
+        if self.average is None or not saved:
             return
         with np.load(io.BytesIO(saved)) as arrays:
             values = list(arrays.values())
@@ -61,16 +64,16 @@ class SavedAverage:
                 "The model must be built before `fit` for its average to be "
                 "restored: call it once on a batch."
             )
-        if len(values) > len(self._average.variables):  # in manual mode
-            self._average.build(self._model.trainable_variables)
-        variables = self._average.variables
+        if len(values) > len(self.average.variables):  # in manual mode
+            self.average.build(self._model.trainable_variables)
+        variables = self.average.variables
         # A variable of unknown shape has the shape of its value.
-        shapes = [tuple(v.read_value().shape) for v in variables]
-        if shapes != [value.shape for value in values]:
+        wanted = [tuple(v.read_value().shape) for v in variables]
+        shapes = [value.shape for value in values]
+        if shapes != wanted:
             raise ValueError(
                 "The average restored is of other variables than those of "
-                f"the model: shapes {[value.shape for value in values]} "
-                f"instead of {shapes}"
+                f"the model: shapes {shapes} instead of {wanted}"
             )
         for variable, value in zip(variables, values):
             for component in variables_lib.components(variable):

@@ -103,10 +103,10 @@ def greedy_soup(
 ) -> Soup:
     """Averages the checkpoints that improve a metric, and writes the average.
 
-    The checkpoints are tried in the order of their own metric, the best first.
-    The soup begins as the best; each other one stays in it if the average with
-    it is better, by your metric on held-out data, than without it. So the
-    soup is at least as good there as the best checkpoint.
+    The soup begins as the checkpoint with the best metric. The others are
+    tried in the order of theirs, and each stays in if the average with it is
+    better than without it. So the soup is at least as good as the best of
+    them, on the data of your metric.
 
     >>> def distance(path):                    # from 3, of the weight `w`
     ...     weights = tf.train.Checkpoint(w=tf.Variable(0.0))
@@ -121,8 +121,7 @@ def greedy_soup(
     ...     [os.path.basename(path) for path in soup.paths], soup.metric
     (['ckpt-2', 'ckpt-5'], 0.5)
 
-    A soup of n checkpoints out of N costs 2 N - 1 evaluations, and averages of
-    up to n + 1 checkpoints.
+    A soup out of N checkpoints costs 2 N - 1 evaluations.
 
     Args:
         inputs: As in `average_checkpoints`.
@@ -164,20 +163,15 @@ def greedy_soup(
     sign = 1.0 if mode == "max" else -1.0
 
     def average(soup: list[str], to: str, **kwargs: Any) -> dict[str, Any]:
-        return merge.merge(
-            soup,
-            to,
-            [1.0 / (i + 1) for i in range(len(soup))],
-            optimizer_slots=optimizer_slots,
-            from_newest=from_newest,
-            **kwargs,
-        )
+        coefficients = [1.0 / (i + 1) for i in range(len(soup))]
+        kwargs.update(optimizer_slots=optimizer_slots, from_newest=from_newest)
+        return merge.merge(soup, to, coefficients, **kwargs)
 
     average(found, output, dry_run=True)  # errors come before evaluations
     alone = {path: _measured(metric, path) for path in found}
-    numbers = [path for path in found if not math.isnan(alone[path])]
-    order = sorted(numbers, key=lambda path: -sign * alone[path])
-    order += [path for path in found if math.isnan(alone[path])]
+    order = sorted(
+        found, key=lambda path: (math.isnan(alone[path]), -sign * alone[path])
+    )
     best = alone[order[0]]
     if math.isnan(best):
         raise ValueError(
@@ -203,13 +197,12 @@ def greedy_soup(
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:
-    """Its attributes; NaN and infinity as strings, for JSON has none."""
-    return {
-        name: str(value)
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for name, value in dataclasses.asdict(trial).items()
-    }
+    """Returns its attributes; NaN and infinity as strings: JSON has none."""
+    attributes = dataclasses.asdict(trial)
+    for name in ("alone", "in_soup"):
+        if not math.isfinite(attributes[name]):
+            attributes[name] = str(attributes[name])
+    return attributes
 
 
 def _measured(metric: Callable[[str], float], path: str) -> float:

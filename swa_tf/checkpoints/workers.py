@@ -29,10 +29,9 @@ def merge_averages(
         n_models <- sum_i n_i
 
     over `target` and the `others`, in float64: what one average would be that
-    had seen the models of all of them. Workers that share no cluster train by
-    themselves, from one start with different data or seeds, each averages its
-    own models, and the averages meet once, at the end: stochastic weight
-    averaging in parallel.
+    had seen the models of all of them. Workers that share no cluster train
+    from one start with different data or seeds, each averages its own models,
+    and the averages meet once, at the end.
 
     >>> weight = tf.Variable(0.0)
     >>> workers = [swa_tf.StochasticWeightAveraging() for _ in range(2)]
@@ -46,20 +45,18 @@ def merge_averages(
     >>> float(merged.average(weight)), int(merged.n_models)
     (4.0, 4)
 
-    Averages of other processes come as their checkpoints, and no model needs
-    to be made for them. A model with batch normalization must then have its
-    statistics computed anew, as ever after averaging: give
-    `averaged_weights` its `refit_data`.
+    Averages of other processes come as their checkpoints, without a model. As
+    ever after averaging, give `averaged_weights` its `refit_data` for a model
+    with batch normalization.
 
     Args:
         target: The average that becomes the joint one. It has its variables,
             by `apply` or `build`, and counts for its `n_models`: for nothing
             if it has averaged none yet. Its count of calls stays.
         others: `StochasticWeightAveraging`s, and paths of checkpoints that a
-            `tf.train.Checkpoint` with one of them wrote, mixed as they come.
-            They are averages of the same variables as `target`, in the same
-            order: of the same shapes, and float64 where they are float64
-            there. They stay as they are.
+            `tf.train.Checkpoint` with one of them wrote, mixed as they come:
+            averages of the same variables as `target`, in the same order and
+            of the same shapes and dtypes. They stay as they are.
 
     Raises:
         RuntimeError: Outside eager mode, or if the averages of `target` or of
@@ -74,26 +71,25 @@ def merge_averages(
 
     References:
         Gupta, Serrano and DeCoste 2020, Stochastic Weight Averaging in
-        Parallel, https://arxiv.org/abs/2001.02312, which averages workers of
-        equal counts.
+        Parallel, https://arxiv.org/abs/2001.02312, for equal counts.
     """
     if not tf.executing_eagerly():
         raise RuntimeError(
             "`merge_averages` works in eager mode only, and not in a graph or "
             "a `tf.function`."
         )
-    _check_average("target", target)
-    given = _checked_others(target, others)
+    if not isinstance(target, StochasticWeightAveraging):
+        raise TypeError(
+            "`target` must be a `StochasticWeightAveraging`. "
+            f"Received: {target!r}"
+        )
+    live, files = _checked_others(target, others)
     own = _live("target", target)
     averages = [own]
-    for other in given:
-        average = (
-            _of_checkpoint(other)
-            if isinstance(other, str)
-            else _live("others", other)
-        )
-        _check_alike(average, own)
-        averages.append(average)
+    averages += [_live("others", other) for other in live]
+    averages += [_of_checkpoint(path) for path in files]
+    for average in averages[1:]:
+        _check_joins(average, own)
     merged = _merged([a for a in averages if a.n_models > 0])
     n_models = sum(average.n_models for average in averages)
     variables = [*(average for _, average in target.averaged), target.n_models]
@@ -124,19 +120,10 @@ class _Average(NamedTuple):
     values: Iterator[np.ndarray]
 
 
-def _check_average(argument: str, average: Any) -> None:
-    if not isinstance(average, StochasticWeightAveraging):
-        wanted, in_it = "a `StochasticWeightAveraging`", ""
-        if argument == "others":
-            wanted = f"a list, each {wanted} or the path of a checkpoint"
-            in_it = " in it"
-        raise TypeError(
-            f"`{argument}` must be {wanted}. Received{in_it}: {average!r}"
-        )
-
-
-def _checked_others(target: Any, others: Any) -> list[Any]:
-    """A list, with the paths as strings."""
+def _checked_others(
+    target: Any, others: Any
+) -> tuple[list[StochasticWeightAveraging], list[str]]:
+    """Returns the averages and the paths among `others`."""
     if isinstance(others, (str, os.PathLike)) or (
         not isinstance(others, Iterable)
     ):
@@ -144,23 +131,28 @@ def _checked_others(target: Any, others: Any) -> list[Any]:
             "`others` must be a list of averages and paths of checkpoints. "
             f"Received: others={others!r}"
         )
-    given = list(others)
-    if not given:
+    live: list[StochasticWeightAveraging] = []
+    files = []
+    for other in others:
+        if isinstance(other, (str, os.PathLike)):
+            files.append(other)
+        elif not isinstance(other, StochasticWeightAveraging):
+            raise TypeError(
+                "`others` must be a list, each a `StochasticWeightAveraging` "
+                f"or the path of a checkpoint. Received in it: {other!r}"
+            )
+        elif other is target or other in live:
+            raise ValueError(
+                "`others` must name each average once, and not `target`. "
+                f"Received twice: {other.name}"
+            )
+        else:
+            live.append(other)
+    if not live and not files:
         raise ValueError(
             "`others` must hold at least one average. Received: others=[]"
         )
-    is_path = [isinstance(other, (str, os.PathLike)) for other in given]
-    live = [other for other, path in zip(given, is_path) if not path]
-    for other in live:
-        _check_average("others", other)
-    twice = [a for i, a in enumerate(live) if a is target or a in live[:i]]
-    if twice:
-        raise ValueError(
-            "`others` must name each average once, and not `target`. "
-            f"Received twice: {twice[0].name}"
-        )
-    files = [other for other, path in zip(given, is_path) if path]
-    return [*live, *(paths.checked(files, "others") if files else [])]
+    return live, paths.checked(files, "others") if files else []
 
 
 def _live(argument: str, swa: StochasticWeightAveraging) -> _Average:
@@ -169,27 +161,21 @@ def _live(argument: str, swa: StochasticWeightAveraging) -> _Average:
             f"The averages of {swa.name} are swapped in: leave "
             "`averaged_weights` before `merge_averages`."
         )
-    n_models = int(swa.n_models)
     if not swa.averaged:
         raise ValueError(
             f"`{argument}` must have its variables: call `apply` or `build` "
             f"first. Received: {swa.name}, which has none yet"
         )
-    if argument == "others" and n_models == 0:
-        raise _nothing_averaged(swa.name)
+    names = [name for name, _ in swa.averaged]
     averages = [
         variables_lib.components(average)[0] for _, average in swa.averaged
     ]
-    return _Average(
-        swa.name,
-        n_models,
-        [name for name, _ in swa.averaged],
-        [
-            Tensor(tuple(v.shape), np.dtype(v.dtype.as_numpy_dtype))
-            for v in averages
-        ],
-        (average.numpy() for average in averages),
-    )
+    tensors = [
+        Tensor(tuple(v.shape), np.dtype(v.dtype.as_numpy_dtype))
+        for v in averages
+    ]
+    values = (average.numpy() for average in averages)
+    return _Average(swa.name, int(swa.n_models), names, tensors, values)
 
 
 def _of_checkpoint(path: str) -> _Average:
@@ -210,25 +196,19 @@ def _of_checkpoint(path: str) -> _Average:
             "`others` must be checkpoints written outside `averaged_weights`. "
             f"Received: '{path}'"
         )
-    if n_models == 0:
-        raise _nothing_averaged(path)
-    return _Average(
-        path,
-        int(n_models),
-        [name for name, _ in state["averaged"]],
-        [checkpoint.tensors[key] for key in keys.averages],
-        (v for _, v in merge.read(checkpoint, keys.averages, "others")),
-    )
+    names = [name for name, _ in state["averaged"]]
+    tensors = [checkpoint.tensors[key] for key in keys.averages]
+    values = (v for _, v in merge.read(checkpoint, keys.averages, "others"))
+    return _Average(path, int(n_models), names, tensors, values)
 
 
-def _nothing_averaged(name: str) -> ValueError:
-    return ValueError(
-        "`others` must have averaged at least one model. "
-        f"Received: '{name}', which has averaged none"
-    )
-
-
-def _check_alike(average: _Average, target: _Average) -> None:
+def _check_joins(average: _Average, target: _Average) -> None:
+    """Raises unless `average` has models, of the variables of `target`."""
+    if average.n_models == 0:
+        raise ValueError(
+            "`others` must have averaged at least one model. "
+            f"Received: '{average.name}', which has averaged none"
+        )
     names, wanted = average.names, target.names
     reordered = names != wanted and sorted(names) == sorted(wanted)
     if reordered or average.tensors != target.tensors:
@@ -247,11 +227,10 @@ def _listed(average: _Average) -> str:
 
 
 def _merged(averages: list[_Average]) -> list[np.ndarray]:
-    """The one equation over averages, each with c its share of the models."""
-    totals = itertools.accumulate(each.n_models for each in averages)
-    coefficients = [
-        each.n_models / total for each, total in zip(averages, totals)
-    ]
+    """Returns the averages by the one equation, with c a share of models."""
+    counts = [each.n_models for each in averages]
+    totals = itertools.accumulate(counts)
+    coefficients = [n / total for n, total in zip(counts, totals)]
     merged = []
     for first, *others in zip(*(each.values for each in averages)):
         average = merge.Average(first)

@@ -17,7 +17,6 @@ from swa_tf.batch_norm import ArgumentNames, BatchNormRefit
 from swa_tf.support import checks, model_parts
 from swa_tf.support import variables as variables_lib
 from swa_tf.swapping import backup
-from swa_tf.swapping.swap import Swap
 
 
 @contextlib.contextmanager
@@ -33,12 +32,10 @@ def averaged_weights(
     """Evaluates, saves or serves the averaged model inside a `with` block.
 
     The block begins with the averages in place of the trained weights. When it
-    ends, also by an exception, the trained weights are back bit for bit. If
-    `target` is a model, so are its batch-norm statistics and all its other
-    weights. Inside the block `model.save(...)` writes the averaged model. With
-    `keep=True` the model stays averaged, unless an exception ends the block.
-    Blocks of several averages may end in any order: the last one restores what
-    was there before the first began.
+    ends, also by an exception, the trained weights are back bit for bit, and
+    so is everything else among the weights of a model. Inside the block
+    `model.save(...)` writes the averaged model. Blocks of several averages may
+    end in any order: the last restores what was there before the first began.
 
     >>> layer = tf.keras.layers.Dense(1, use_bias=False)
     >>> _ = layer(tf.ones([1, 1]))
@@ -95,27 +92,21 @@ def averaged_weights(
             f"`refit_data` must be given for `{useless}` to be of use. "
             f"Received: {useless}={refit_steps or refit} alone"
         )
-    swap = Swap()
+    swap = _Swap(swa)
     try:
         try:
             _swap_in(swa, target, swap)
             if refit is not None and refit_data is not None:
-                refit._run(refit_data, refit_steps, _NAMES_IN_REFIT)
+                # Warnings name the caller, beyond `contextlib`.
+                names = ArgumentNames("target", "refit_data", "refit_steps", 4)
+                refit._run(refit_data, refit_steps, names)
             yield
             if keep:
                 swap.keep()
         finally:
-            _swap_out(swa, swap)
+            _end(swap)
     finally:  # an interrupt may come before the inner one does anything
-        _swap_out(swa, swap)
-
-
-_NAMES_IN_REFIT = ArgumentNames(
-    "target",
-    "refit_data",
-    "refit_steps",
-    level=4,  # warnings name the caller, beyond `contextlib`
-)
+        _end(swap)
 
 
 def _checked_refit(refit: Any, target: Any) -> BatchNormRefit:
@@ -139,7 +130,7 @@ def _checked_refit(refit: Any, target: Any) -> BatchNormRefit:
     return refit
 
 
-def _swap_in(swa: WeightAverage, target: Any, swap: Swap) -> None:
+def _swap_in(swa: WeightAverage, target: Any, swap: _Swap) -> None:
     with ONE_AT_A_TIME:
         if swa.swapped:
             raise RuntimeError(
@@ -150,18 +141,15 @@ def _swap_in(swa: WeightAverage, target: Any, swap: Swap) -> None:
         kept, swapped = _kept_and_swapped(swa, target)
         swa.assert_averaged(swapped)
         swap.begin(kept)
-        swa._mark_swapped(True)
         backup.assign_averages(swa, swapped)
 
 
-def _swap_out(swa: WeightAverage, swap: Swap) -> None:
-    """Restores the weights, however often it is interrupted."""
+def _end(swap: _Swap) -> None:
+    """Ends the swap if it has begun, however often it is interrupted."""
     interrupt = None
     while swap.is_active:
         try:
             with ONE_AT_A_TIME:
-                swap.restore()
-                swa._mark_swapped(False)
                 swap.end()
         except (KeyboardInterrupt, SystemExit) as error:
             interrupt = error
@@ -172,6 +160,53 @@ def _swap_out(swa: WeightAverage, swap: Swap) -> None:
 def _is_model(target: Any) -> bool:
     holds = hasattr(target, "weights") or hasattr(target, "variables")
     return holds and not isinstance(target, type)
+
+
+_active: list[_Swap] = []
+"""The swaps that have begun and not ended, in the order they began."""
+
+
+class _Swap:
+    """The values that variables had before the averages of `swa` came in.
+
+    Swaps of the same variables may end in any order. One that ends before a
+    later one hands its values on to it, so that the last to end restores what
+    was there before the first began.
+    """
+
+    def __init__(self, swa: WeightAverage) -> None:
+        self._swa = swa
+        self._values: dict[Any, Any] = {}
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the swap has begun and not ended."""
+        return self in _active
+
+    def begin(self, variables: Iterable[Any]) -> None:
+        """Keeps the present values of `variables`."""
+        self._values = {
+            component.ref(): value
+            for component, value in variables_lib.held(variables)
+        }
+        _active.append(self)
+        self._swa._mark_swapped(True)
+
+    def keep(self) -> None:
+        """Makes `end` leave the variables as they are."""
+        self._values = {}
+
+    def end(self) -> None:
+        """Gives the values back; to be repeated if it is interrupted."""
+        later = _active[_active.index(self) + 1 :]
+        for ref, value in self._values.items():
+            heir = next((swap for swap in later if ref in swap._values), None)
+            if heir is None:
+                variables_lib.write(ref.deref(), value)
+            else:
+                heir._values[ref] = value
+        self._swa._mark_swapped(False)
+        _active.remove(self)
 
 
 def _kept_and_swapped(

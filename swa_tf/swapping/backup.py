@@ -16,9 +16,8 @@ class BackupVariables(tf.Module):
     """Copies of variables, to restore them later.
 
     With `assign_averages` this is the published recipe: save, swap in,
-    evaluate, restore. Use it in v1 graphs, where each step is an op to run in
-    a session, or to swap by hand. In eager mode `averaged_weights` does all
-    four steps.
+    evaluate, restore. It is for v1 graphs, where each step is an op to run in
+    a session: in eager mode `averaged_weights` does all four.
 
     >>> variable = tf.Variable(1.0)
     >>> backup = swa_tf.BackupVariables([variable])
@@ -54,16 +53,15 @@ class BackupVariables(tf.Module):
             for component in variables_lib.components(variable)
         ]
         self._originals = variables_lib.Untracked(components)
-        self._backups: list[tf.Variable] = []
         with tf.init_scope():
-            for component in components:
-                self._backups.append(
-                    variables_lib.local_variable(
-                        variables_lib.initial_value(component),
-                        f"{stack.variable_name(component)}/backup",
-                        device or component.device,
-                    )
+            self._backups = [
+                variables_lib.local_variable(
+                    variables_lib.initial_value(component),
+                    f"{stack.variable_name(component)}/backup",
+                    device or component.device,
                 )
+                for component in components
+            ]
 
     def save(self) -> Any:
         """Copies the variables into the backup.
