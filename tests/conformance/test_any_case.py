@@ -133,7 +133,7 @@ def test_merged_workers(n_cases):
             found = target.average(variables[i]).numpy()
             assert found.dtype == wide
             # Of n updates, the k-th is off by one unit and 3 / k of the step's
-            # (tests/test_any_sequence.py), which later ones divide: by less
+            # (test_any_sequence.py), which later ones divide: by less
             # than (n + 1) / 2 + 3 units in all. The merge rounds once.
             n = max(*counts, n_of_target)
             units = (n + 1) / 2 + 4

@@ -447,7 +447,7 @@ def test_averaged_model_after_fit(make, tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "form"),
-    # The formats of the other kind are in test_callbacks.py.
+    # The formats of the other kind are in tests/callbacks.
     [
         (functional, "h5"),
         exhaustive(subclassed, "keras"),

@@ -1,6 +1,6 @@
 """Full disks, and folders that cannot be written to, beyond one average.
 
-That of `average_checkpoints` is in test_checkpoints_whole.py.
+That of `average_checkpoints` is in test_whole.py.
 """
 
 import os

@@ -21,7 +21,7 @@ from swa_tf.support import stack
 from swa_tf.support import variables as variables_lib
 from tests.fitting import covering
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 AVERAGES = [
     swa_tf.StochasticWeightAveraging,

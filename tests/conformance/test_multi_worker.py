@@ -19,9 +19,9 @@ import tensorflow as tf
 
 from swa_tf.support import stack
 from tests import distributed
-from tests.test_distribution import check
+from tests.conformance.test_distribution import check
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORKERS = 2
 SECONDS = 240  # before the test gives up; 20 are usual
 

@@ -656,7 +656,7 @@ def test_name_based_slots_are_told_by_their_names(tmp_path):
     }
 
 
-WRITTEN = pathlib.Path(__file__).parent / "data"
+WRITTEN = pathlib.Path(__file__).parents[1] / "data"
 
 
 def _floats(form, path):

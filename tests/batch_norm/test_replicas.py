@@ -209,7 +209,7 @@ import numpy as np
 import tensorflow as tf
 
 import swa_tf
-from tests import test_replicas
+from tests.batch_norm import test_replicas
 
 worker, server, chief = ([f"127.0.0.1:{port}"] for port in sys.argv[1:4])
 cluster = {"worker": worker, "ps": server}
@@ -244,7 +244,7 @@ def test_parameter_servers():
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         ports = [str(each.getsockname()[1]) for each in sockets]
-    root = pathlib.Path(__file__).resolve().parent.parent
+    root = pathlib.Path(__file__).resolve().parents[2]
     ended = subprocess.run(
         [sys.executable, "-c", PARAMETER_SERVER, *ports],
         capture_output=True,
