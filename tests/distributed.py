@@ -1,7 +1,8 @@
 """One small training that must come out the same on any number of replicas.
 
 Run as a program it is one worker of `MultiWorkerMirroredStrategy`, or a whole
-cluster of `ParameterServerStrategy`: `tests/conformance/test_multi_worker.py` starts it.
+cluster of `ParameterServerStrategy`. `tests/conformance/test_multi_worker.py`
+starts it.
 """
 
 import os
