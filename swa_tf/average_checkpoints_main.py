@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _print(text: str, errors: Console) -> None:
-    """Prints what was done, which no full disk or closed pipe undoes."""
+    """Prints the report; a full disk or a closed pipe is no error."""
     if sys.stdout is None:  # closed
         return
     encoding = sys.stdout.encoding or "utf-8"
@@ -179,7 +179,7 @@ def run() -> None:
 
 
 def _run(given: list[str], console: Console, errors: Console) -> None:
-    """Does what the flags say, and shows what it did."""
+    """Averages as the flags say, and shows what was done."""
     _check_flags()
     output, inputs = FLAGS.output_path, _inputs(given)
     options: dict[str, Any] = {
@@ -237,7 +237,7 @@ def _check_flags() -> None:
 
 
 def _inputs(given: list[str]) -> list[str]:
-    """The paths that the flags and the arguments name."""
+    """Returns the paths that the flags and the arguments name."""
     patterns = [*FLAGS.checkpoints, *given]
     if bool(patterns) == bool(FLAGS.checkpoint_dir):
         raise ValueError(
@@ -268,7 +268,7 @@ def _shares() -> dict[str, Any]:
 
 
 def _function(name: str) -> Callable[[str], float]:
-    """The function `module:function`, of a module here or on the path."""
+    """Returns `module:function`, of a module here or on the path."""
     sys.path.insert(0, os.getcwd())
     try:
         if ":" not in name:
@@ -292,7 +292,7 @@ def _function(name: str) -> Callable[[str], float]:
 
 
 class _Report(io.StringIO):
-    """What is to be printed to a file, kept until all is done."""
+    """Text for a file, which is printed only when all is done."""
 
     def __init__(self, file: TextIO | None) -> None:
         super().__init__()
@@ -307,9 +307,9 @@ class _Report(io.StringIO):
 
 
 def _console(file: TextIO | None) -> Console:
-    """Where paths stand as they are; files and pipes have lines of any length.
+    """Returns a console that prints paths as they are.
 
-    Colons and brackets in what is printed are no emoji and no numbers.
+    Colons are no emoji; in files and pipes lines are not folded.
     """
     file = file or io.StringIO()  # it may be closed
     width = None if file.isatty() else 10_000
@@ -362,7 +362,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
 
 
 def _show_tensors(report: dict[str, Any], console: Console) -> None:
-    """What becomes of each tensor."""
+    """Shows what becomes of each tensor."""
     column = Column("tensor", overflow="fold")
     table = Table(column, "shape", "type", "taken from")
     for names, source in [
@@ -378,7 +378,7 @@ def _show_tensors(report: dict[str, Any], console: Console) -> None:
 
 
 def _shower(errors: Console) -> Callable[..., None]:
-    """What shows warnings, as errors are shown."""
+    """Returns a function that shows warnings as errors are shown."""
 
     def show(message: Warning | str, *_: Any) -> None:
         errors.print(f"[bold yellow]warning:[/] {escape(str(message))}")
@@ -387,7 +387,7 @@ def _shower(errors: Console) -> Callable[..., None]:
 
 
 def _terminate(signum: int, frame: Any) -> None:
-    """Lets what is half written be removed."""
+    """Ends the program by an exception, so that scratch files are removed."""
     raise SystemExit(128 + signum)
 
 

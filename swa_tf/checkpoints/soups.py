@@ -1,4 +1,4 @@
-"""Greedy soups: averages of those checkpoints that do each other good."""
+"""Greedy soups: averages of the checkpoints that improve each other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Soup:
-    """What `greedy_soup` tried and made; `print` shows it as a table.
+    """The result of `greedy_soup`; `print` shows it as a table.
 
     >>> trial = swa_tf.soups.Trial("ckpt-1", 0.9, 0.9, added=True)
     >>> swa_tf.soups.Soup([trial], {}).paths
@@ -150,7 +150,7 @@ def greedy_soup(
         https://arxiv.org/abs/2203.05482. There a checkpoint that changes
         nothing is added; here it must improve the metric.
     """
-    found = paths.listed(inputs)
+    found = paths.resolved(inputs)
     checks.choice("mode", mode, ("max", "min"))
     checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     if not callable(metric):
@@ -203,7 +203,7 @@ def greedy_soup(
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:
-    """Its attributes; NaN and infinity as strings, for JSON has none."""
+    """Returns the attributes; NaN and infinity as strings, for JSON."""
     return {
         name: str(value)
         if isinstance(value, float) and not math.isfinite(value)

@@ -107,11 +107,11 @@ def merge_averages(
 
 
 class _Average(NamedTuple):
-    """An average, live or in a file.
+    """An average, live or in a checkpoint.
 
     Attributes:
-        name: What it is called in an error.
-        n_models: How many models it averages.
+        name: Its name in errors.
+        n_models: The number of models averaged.
         names: The names of the variables averaged.
         tensors: The shape and type of the average of each.
         values: Yields the average of each.
@@ -136,7 +136,7 @@ def _check_average(argument: str, average: Any) -> None:
 
 
 def _checked_others(target: Any, others: Any) -> list[Any]:
-    """A list, with the paths as strings."""
+    """Returns the others as a list, with paths as strings."""
     if isinstance(others, (str, os.PathLike)) or (
         not isinstance(others, Iterable)
     ):
@@ -247,7 +247,7 @@ def _listed(average: _Average) -> str:
 
 
 def _merged(averages: list[_Average]) -> list[np.ndarray]:
-    """The one equation over averages, each with c its share of the models."""
+    """Returns the joint average; the c of each is its share of the models."""
     totals = itertools.accumulate(each.n_models for each in averages)
     coefficients = [
         each.n_models / total for each, total in zip(averages, totals)
