@@ -58,9 +58,11 @@ def average_checkpoints(
     is laid out like an optimizer. The newest is the one with the
     highest number at the end of its name, or that was written last.
 
-    The inputs are read once, in pieces: the memory needed depends neither on
-    their number nor on their size. Nothing in them is executed or unpickled,
-    and checksums are checked where the form has them.
+    The inputs are read tensor by tensor: the memory needed does not depend on
+    their number, and is at most that of two float32 checkpoints and twice the
+    largest tensor. Nothing in them is executed or unpickled, and checksums are
+    checked where the form has them. All paths may be of any file system that
+    `tf.io.gfile` knows, such as `gs://bucket/run/ckpt-1`.
 
     Args:
         inputs: Paths of checkpoints of one form: what
@@ -100,7 +102,7 @@ def average_checkpoints(
         Averages of the last checkpoints: Vaswani et al. 2017, section 6.1,
         https://arxiv.org/abs/1706.03762.
     """
-    found = paths.listed(inputs)
+    found = paths.resolved(inputs)
     coefficients = _coefficients(len(found), weights, decay)
     checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     report = merge.merge(
@@ -166,7 +168,7 @@ def average_windows(
             fewer inputs than `window`, or two of one name. Nothing has been
             written then.
     """
-    found = paths.listed(inputs)
+    found = paths.resolved(inputs)
     names = [os.path.basename(path) for path in found]
     if checks.integer("window", window, at_least=1) > len(found):
         raise ValueError(
@@ -223,7 +225,7 @@ def average_windows(
 def _coefficients(
     n: int, weights: Sequence[float] | np.ndarray | None, decay: float | None
 ) -> list[float]:
-    """The c of the equation for each of n inputs."""
+    """Returns the c of the equation for each of n inputs."""
     if decay is not None:
         if weights is not None:
             raise ValueError(
@@ -248,5 +250,5 @@ def _coefficients(
     largest = float(max(weights))
     parts = [float(weight) / largest for weight in weights]
     sums = itertools.accumulate(parts)
-    # A part that is too small for a float is none until there are others.
+    # The first parts can be so small that they are 0 as floats.
     return [part / total if total else 1.0 for part, total in zip(parts, sums)]

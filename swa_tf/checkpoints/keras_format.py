@@ -289,7 +289,7 @@ def _tensor(key: str, dataset: Any) -> Tensor:
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """The keys of numbered tensors, `layers/dense/vars/0`, by their group."""
+    """Returns the keys of numbered tensors, `dense/vars/0`, by their group."""
     groups: dict[str, dict[int, str]] = {}
     for key in tensors:
         group, _, number = key.rpartition("/")
@@ -302,7 +302,7 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 def _optimizers(tensors: Mapping[str, Tensor]) -> set[str]:
-    """What looks like optimizers, which may be anywhere in a model.
+    """Returns the keys of what looks like an optimizer, anywhere in a model.
 
     Such a group begins with the number of steps, an integer. All else in it is
     a scalar or has the shape of a weight, in Adafactor without one axis.
@@ -334,7 +334,7 @@ def _is_count(tensor: Tensor) -> bool:
 
 
 def _batch_norm(tensors: Mapping[str, Tensor]) -> set[str]:
-    """The batch-norm statistics.
+    """Returns the keys of batch-norm statistics.
 
     Older files name them. In newer ones they are the last two `vars` of a
     layer: of four vectors of one length, or of a layer that is called so.

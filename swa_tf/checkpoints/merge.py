@@ -149,7 +149,7 @@ def merge(
 
 
 def warn(report: dict[str, Any], stacklevel: int = 3) -> None:
-    """Says what an average of batch-norm statistics needs, what was guessed."""
+    """Warns of averaged batch-norm statistics, and of what was guessed."""
     if report["batch_norm_statistics"]:
         message = _REFIT.format(output=report["output"])
         warnings.warn(message, stacklevel=stacklevel)
@@ -158,7 +158,7 @@ def warn(report: dict[str, Any], stacklevel: int = 3) -> None:
 
 
 def guess(report: dict[str, Any]) -> str:
-    """Says what was taken for no weights by its looks alone."""
+    """Returns a sentence on what was taken for no weights by its looks."""
     names = report["guessed"]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (

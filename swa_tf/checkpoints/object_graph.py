@@ -1,4 +1,4 @@
-"""What the tensors of an object-based checkpoint are, by its object graph.
+"""The object graph of a checkpoint: which tensors are whose.
 
 Keys alone do not say: a tensor is stored under the shortest path to it, and in
 Keras 3 a model's kernels lie under its optimizer's path.
@@ -16,12 +16,12 @@ SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class AverageKeys(NamedTuple):
-    """The keys of what a `WeightAverage` saved.
+    """The keys under which a `WeightAverage` was saved.
 
     Attributes:
         averages: Of its averages, in their order.
         n_models: Of the number of models averaged.
-        state: Of its `_state.State`.
+        state: Of whether it is swapped in, and of which variables it is.
     """
 
     averages: list[str]
@@ -94,7 +94,7 @@ class ObjectGraph:
                     raise LookupError(f"it has no node {node_id}")
 
     def without(self, keys: Container[str]) -> bytes:
-        """The graph, serialized, without the values of these keys."""
+        """Returns the graph, serialized, without the values of these keys."""
         graph: Any = trackable_object_graph_pb2.TrackableObjectGraph()
         graph.CopyFrom(self._graph)
         emptied = set()
@@ -119,6 +119,6 @@ class ObjectGraph:
             yield attribute.checkpoint_key
 
     def _below(self, node_id: int) -> Iterator[str]:
-        """The keys of a list of variables, or of a dictionary."""
+        """Yields the keys of a list or dictionary of variables."""
         for child in self._graph.nodes[node_id].children:
             yield from self._keys(child.node_id)

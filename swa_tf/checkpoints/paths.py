@@ -76,12 +76,12 @@ def checkpoints_in(
 
 
 def suffix(path: str) -> str:
-    """What a path of Keras ends in; nothing for TensorFlow's checkpoints."""
+    """Returns the suffix of a file of Keras; of other paths none."""
     return next((each for each in SUFFIXES if path.endswith(each)), "")
 
 
 def files(path: str) -> list[str]:
-    """The files of a checkpoint that are there; the one that counts is last."""
+    """Returns the files of a checkpoint; the last one makes it one."""
     folder, name = whole_files.split(path)
     there = whole_files.names_in(folder)
     names = [each for each in there if _OF_DATA.sub("", each) == name != each]
@@ -91,8 +91,8 @@ def files(path: str) -> list[str]:
     return [folder + each for each in names]
 
 
-def listed(inputs: Any) -> list[str]:
-    """The checkpoints that are meant: those in a directory, or of a list."""
+def resolved(inputs: Any) -> list[str]:
+    """Returns the checkpoints of a list, or in a directory."""
     one = isinstance(inputs, (str, os.PathLike))
     if one and tf.io.gfile.isdir(inputs):
         return in_directory(os.fspath(inputs))
@@ -105,7 +105,7 @@ def listed(inputs: Any) -> list[str]:
 
 
 def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
-    """The paths in a list, each once, without `.index` and `.data-...`."""
+    """Returns the paths in a list, without `.index` and `.data-...`."""
     given = list(inputs)
     for path in given:
         if not isinstance(path, (str, os.PathLike)):
@@ -130,10 +130,10 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
 
 
 def matching(patterns: Iterable[str]) -> list[str]:
-    """The checkpoints that patterns such as `run/ckpt-*` stand for.
+    """Returns the checkpoints that match patterns such as `run/ckpt-*`.
 
-    A path that exists stands for itself, also with brackets in its name, and
-    so does a pattern that matches nothing.
+    A path that exists is no pattern, even with brackets in its name; and a
+    pattern that matches nothing is returned as it is.
     """
     found: list[str] = []
     for pattern in patterns:
@@ -148,7 +148,7 @@ def matching(patterns: Iterable[str]) -> list[str]:
 
 
 def in_directory(folder: str) -> list[str]:
-    """The checkpoints in a directory, the oldest first."""
+    """Returns the checkpoints in a directory, the oldest first."""
     if not tf.io.gfile.isdir(folder):
         raise FileNotFoundError(
             "`directory` must be a folder with checkpoints. "
@@ -160,7 +160,7 @@ def in_directory(folder: str) -> list[str]:
         for name in there
         if not name.startswith(".") and (_DATA.search(name) or suffix(name))
     }
-    state = _listed(folder)
+    state = _names_in_state(folder)
     # The first version of `Saver` writes one file of no particular name.
     names |= {name for name in state & there if not _PART.search(name)}
     forms = sorted({f"*{suffix(name)}" for name in names})
@@ -203,12 +203,12 @@ def in_directory(folder: str) -> list[str]:
 
 
 def in_order(paths: list[str]) -> list[str]:
-    """Paths, the oldest checkpoint first.
+    """Returns the paths, the oldest checkpoint first.
 
-    By the last whole number in their names, such as 3 in `epoch_03-loss_0.7`,
-    if each has its own; else by the time when they were last written, and as
-    they come where that is the same. Where there are other numbers that differ,
-    and the times contradict the last ones, a warning says so.
+    The order is that of the last whole number in their names, such as 3 in
+    `epoch_03-loss_0.7`, if each has its own; else that of the times when they
+    were last written; and of equal times the order given. A warning says so if
+    other numbers in the names vary too, and the times contradict the last ones.
     """
     numbers = [_numbers(os.path.basename(path)) for path in paths]
     written = {path: _written(path) for path in paths}
@@ -229,13 +229,13 @@ def in_order(paths: list[str]) -> list[str]:
 
 
 def _numbers(name: str) -> list[int]:
-    """The whole numbers in a name, without those of its suffix."""
+    """Returns the whole numbers in a name, without those of its suffix."""
     stem = name[: len(name) - len(suffix(name))]
     return [int(n) for n in _NUMBER.findall(stem) if n.isdigit()]
 
 
 def checked_output(output: Any, paths: list[str]) -> str:
-    """Where the result goes, or an error if that cannot be."""
+    """Returns the path of the result, or raises if it cannot go there."""
     if not isinstance(output, (str, os.PathLike)):
         raise TypeError(f"`output` must be a path. Received: output={output!r}")
     output = os.fspath(output)
@@ -272,13 +272,13 @@ def checked_output(output: Any, paths: list[str]) -> str:
 
 
 def _real(path: str) -> str:
-    """Returns the same for two paths of one checkpoint, also by links."""
+    """Returns one path for all the paths of a checkpoint, by links too."""
     there = [] if whole_files.is_remote(path) else files(path)
     return os.path.realpath([path, *there][-1])
 
 
 def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
-    """The paths that are, in reality, one before them."""
+    """Returns the paths whose real path is that of one before them."""
     seen: set[str] = set()
     twice = []
     for path in paths:
@@ -289,8 +289,8 @@ def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
     return twice
 
 
-def _listed(folder: str) -> set[str]:
-    """The names in the file `checkpoint`, which TensorFlow keeps."""
+def _names_in_state(folder: str) -> set[str]:
+    """Returns the names in the file `checkpoint`, which TensorFlow keeps."""
     try:
         state = tf.train.get_checkpoint_state(folder)
     except (tf.errors.OpError, ValueError, OSError):
@@ -300,7 +300,7 @@ def _listed(folder: str) -> set[str]:
 
 
 def _written(path: str) -> int:
-    """When a checkpoint was last written, in nanoseconds."""
+    """Returns when a checkpoint was last written, in nanoseconds."""
     return max(map(_time_of, files(path)), default=0)
 
 

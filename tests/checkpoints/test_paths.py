@@ -8,12 +8,12 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swa_tf.checkpoints import paths as finding
+from swa_tf.checkpoints import paths as paths_lib
 
 DATA = ".data-00000-of-00001"
 NAMES = st.sampled_from(["ckpt-", "epoch_", "a.b-", "v", "model.ckpt-", ""])
 TAILS = st.sampled_from(["", "-loss_0.75", "-1.5e-05", "_acc0.9.1", "-last"])
-SUFFIXES = st.sampled_from(["", *finding.SUFFIXES])
+SUFFIXES = st.sampled_from(["", *paths_lib.SUFFIXES])
 
 
 def _touch(folder, *names, time=None):
@@ -32,7 +32,7 @@ def _bundle(*names):
 
 def _found(folder):
     return [
-        os.path.basename(path) for path in finding.in_directory(str(folder))
+        os.path.basename(path) for path in paths_lib.in_directory(str(folder))
     ]
 
 
@@ -49,7 +49,7 @@ def _found(folder):
     ],
 )
 def test_suffix(path, suffix):
-    assert finding.suffix(path) == suffix
+    assert paths_lib.suffix(path) == suffix
 
 
 def test_files_of_a_prefix(tmp_path):
@@ -57,16 +57,16 @@ def test_files_of_a_prefix(tmp_path):
     _touch(
         tmp_path, *shards, "a[1].index", "a1.index", f"a[1]0{DATA}", "a[1].x"
     )
-    found = finding.files(str(tmp_path / "a[1]"))
+    found = paths_lib.files(str(tmp_path / "a[1]"))
     assert [os.path.basename(path) for path in found] == [*shards, "a[1].index"]
-    assert finding.files(str(tmp_path / "b")) == []
+    assert paths_lib.files(str(tmp_path / "b")) == []
 
 
 def test_files_of_one_file(tmp_path):
     _touch(tmp_path, "v1", "a.keras", "a.keras.index")
     for name in ("v1", "a.keras"):
         path = str(tmp_path / name)
-        assert finding.files(path) == [path]
+        assert paths_lib.files(path) == [path]
 
 
 @given(
@@ -82,7 +82,7 @@ def test_order_of_numbers(numbers, padded, name, tail, suffix):
         number: f"run_99/{name}{number:0{width}d}{tail}{suffix}"
         for number in numbers
     }
-    assert finding.in_order([paths[n] for n in numbers]) == [
+    assert paths_lib.in_order([paths[n] for n in numbers]) == [
         paths[n] for n in sorted(numbers)
     ]
 
@@ -104,7 +104,7 @@ def test_order_of_numbers(numbers, padded, name, tail, suffix):
     ],
 )
 def test_order_of_names(given, ordered):
-    assert finding.in_order(given) == ordered
+    assert paths_lib.in_order(given) == ordered
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_order_by_time(names, suffix, tmp_path):
     for i, path in enumerate(paths):
         files = [path] if suffix else _bundle(path)
         _touch(tmp_path, *files, time=1_000 - i)
-    assert finding.in_order(paths) == paths[::-1]
-    assert finding.in_order(paths[::-1]) == paths[::-1]
+    assert paths_lib.in_order(paths) == paths[::-1]
+    assert paths_lib.in_order(paths[::-1]) == paths[::-1]
 
 
 def test_order_by_time_is_exact_and_of_the_last_file(tmp_path):
@@ -132,13 +132,13 @@ def test_order_by_time_is_exact_and_of_the_last_file(tmp_path):
     os.utime(tmp_path / f"a{DATA}", ns=(3, 3 * 10**17 + 3))
     os.utime(tmp_path / "b.index", ns=(3, 3 * 10**17 + 2))
     paths = [str(tmp_path / name) for name in "abc"]
-    assert finding.in_order(paths) == [paths[2], paths[1], paths[0]]
+    assert paths_lib.in_order(paths) == [paths[2], paths[1], paths[0]]
 
 
 def test_order_of_equal_times_is_as_given(tmp_path):
     _touch(tmp_path, *_bundle("a", "b", "c"), time=1)
     paths = [str(tmp_path / name) for name in "bca"]
-    assert finding.in_order(paths) == paths
+    assert paths_lib.in_order(paths) == paths
 
 
 def test_a_link_is_as_old_as_what_it_leads_to(tmp_path):
@@ -146,19 +146,22 @@ def test_a_link_is_as_old_as_what_it_leads_to(tmp_path):
     _touch(tmp_path, "new.keras", time=2)
     (tmp_path / "link.keras").symlink_to("old.keras")
     paths = [str(tmp_path / f"{name}.keras") for name in ("new", "link")]
-    assert finding.in_order(paths) == paths[::-1]
+    assert paths_lib.in_order(paths) == paths[::-1]
 
 
 def test_what_a_shell_makes_of_a_pattern(tmp_path):
     names = [*_bundle("ckpt-1", "ckpt-2"), "ckpt-1.meta", "ckpt-2.meta"]
     names += ["ckpt-1.data-00001-of-00002"]
-    assert finding.listed(names) == ["ckpt-1", "ckpt-2"]
-    assert finding.listed(["ckpt-2.index", "ckpt-1"]) == ["ckpt-2", "ckpt-1"]
+    assert paths_lib.resolved(names) == ["ckpt-1", "ckpt-2"]
+    assert paths_lib.resolved(["ckpt-2.index", "ckpt-1"]) == [
+        "ckpt-2",
+        "ckpt-1",
+    ]
 
 
 def test_paths_may_be_of_any_kind_of_iterable():
     names = ["a", "b.h5"]
-    assert finding.listed(pathlib.Path(name) for name in names) == names
+    assert paths_lib.resolved(pathlib.Path(name) for name in names) == names
 
 
 @pytest.mark.parametrize(
@@ -181,14 +184,14 @@ def test_a_checkpoint_named_twice(inputs, twice, tmp_path, monkeypatch):
     for part in _bundle(""):
         os.symlink(f"real{part}", f"link{part}")
     with pytest.raises(ValueError, match="once") as error:
-        finding.listed(inputs)
+        paths_lib.resolved(inputs)
     assert str(error.value).endswith(f"Received twice: '{twice}'")
 
 
 @pytest.mark.parametrize("inputs", [[], iter(())])
 def test_no_inputs(inputs):
     with pytest.raises(ValueError, match=r"at least one.* Received: none"):
-        finding.listed(inputs)
+        paths_lib.resolved(inputs)
 
 
 @pytest.mark.parametrize(
@@ -204,17 +207,19 @@ def test_no_inputs(inputs):
 )
 def test_inputs_that_are_no_list_of_paths(inputs, received):
     with pytest.raises(TypeError, match="`inputs` must be a list") as error:
-        finding.listed(inputs)
+        paths_lib.resolved(inputs)
     assert received in str(error.value).split("Received: ")[1]
 
 
-@pytest.mark.parametrize("suffix", ["", *finding.SUFFIXES])
+@pytest.mark.parametrize("suffix", ["", *paths_lib.SUFFIXES])
 def test_directory(suffix, tmp_path):
     names = [f"ckpt-{i}{suffix}" for i in (1, 2, 10)]
     _touch(tmp_path, *(names if suffix else _bundle(*names)))
     assert _found(tmp_path) == names
-    assert finding.listed(tmp_path) == finding.listed(str(tmp_path))
-    assert finding.listed(f"{tmp_path}/") == [str(tmp_path / n) for n in names]
+    assert paths_lib.resolved(tmp_path) == paths_lib.resolved(str(tmp_path))
+    assert paths_lib.resolved(f"{tmp_path}/") == [
+        str(tmp_path / n) for n in names
+    ]
 
 
 def test_directory_without_numbers_is_in_the_order_of_time(tmp_path):
@@ -237,7 +242,7 @@ def test_directory_with_one_beside_numbered_ones(tmp_path):
     assert len(_found(tmp_path)) == 2
     _touch(tmp_path, "best.weights.h5")
     with pytest.raises(ValueError, match="numbers in their names") as error:
-        finding.listed(tmp_path)
+        paths_lib.resolved(tmp_path)
     assert str(error.value).endswith(
         "with best.weights.h5 beside epoch_01.weights.h5"
     )
@@ -293,7 +298,7 @@ def test_directory_with_other_files(tmp_path):
 def test_directory_with_no_form_or_several(names, forms, tmp_path):
     _touch(tmp_path, *names)
     with pytest.raises(ValueError, match="one form") as error:
-        finding.listed(tmp_path)
+        paths_lib.resolved(tmp_path)
     assert str(error.value).endswith(f"with {forms}")
 
 
@@ -301,7 +306,7 @@ def test_directory_that_is_none(tmp_path):
     _touch(tmp_path, "file")
     for path in (tmp_path / "missing", tmp_path / "file"):
         with pytest.raises(FileNotFoundError, match=f"directory='{path}'"):
-            finding.in_directory(str(path))
+            paths_lib.in_directory(str(path))
 
 
 @pytest.mark.parametrize("absolute", [True, False])
@@ -313,7 +318,7 @@ def test_directory_without_what_its_state_lists(absolute, tmp_path):
         str(tmp_path), listed[-1], listed
     )
     with pytest.raises(ValueError, match=r"without ckpt-3, ckpt-4$"):
-        finding.in_directory(str(tmp_path))
+        paths_lib.in_directory(str(tmp_path))
     _touch(tmp_path, *_bundle("ckpt-3", "ckpt-4"))
     assert _found(tmp_path) == [f"ckpt-{i}" for i in (1, 2, 3, 4)]
 
@@ -329,7 +334,7 @@ def test_directory_with_one_checkpoint_under_two_names(tmp_path):
     _touch(tmp_path, "epoch_1.keras", "epoch_2.keras")
     (tmp_path / "latest.keras").symlink_to("epoch_2.keras")
     with pytest.raises(ValueError, match=r"Received twice: '.*/latest\.keras'"):
-        finding.in_directory(str(tmp_path))
+        paths_lib.in_directory(str(tmp_path))
 
 
 @pytest.mark.parametrize("suffix", ["", ".weights.h5"])
@@ -338,20 +343,20 @@ def test_directory_with_an_average_among_checkpoints(suffix, tmp_path):
     _touch(tmp_path, *(names if suffix else _bundle(*names)))
     _touch(tmp_path, f"average{suffix}.json")
     with pytest.raises(ValueError, match=f"averages .*with average{suffix}$"):
-        finding.in_directory(str(tmp_path))
+        paths_lib.in_directory(str(tmp_path))
     _touch(tmp_path, f"ckpt-1{suffix}.json")  # averages alone may be averaged
     assert sorted(_found(tmp_path)) == names
 
 
-@pytest.mark.parametrize("suffix", ["", *finding.SUFFIXES])
+@pytest.mark.parametrize("suffix", ["", *paths_lib.SUFFIXES])
 def test_output(suffix, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inputs = [f"ckpt-1{suffix}"]
     for name in ("ckpt-2", "a/b/x.y", "./run.h5/x"):
         output = name + suffix
-        assert finding.checked_output(output, inputs) == output
+        assert paths_lib.checked_output(output, inputs) == output
     path = pathlib.Path(f"ckpt-2{suffix}")
-    assert finding.checked_output(path, inputs) == f"ckpt-2{suffix}"
+    assert paths_lib.checked_output(path, inputs) == f"ckpt-2{suffix}"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +378,7 @@ def test_output(suffix, tmp_path, monkeypatch):
 )
 def test_output_of_a_wrong_name(output, like, ending):
     with pytest.raises(ValueError, match="`output` must end in") as error:
-        finding.checked_output(output, [like])
+        paths_lib.checked_output(output, [like])
     assert f"must end in {ending}, as" in str(error.value)
     assert f"output='{output}'" in str(error.value)
 
@@ -381,7 +386,7 @@ def test_output_of_a_wrong_name(output, like, ending):
 @pytest.mark.parametrize("output", [None, 3, b"x"])
 def test_output_that_is_no_path(output):
     with pytest.raises(TypeError, match="`output` must be a path"):
-        finding.checked_output(output, ["a"])
+        paths_lib.checked_output(output, ["a"])
 
 
 @pytest.mark.parametrize(
@@ -406,7 +411,7 @@ def test_output_that_exists(output, like, there, kind, tmp_path, monkeypatch):
     else:
         os.symlink("nowhere", there)
     with pytest.raises(FileExistsError, match=f"there is '{there}'$"):
-        finding.checked_output(output, [like])
+        paths_lib.checked_output(output, [like])
 
 
 def test_output_that_is_an_input(tmp_path):
@@ -423,7 +428,7 @@ def test_output_that_is_an_input(tmp_path):
         ("link", prefix),
     ]:
         with pytest.raises(FileExistsError, match="none of the inputs"):
-            finding.checked_output(tmp_path / output, inputs)
+            paths_lib.checked_output(tmp_path / output, inputs)
 
 
 @pytest.mark.parametrize("output", ["file/x", "file/folder/x"])
@@ -431,4 +436,4 @@ def test_output_below_a_file(output, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _touch(tmp_path, "file")
     with pytest.raises(ValueError, match="'file' is a file"):
-        finding.checked_output(output, ["a"])
+        paths_lib.checked_output(output, ["a"])
