@@ -214,8 +214,11 @@ class AdamW(_Decay, _Adam):
         beta_2: The part of v that is kept in a step, a float >= 0 and < 1.
         epsilon: A float > 0, against division by zero.
         amsgrad: Whether to use the AMSGrad variant.
-        weight_decay, weight_decay_on, scale_decay_by_learning_rate, name,
-            **kwargs: As in `MomentumW`.
+        weight_decay: As in `MomentumW`.
+        weight_decay_on: As in `MomentumW`.
+        scale_decay_by_learning_rate: As in `MomentumW`.
+        name: The optimizer's name.
+        **kwargs: As in `MomentumW`.
 
     Raises:
         ValueError, TypeError: As in `MomentumW`.
