@@ -149,7 +149,7 @@ def greedy_soup(
         https://arxiv.org/abs/2203.05482. There a checkpoint that changes
         nothing is added; here it must improve the metric.
     """
-    found = paths.listed(inputs)
+    found = paths.resolved(inputs)
     checks.choice("mode", mode, ("max", "min"))
     checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     if not callable(metric):
