@@ -27,10 +27,9 @@ register = tf.keras.utils.register_keras_serializable(package="swa_tf")
 
 def tensorflow_addons() -> types.ModuleType | None:
     """Returns TensorFlow Addons if it is installed beside TensorFlow 2.15."""
-    name = "tensorflow_addons"
     of_its_time = tf.__version__.startswith("2.15.")
-    if of_its_time and importlib.util.find_spec(name):
-        return importlib.import_module(name)
+    if of_its_time and importlib.util.find_spec("tensorflow_addons"):
+        return importlib.import_module("tensorflow_addons")
     return None
 
 
