@@ -14,7 +14,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import checkpoint_state, known_lists, variable_lists
+from swa_tf.averaging import checkpoint_state, variable_lists
+from swa_tf.averaging.known_lists import KnownLists
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.support import stack
 from swa_tf.support import variables as variables_lib
@@ -71,7 +72,7 @@ class ShadowVariables(tf.Module):
     @when.setter
     def when(self, when: AveragingSchedule | None) -> None:
         self._when = _checked_when(when)
-        self._lists = known_lists.Lists()  # traced with the old one
+        self._lists = KnownLists()  # traced with the old one
         if when is not None and self._n_calls is None:
             self._n_calls = self._counter("n_calls")
 
@@ -335,7 +336,7 @@ class ShadowVariables(tf.Module):
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""
         self._graph = variables_lib.outermost_graph()
-        self._lists = known_lists.Lists()
+        self._lists = KnownLists()
         with tf.init_scope():
             self._state = checkpoint_state.CheckpointState()
         self._n_models = self._counter("n_models")

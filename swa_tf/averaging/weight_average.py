@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.averaging import known_lists, variable_lists
+from swa_tf.averaging import variable_lists
+from swa_tf.averaging.known_lists import KnownList
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.shadow import ShadowVariables
 from swa_tf.averaging.update import Update
 from swa_tf.support import variables as variables_lib
+
+_MAX_UNTRACED_UPDATES = 50
 
 ONE_AT_A_TIME = threading.RLock()
 """What changes averages, or swaps them in, waits for it.
@@ -186,15 +189,24 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         if known is None:
             variables = self._prepared(var_list)
             update = Update(self._pairs(variables))
-            known = known_lists.KnownList(var_list, variables, update)
+            known = KnownList(var_list, variables, update)
             if all(v.shape.is_fully_defined() for v in variables):
                 self._lists.add(known)
-        if known.is_to_be_traced:
-            known.traced(self._update)()
-        else:
+        if known.n_op_by_op < _MAX_UNTRACED_UPDATES:
             self._update_op_by_op(known)
+            return
+        if known.traced is None:
+            variables, update = known.variables, known.update
 
-    def _update_op_by_op(self, known: known_lists.KnownList) -> None:
+            @tf.function(autograph=False)
+            def traced() -> None:
+                self._update(variables, update)
+
+            # A `tf.function` would warn of each new average that it traces.
+            known.traced = traced.get_concrete_function()
+        known.traced()
+
+    def _update_op_by_op(self, known: KnownList) -> None:
         """Updates all averages, or none if it is interrupted."""
         if self._when and not self._when.due(int(self._n_calls)):
             self._n_calls.assign_add(1)
@@ -209,6 +221,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             finally:  # again, for a second interrupt may have come
                 restore()
             raise
+        known.n_op_by_op += 1
 
     def _prepared(self, var_list: Iterable[Any]) -> list[Any]:
         """The checked variables of `var_list`, each with a shadow variable."""
