@@ -14,10 +14,8 @@ from swa_tf.support import checks, stack
 class Argument(NamedTuple):
     """A scalar >= 0: a number, or a tensor or variable read in each update.
 
-    Attributes:
-        name: What the caller calls it, for the errors.
-        wanted: What it must be, for the errors.
-        below: What it must be less than, in float32.
+    Errors call it `name`, and say that it must be `wanted`: less than `below`
+    in float32.
     """
 
     name: str
@@ -25,10 +23,22 @@ class Argument(NamedTuple):
     below: float
 
     def given(self, value: Any) -> Any:
-        """`value`, or an error if it is known already that it is wrong."""
-        if value is None:
-            return None
-        value = self._number_or_scalar(value)
+        """Returns `value`, or raises if it is known already to be wrong."""
+        value = stack.tf_variable(value)
+        if isinstance(value, tf.Variable) or tf.is_tensor(value):
+            if value.shape.rank not in (0, None):
+                self._raise_no_scalar(value.shape)
+            dtype = value.dtype.base_dtype
+            if not (dtype.is_floating or dtype.is_integer):
+                raise ValueError(
+                    f"`{self.name}` must be {self.wanted}. "
+                    f"Received: {self.name} of dtype {dtype.name}"
+                )
+        elif value is not None:
+            if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
+                value = value.item()
+            wanted = f"a scalar tensor or {self.wanted}"
+            value = checks.real(self.name, value, wanted)
         if is_known(value) or tf.executing_eagerly():
             self.check(value)
         return value
@@ -51,27 +61,9 @@ class Argument(NamedTuple):
         return []
 
     def allows(self, value: Any) -> Any:
-        """Whether `value` is right, as a boolean tensor or a NumPy one."""
+        """Whether `value` is right: a boolean tensor or one of NumPy."""
         rounded = float32(value)
         return (rounded >= 0.0) & (rounded < self.below)
-
-    def _number_or_scalar(self, value: Any) -> Any:
-        """A number, or a scalar tensor or `tf.Variable`, or an error."""
-        value = stack.tf_variable(value)
-        if isinstance(value, tf.Variable) or tf.is_tensor(value):
-            if value.shape.rank not in (0, None):
-                self._raise_no_scalar(value.shape)
-            dtype = value.dtype.base_dtype
-            if not (dtype.is_floating or dtype.is_integer):
-                raise ValueError(
-                    f"`{self.name}` must be {self.wanted}. "
-                    f"Received: {self.name} of dtype {dtype.name}"
-                )
-            return value
-        if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
-            value = value.item()
-        wanted = f"a scalar tensor or {self.wanted}"
-        return checks.real(self.name, value, wanted)
 
     def _raise_no_scalar(self, shape: tf.TensorShape) -> NoReturn:
         raise ValueError(
@@ -87,14 +79,14 @@ NUM_UPDATES = Argument(
 
 
 def is_known(value: Any) -> bool:
-    """Whether it is a number that never changes, or none is given."""
+    """Whether `value` is a number, which never changes, or None."""
     return value is None or isinstance(value, (int, float))
 
 
 def float32(value: Any) -> Any:
-    """A number or scalar, rounded as TensorFlow's own class does."""
+    """Rounds a number or scalar to float32, as TensorFlow's class does."""
     if isinstance(value, (int, float)):
-        with np.errstate(over="ignore"):  # infinity is for the caller to see
+        with np.errstate(over="ignore"):  # the caller checks for infinity
             return np.float32(value)
     return tf.cast(value, tf.float32)
 
@@ -105,8 +97,8 @@ def scaled_decay(decay: float, batch_size_ratio: float) -> float:
         decay^k
 
     with k the ratio: one step on a batch k times as large goes as far as k
-    steps, so that the average must forget as much in one update as it did in
-    k. The learning rate is to be scaled by its own rule.
+    steps, so that one update must forget as much as k did. The learning rate
+    is to be scaled by its own rule.
 
     >>> round(swa_tf.scaled_decay(0.999, 8), 6)
     0.992028

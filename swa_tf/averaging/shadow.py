@@ -14,7 +14,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import checkpoint_state, variable_lists
+from swa_tf.averaging import variable_lists
+from swa_tf.averaging.checkpoint_state import CheckpointState
 from swa_tf.averaging.known_lists import KnownLists
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.support import stack
@@ -141,7 +142,7 @@ class ShadowVariables(tf.Module):
         Raises:
             TypeError, ValueError: As `apply` does.
         """
-        self._make_averages(self._checked(var_list))
+        self._make_averages(self._checked(var_list), begin=False)
 
     def average(self, var: Any) -> tf.Variable | None:
         """The variable that holds the average of `var`.
@@ -231,9 +232,8 @@ class ShadowVariables(tf.Module):
             ]
         averaged = [stack.tf_variable(v) for v in moving_avg_variables]
         restored = {self.average_name(v): v for v in averaged}
-        counts = [v for v in (self._n_models, self._n_calls) if v is not None]
         # By name: an imported graph has several objects for one variable.
-        skip = {stack.variable_name(v) for v in [*averaged, *counts]}
+        skip = {stack.variable_name(v) for v in [*averaged, *self._counts()]}
         for variable in v1.global_variables():
             name = stack.variable_name(variable)
             if name not in skip:
@@ -253,8 +253,10 @@ class ShadowVariables(tf.Module):
         Returns:
             In a graph the op that resets, in eager mode None.
         """
-        counts = (self._n_models, self._n_calls)
-        return tf.group(*[n.assign(0) for n in counts if n is not None])
+        return tf.group(*self._reset_ops())
+
+    def _reset_ops(self) -> list[Any]:
+        return [v.assign(tf.zeros_like(v)) for v in self._counts()]
 
     def assert_averaged(
         self, var_list: Iterable[Any] | None = None
@@ -276,6 +278,9 @@ class ShadowVariables(tf.Module):
         Raises:
             RuntimeError: In eager mode.
         """
+        return self._check_averaged(var_list)
+
+    def _check_averaged(self, var_list: Iterable[Any] | None) -> list[Any]:
         if self._has_averages_from_the_start():
             return []
         message = (
@@ -314,8 +319,11 @@ class ShadowVariables(tf.Module):
             variable_lists.check_shapes(variables, averages)
         return variables
 
-    def _make_averages(self, variables: list[Any]) -> None:
-        """Makes the shadow variables, unless they are there."""
+    def _make_averages(self, variables: list[Any], begin: bool = True) -> None:
+        """Makes the shadow variables that are not there yet.
+
+        With `begin` for an update, without it before any.
+        """
         if variables_lib.outermost_graph() is not self._graph:
             self._make_count()
         new = [v for v in variables if self.average(v) is None]
@@ -327,7 +335,7 @@ class ShadowVariables(tf.Module):
 
     def _make_new_averages(self, variables: list[Any]) -> None:
         averaged = [key.deref() for key in self._average_of.value]
-        self._state.note([*averaged, *variables], self._takes_others)
+        self._state.note([*averaged, *variables])
         averages = {
             v.ref(): _made(v, self.name, self._device) for v in variables
         }
@@ -338,7 +346,7 @@ class ShadowVariables(tf.Module):
         self._graph = variables_lib.outermost_graph()
         self._lists = KnownLists()
         with tf.init_scope():
-            self._state = checkpoint_state.CheckpointState()
+            self._state = CheckpointState(self._takes_others)
         self._n_models = self._counter("n_models")
         if self._graph is None:
             self._state.n_models = self.n_models
@@ -371,11 +379,10 @@ def _checked_when(when: Any) -> AveragingSchedule | None:
 
 
 def _made(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
-    """A variable `<variable>/<suffix>` for the average of `variable`.
+    """Returns a variable `<variable>/<suffix>` for the average of `variable`.
 
     It has the device of the variable, unless `device` is given, and the value
-    that the variable has now or, in a v1 graph, will be given first; zeros for
-    a tensor.
+    that the variable has now or, in a v1 graph, will be given first.
     """
     dtype = variables_lib.dtype_of_average(variable)
     name = f"{stack.variable_name(variable)}/{suffix}"
@@ -384,39 +391,34 @@ def _made(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
         with tf.device(device) if device else contextlib.nullcontext():
             return _of_tensor(variable, dtype, name)
     strategy = variables_lib.strategy_of(variable)
+    v1 = tf.compat.v1
     with tf.init_scope():
         value = tf.cast(variables_lib.initial_value(variable), dtype)
         place = device or variable.device
         with strategy.scope() if strategy else tf.device(place):
             if tf.executing_eagerly():
                 return tf.Variable(value, trainable=False, name=name)
-            with _beside(variable, strategy, device):
+            # Beside the variable: TensorFlow may be free to choose where.
+            beside: Any = contextlib.nullcontext()
+            if not (strategy or device):
+                graph = v1.get_default_graph()
+                beside = graph.colocate_with(variable.op)
+            with beside:
                 average = _graph_variable(value, name)
         stack.copy_slices_and_sharding(variable, average, suffix)
-        v1 = tf.compat.v1
         v1.add_to_collection(v1.GraphKeys.MOVING_AVERAGE_VARIABLES, variable)
     return average
 
 
-def _beside(variable: Any, strategy: Any, device: str | None) -> Any:
-    """Has TensorFlow place what a v1 graph makes where it places `variable`.
-
-    Without the name of a device it is free to choose.
-    """
-    if strategy or device:
-        return contextlib.nullcontext()
-    graph = tf.compat.v1.get_default_graph()
-    return graph.colocate_with(variable.op)
-
-
 def _of_tensor(tensor: tf.Tensor, dtype: tf.DType, name: str) -> tf.Variable:
-    """Of a v1 graph. TensorFlow's class, too, places it where `apply` is."""
+    """Returns the average, now zeros, of a tensor of a v1 graph."""
     with tf.init_scope():
         if tensor.shape.is_fully_defined():
             # Named, or the caller's next `tf.zeros` would get another name.
             zeros = tf.zeros(tensor.shape, dtype, name=f"{name}/zeros")
-            return _graph_variable(zeros, name)
-        return _graph_variable(tf.zeros(tf.shape(tensor), dtype), name)
+        else:
+            zeros = tf.zeros(tf.shape(tensor), dtype)
+        return _graph_variable(zeros, name)
 
 
 def _graph_variable(value: tf.Tensor, name: str) -> tf.Variable:
