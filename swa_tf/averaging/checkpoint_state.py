@@ -99,7 +99,7 @@ class CheckpointState(tf.train.experimental.PythonState):
         return 1 - tf.cast(self.variable.read_value(), tf.int64)
 
     def note(self, variables: Iterable[Any]) -> None:
-        """Notes all variables averaged, or raises if a checkpoint has others."""
+        """Notes all variables averaged; raises if a checkpoint has others."""
         averaged = [
             AveragedVariable(
                 stack.variable_name(v),

@@ -1,9 +1,7 @@
 """Shadow variables: the averages, their counts, and their names and values.
 
 In a v1 graph they are made as `tf.train.ExponentialMovingAverage` makes its
-own, by `get_variable` in a variable scope of their name: so names are made
-unique, scopes are reused and partitioners are left out in the same way, and a
-checkpoint written with one is read with the other.
+own, so that a checkpoint written with one class is read with the other.
 """
 
 from __future__ import annotations
@@ -23,12 +21,13 @@ from swa_tf.support import variables as variables_lib
 
 
 class ShadowVariables(tf.Module):
-    """The variables that hold averages, and all that is known of them.
+    """The part of a `WeightAverage` that does not update: its variables.
 
-    What an average is apart from how it is updated: see `WeightAverage`.
+    Attributes:
+        _takes_others: Whether later calls of `apply` may name other variables
+            than the first.
     """
 
-    # Whether later calls of `apply` may name other variables than the first.
     _takes_others = False
 
     def __init__(
@@ -60,10 +59,9 @@ class ShadowVariables(tf.Module):
 
     @property
     def when(self) -> AveragingSchedule | None:
-        """Which calls of `apply` average; None for each of them.
+        """The schedule of the calls of `apply` that average; None for all.
 
-        Set it before `apply` is traced: a compiled function keeps the schedule
-        that it was traced with.
+        Set it before `apply` is traced: a compiled function keeps its own.
 
         >>> swa_tf.StochasticWeightAveraging().when is None
         True
@@ -79,10 +77,9 @@ class ShadowVariables(tf.Module):
 
     @property
     def n_calls(self) -> tf.Variable | None:
-        """The number of calls of `apply`, an int64 scalar `tf.Variable`.
+        """The number of calls of `apply`, due or not, as `n_models` is.
 
-        Those that were not due included; assigning an integer counts on from
-        there. None where there is no `when`, and each call averages.
+        Assigning an integer counts on from there. None without a `when`.
 
         >>> when = swa_tf.AveragingSchedule(start=10)
         >>> int(swa_tf.StochasticWeightAveraging(when=when).n_calls)
@@ -114,8 +111,6 @@ class ShadowVariables(tf.Module):
     def averaged(self) -> list[tuple[str, tf.Variable]]:
         """The averages, each with the name of its variable, in their order.
 
-        Empty before the first `apply` or `build`.
-
         >>> swa = swa_tf.StochasticWeightAveraging()
         >>> swa.apply([tf.Variable(1.0, name="w")])
         >>> [(name, float(average)) for name, average in swa.averaged]
@@ -127,8 +122,7 @@ class ShadowVariables(tf.Module):
         """Makes the shadow variables of `var_list` without averaging.
 
         The first `apply` does this by itself. Call `build` where there is
-        none: to evaluate the averages of a checkpoint in a process that does
-        not train.
+        none: to evaluate a checkpoint in a process that does not train.
 
         >>> variable = tf.Variable([1.0, 2.0])
         >>> swa = swa_tf.StochasticWeightAveraging()
@@ -145,7 +139,7 @@ class ShadowVariables(tf.Module):
         self._make_averages(self._checked(var_list), begin=False)
 
     def average(self, var: Any) -> tf.Variable | None:
-        """The variable that holds the average of `var`.
+        """Returns the variable that holds the average of `var`.
 
         >>> variable = tf.Variable(1.0)
         >>> swa = swa_tf.StochasticWeightAveraging()
@@ -160,9 +154,8 @@ class ShadowVariables(tf.Module):
                 `tf.Variable` under it; in a v1 graph also a tensor.
 
         Returns:
-            A non-trainable variable of the same shape, in float64 for a
-            float64 variable and in float32 otherwise. None if `var` is not
-            averaged.
+            A variable of the same shape, in float64 for float64 and in float32
+            otherwise; None if `var` is not averaged.
 
         Raises:
             TypeError: If `var` is none of these.
@@ -173,10 +166,9 @@ class ShadowVariables(tf.Module):
         return self._average_of.value.get(variable.ref())
 
     def average_name(self, var: Any) -> str:
-        """The name of the variable that holds the average of `var`.
+        """Returns the name of the average of `var`: `<variable>/<name>`.
 
-        It is `<variable>/<name>`, in the current scope and made unique, as in
-        `tf.train.ExponentialMovingAverage`.
+        It is made unique as by `tf.train.ExponentialMovingAverage`.
 
         >>> variable = tf.Variable(1.0, name="w")
         >>> swa_tf.StochasticWeightAveraging(name="swa").average_name(variable)
@@ -198,12 +190,10 @@ class ShadowVariables(tf.Module):
     def variables_to_restore(
         self, moving_avg_variables: Iterable[Any] | None = None
     ) -> dict[str, Any]:
-        """Names and variables for a v1 `Saver` that restores the averages.
+        """Returns what a v1 `Saver` needs to read averages into variables.
 
-        A `Saver` made with the result reads the average of each variable into
-        the variable itself, and every other variable of the graph as it is.
-        The counts of models and calls are not among them: who reads the
-        averages into the weights evaluates, and does not go on averaging.
+        Every other variable of the graph is read as it is, except the counts
+        of models and calls: averaging does not go on from such weights.
 
         >>> with tf.Graph().as_default():
         ...     variable = tf.Variable(1.0, name="w")
@@ -220,8 +210,7 @@ class ShadowVariables(tf.Module):
             A dictionary from the name in the checkpoint to the variable.
 
         Raises:
-            ValueError: If `moving_avg_variables` is None where there is no v1
-                graph to take the variables from.
+            ValueError: If `moving_avg_variables` is None outside a v1 graph.
         """
         v1 = tf.compat.v1
         if moving_avg_variables is None:
@@ -269,8 +258,8 @@ class ShadowVariables(tf.Module):
         []
 
         Args:
-            var_list: Variables of `apply` or `build`, each of which must have
-                been averaged: an EMA may have averaged others only.
+            var_list: Variables of `apply` or `build`, of which each must have
+                been averaged; an EMA may have averaged others only.
 
         Returns:
             In a graph the ops that raise `tf.errors.InvalidArgumentError`.
@@ -298,11 +287,11 @@ class ShadowVariables(tf.Module):
         return False
 
     def _counts(self) -> list[tf.Variable]:
-        """What an update changes beside the averages."""
+        """Returns the variables that an update changes beside the averages."""
         return [v for v in (self._n_models, self._n_calls) if v is not None]
 
     def _checked(self, var_list: Iterable[Any]) -> list[Any]:
-        """The `tf.Variable`s of `var_list`, or an error that says why not."""
+        """Returns the `tf.Variable`s of `var_list`, or raises."""
         variables = variables_lib.checked_list(
             "var_list", var_list, tensors=True
         )
@@ -329,8 +318,8 @@ class ShadowVariables(tf.Module):
         new = [v for v in variables if self.average(v) is None]
         if new:
             self._make_new_averages(new)
+        # Also those of a call that was interrupted before this.
         averages = list(self._average_of.value.values())
-        # The last time an interrupt may have come before this.
         self._averages.extend(averages[len(self._averages) :])
 
     def _make_new_averages(self, variables: list[Any]) -> None:
@@ -352,20 +341,16 @@ class ShadowVariables(tf.Module):
             self._state.n_models = self.n_models
         if self._when is not None:
             self._n_calls = self._counter("n_calls")
-        # For `tf.saved_model.save`, which wants to find what functions use.
+        # An attribute of the module, for `tf.saved_model.save`.
         self._swapped = self._state.variable
 
     def _counter(self, name: str) -> tf.Variable:
+        name = self._own_name(name)
         with tf.init_scope():
-            return tf.Variable(
-                0,
-                trainable=False,
-                dtype=tf.int64,
-                name=self._own_name(name),
-            )
+            return tf.Variable(0, False, dtype=tf.int64, name=name)
 
     def _own_name(self, name: str) -> str:
-        """The name of what belongs to the object, and to no variable."""
+        """Returns the name of a variable or scope of the object itself."""
         return f"{self.name}/{name}" if self.name else name
 
 

@@ -240,16 +240,19 @@ def _read(value: Any) -> tf.Tensor:
     return variables_lib.read(value) if is_variable else value
 
 
-@functools.cache
 def _has_xla(device: str) -> bool:
-    """Whether XLA compiles for `device`. It may lack a part of CUDA."""
     kind = tf.DeviceSpec.from_string(device).device_type
-    if kind not in ("CPU", "GPU") or not tf.test.is_built_with_xla():
-        return False
-    if kind == "GPU":
-        with tf.init_scope(), tf.device(device):
-            try:
-                tf.function(tf.negative, jit_compile=True)(tf.ones([]))
-            except tf.errors.OpError:
-                return False
+    return bool(tf.test.is_built_with_xla()) and (
+        kind == "CPU" or (kind == "GPU" and _compiles(device))
+    )
+
+
+@functools.cache
+def _compiles(device: str) -> bool:
+    """Whether XLA finds all that it needs of CUDA, which may not be there."""
+    with tf.init_scope(), tf.device(device):
+        try:
+            tf.function(tf.negative, jit_compile=True)(tf.ones([]))
+        except tf.errors.OpError:
+            return False
     return True

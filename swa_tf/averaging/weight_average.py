@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from swa_tf.averaging import variable_lists
@@ -23,31 +22,26 @@ from swa_tf.support import variables as variables_lib
 _MAX_UNTRACED_UPDATES = 50
 
 ONE_AT_A_TIME = threading.RLock()
-"""What changes averages, or swaps them in, waits for it.
+"""The lock held to change averages or to swap them in.
 
-Two threads that read a count, and write what they have read plus one, count
-once; and one that swaps while another averages gives it averages for weights.
+Two threads could count two models as one, or average swapped-in averages.
 """
 
 
 class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
-    """Keeps an average of each of a list of variables.
-
-    The base of every average in this library. It makes the shadow variables,
-    moves them and counts; a subclass says only how far they move:
+    """The base of every average: makes, updates and counts averages.
 
         average <- average + c(n) * (weight - average)
 
-    where n is the number of models already averaged, and the first update
-    makes the average equal to the weight whatever c is. A shadow variable
-    holds the average itself, in at least float32: a float16 or bfloat16
-    average stops moving once an update is less than half a unit in its last
-    place. See `StochasticWeightAveraging` for how an average is used.
+    where n is the number of models already averaged; the first update makes
+    the average equal to the weight whatever c is. A shadow variable holds the
+    average itself, in at least float32: a float16 or bfloat16 average stops
+    moving once an update is less than half a unit in its last place. See
+    `StochasticWeightAveraging` for how an average is used.
 
-    A new kind of average is a subclass with a method `coefficient`. It works
-    in every mode, is saved in checkpoints, and is swapped into models. This
-    one gives later models more weight than earlier ones (polynomial-decay
-    averaging, Shamir and Zhang 2013, section 4):
+    A new kind of average is a subclass with a method `coefficient`, which
+    works in every mode. This one gives later models more weight than earlier
+    ones (polynomial-decay averaging, Shamir and Zhang 2013, section 4):
 
     >>> class PolynomialAverage(swa_tf.WeightAverage):
     ...     def __init__(self, gamma, **kwargs):
@@ -73,8 +67,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
     A `copy.deepcopy` has averages and counts of its own, not swapped in, of
     the same variables; or of their copies, where these were copied in the same
-    call. (Keras copies models by making them anew, and nothing knows then
-    which variable is the copy of which.)
+    call. (Keras copies models by making them anew: those do not count.)
 
     Args:
         name: Suffix of the names of the shadow variables; by default the name
@@ -98,11 +91,10 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
         The first call makes a shadow variable of each, equal to the variable;
         each later call takes the same variables. Without a schedule `when`
-        each call averages; with one the calls are counted, and those that are
-        due average. Works in eager mode, in `tf.function`, in a v1 graph, and
-        under `tf.distribute` in replica and cross-replica context (in replica
-        context not inside `tf.cond`, where TensorFlow has no `merge_call`: let
-        `when` decide).
+        each call averages, with one those that are due. Works in eager mode, in
+        `tf.function`, in a v1 graph, and under `tf.distribute` in replica and
+        cross-replica context (in replica context not inside `tf.cond`, where
+        TensorFlow has no `merge_call`: let `when` decide).
 
         >>> variable = tf.Variable(1.0)
         >>> swa = swa_tf.StochasticWeightAveraging()
@@ -119,21 +111,19 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 tensors. None takes the v1 graph's trainable variables.
 
         Returns:
-            In a graph the op that updates the averages, in eager mode None.
-            (A `tf.function` runs it anyway, and cannot return it.)
+            In a graph the op that updates the averages (which a `tf.function`
+            runs by itself and cannot return), in eager mode None.
 
         Raises:
             TypeError: If `var_list` is not a list, or holds anything but
                 floating-point variables.
-            ValueError: If `var_list` is empty, is None where there is no v1
-                graph, names a variable twice, is not the list of the first
-                call or of the checkpoint restored, or holds a variable whose
-                shape has changed, or of another strategy than that in whose
-                scope this is.
-            RuntimeError: If the averages are swapped in. A compiled
-                function, traced before, raises
-                `tf.errors.InvalidArgumentError`. Also in a function that a
-                coordinator of parameter servers schedules on its workers.
+            ValueError: If `var_list` is empty, is None outside a v1 graph,
+                names a variable twice, is not the list of the first call or of
+                the checkpoint restored, or holds a variable whose shape has
+                changed or of another strategy than that in whose scope this is.
+            RuntimeError: If the averages are swapped in (a function traced
+                before raises `tf.errors.InvalidArgumentError`), or in a
+                function that workers of parameter servers run.
         """
         if tf.distribute.has_strategy():
             variable_lists.require_coordinator()
@@ -149,10 +139,9 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
     @abc.abstractmethod
     def coefficient(self, n_models: tf.Tensor) -> Any:
-        """The c of the equation after `n_models` models.
+        """Returns the c of the equation after `n_models` models.
 
-        Called in each update in eager mode, and once in each trace. The first
-        update makes the average equal to the weight whatever is returned.
+        Called in each update in eager mode, and once in each trace.
 
         >>> n_models = tf.constant(3, tf.int64)
         >>> float(swa_tf.StochasticWeightAveraging().coefficient(n_models))
@@ -162,12 +151,11 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             n_models: The number of models already averaged: an int64 scalar.
 
         Returns:
-            A float64 scalar tensor, or a Python number, in [0, 1]. Anything
-            beyond moves nothing.
+            A float64 scalar tensor or a number in [0, 1]; others move nothing.
         """
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
-        """`apply` outside replica context."""
+        """Applies outside replica context."""
         with ONE_AT_A_TIME:
             self._state.check(self.name)
             if var_list is None:
@@ -178,10 +166,9 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             return self._update(self._prepared(var_list))
 
     def _apply_eagerly(self, var_list: Iterable[Any]) -> None:
-        """`apply` op by op at first, and by a traced function later.
+        """Applies op by op at first, and by a traced function later.
 
-        A list that is given again costs Python no more for each variable than
-        to look whether it is the same.
+        Python only compares the variables of a list that it knows.
         """
         if not isinstance(var_list, (list, tuple)):
             var_list = self._checked(var_list)  # can be iterated over once
@@ -218,19 +205,19 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         except BaseException:
             try:
                 restore()
-            finally:  # again, for a second interrupt may have come
+            finally:  # again, in case a second interrupt came
                 restore()
             raise
         known.n_op_by_op += 1
 
     def _prepared(self, var_list: Iterable[Any]) -> list[Any]:
-        """The checked variables of `var_list`, each with a shadow variable."""
+        """Returns the checked `var_list`, each with a shadow variable."""
         variables = self._checked(var_list)
         self._make_averages(variables)
         return variables
 
     def _pairs(self, variables: list[Any]) -> list[tuple[tf.Variable, Any]]:
-        """Each average with its weight, one of a pair on each device."""
+        """Returns each average with its weight, for each device."""
         return [
             pair
             for variable in variables
@@ -244,35 +231,34 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     ) -> Any:
         """Averages `variables` in, where it is due.
 
-        With `update`, which is theirs, in eager mode or in a function of the
-        average's own, before which Python has looked for a swap. Without it in
-        a graph of the caller, which looks when it runs.
+        `update` is given in eager mode and in the function that this class
+        traces: there Python has checked that no averages are swapped in. In a
+        graph of the caller, the graph checks it.
         """
         averages = [self.average(variable) for variable in variables]
         is_own = update is not None
         checks = variable_lists.shape_checks(variables, averages)
         if not is_own:
             checks += self._state.assertions(self.name)
-        # There nobody sees the scope, whose name may be one that only eager
-        # mode takes.
-        unnamed = is_own or self.name is None
-        with tf.name_scope("average" if unnamed else self.name) as scope:
+        # Eager mode allows names of averages that a scope may not have.
+        is_named = not is_own and self.name is not None
+        with tf.name_scope(self.name if is_named else "average") as scope:
             with tf.control_dependencies(checks):
                 due = self._due()
                 live = tf.ones([], tf.int64) if is_own else self._state.live()
                 n_models = self._read_n_models()
 
             def average() -> Any:
-                c = self.coefficient(n_models)
-                c = tf.convert_to_tensor(c, tf.float64)
+                c = tf.convert_to_tensor(self.coefficient(n_models), tf.float64)
                 c.shape.assert_has_rank(0)
                 first = self._is_first(variables, n_models)
                 if first is not False:
                     c = tf.where(first, tf.ones_like(c), c)
-                # Where XLA leaves the assertions out, it moves nothing.
+                # For XLA, which leaves assertions out.
                 inside = tf.logical_and(c >= 0.0, c <= 1.0)
-                c = tf.where(inside, c, tf.zeros_like(c))
-                c *= tf.cast(live, c.dtype)
+                c = tf.where(inside, c, tf.zeros_like(c)) * tf.cast(
+                    live, c.dtype
+                )
                 return self._move(variables, c, n_models, update)
 
             with tf.control_dependencies([n_models]):
@@ -291,10 +277,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         return self._n_models.read_value()
 
     def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
-        """Whether averages start as the weight; False if they never do.
-
-        Of all of them, or of each of `variables` in a vector.
-        """
+        """Whether averages start as the weight: all, or each in a vector."""
         return tf.equal(n_models, 0)
 
     def _move(
@@ -304,21 +287,19 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         n_models: tf.Tensor,
         update: Update | None,
     ) -> Any:
-        """average <- average + c * (weight - average)
-
-        With one `c` for all, or a vector that has one for each of `variables`.
-        """
+        """Updates averages, with one `c` or a vector for `variables`."""
         if c.shape.rank:
-            sizes = [
-                len(variables_lib.components(self.average(v)))
-                for v in variables
+            places = [
+                place
+                for place, variable in enumerate(variables)
+                for _ in variables_lib.components(self.average(variable))
             ]
-            c = tf.gather(c, np.repeat(np.arange(len(sizes)), sizes))
+            c = tf.gather(c, places)
         update = update or Update(self._pairs(variables))
         return update(c, n_models)
 
     def _due(self) -> Any:
-        """Whether this call averages; counts it."""
+        """Counts this call, and returns whether it averages."""
         if self._when is None:
             return True
         calls: Any = self._n_calls
@@ -332,16 +313,13 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 def _apply_merged(
     strategy: tf.distribute.Strategy, averages: Any, var_list: Any
 ) -> Any:
-    """`apply` of all replicas, outside replica context.
+    """Applies once for all replicas, outside replica context.
 
-    Each replica may have made an object of its own, inside `strategy.run`:
-    their variables are the same already, and the rest is made so.
+    Replicas that each made an object inside `strategy.run` share its state.
     """
-    if strategy.num_replicas_in_sync > 1 and isinstance(
-        var_list, (list, tuple)
-    ):
+    if isinstance(var_list, (list, tuple)):
         tensors = [v for v in var_list if isinstance(v, tf.Tensor)]
-        if tensors:
+        if tensors and strategy.num_replicas_in_sync > 1:
             raise ValueError(
                 "`var_list` must hold variables in replica context, where each "
                 f"replica has tensors of its own. Received: {tensors}"
