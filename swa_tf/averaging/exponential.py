@@ -10,13 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import rounding, started_averages
-from swa_tf.averaging.decay import (
-    DECAY,
-    NUM_UPDATES,
-    Argument,
-    float32,
-    is_known,
-)
+from swa_tf.averaging.decay import DECAY, NUM_UPDATES, float32, is_known
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update import Update
 from swa_tf.averaging.weight_average import WeightAverage
@@ -199,7 +193,7 @@ class ExponentialMovingAverage(WeightAverage):
                 c = tf.where(argument.allows(value), c, tf.zeros_like(c))
         return c
 
-    def _scalars(self) -> list[tuple[Argument, Any]]:
+    def _scalars(self) -> list[tuple[Any, Any]]:
         """Returns the arguments that an update may find to be wrong."""
         return [
             (DECAY, self._decay.value),
@@ -245,10 +239,13 @@ class ExponentialMovingAverage(WeightAverage):
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
         return copied
 
-    def _make_averages(self, variables: list[Any], begin: bool = True) -> None:
+    def _make_averages(self, variables: list[Any], begin: bool) -> None:
         n_before = len(self._averages)
-        super()._make_averages(variables)
+        super()._make_averages(variables, begin)
         if self._begun is None:
+            for key in list(self._average_of.value)[n_before:]:
+                if self._zero_debias and tf.is_tensor(key.deref()):
+                    self._make_debias_variables(key.deref())
             return
         with tf.init_scope():
             n_known = max(n_before, self._state.n_restored)
@@ -305,12 +302,6 @@ class ExponentialMovingAverage(WeightAverage):
                     checks += argument.check(value)
         with tf.control_dependencies(checks):
             return super()._apply(var_list)
-
-    def _make_new_averages(self, variables: list[Any]) -> None:
-        super()._make_new_averages(variables)
-        for variable in variables:
-            if self._zero_debias and not isinstance(variable, tf.Variable):
-                self._make_debias_variables(variable)
 
     def _make_debias_variables(self, tensor: tf.Tensor) -> None:
         """Makes the average of a tensor from zero, and how much of it is new.

@@ -32,11 +32,12 @@ class ShadowVariables(tf.Module):
 
     def __init__(
         self,
-        name: str | None,
-        when: AveragingSchedule | None,
-        device: str | None,
+        name: Any = ...,
+        when: AveragingSchedule | None = None,
+        device: str | None = None,
     ) -> None:
         super().__init__()
+        name = type(self).__name__ if name is ... else name
         if not isinstance(name, (str, type(None))):
             raise TypeError(f"`name` must be a string. Received: {name=}")
         variables_lib.check_device(device)
@@ -136,7 +137,7 @@ class ShadowVariables(tf.Module):
         Raises:
             TypeError, ValueError: As `apply` does.
         """
-        self._make_averages(self._checked(var_list), begin=False)
+        self._prepared(var_list, begin=False)
 
     def average(self, var: Any) -> tf.Variable | None:
         """Returns the variable that holds the average of `var`.
@@ -308,27 +309,28 @@ class ShadowVariables(tf.Module):
             variable_lists.check_shapes(variables, averages)
         return variables
 
-    def _make_averages(self, variables: list[Any], begin: bool = True) -> None:
-        """Makes the shadow variables that are not there yet.
+    def _prepared(self, var_list: Iterable[Any], begin: bool = True) -> Any:
+        """Returns the checked `var_list`, each with a shadow variable.
 
         With `begin` for an update, without it before any.
         """
+        variables = self._checked(var_list)
+        self._make_averages(variables, begin)
+        return variables
+
+    def _make_averages(self, variables: list[Any], begin: bool) -> None:
+        """Makes the shadow variables that are not there yet, all or none."""
         if variables_lib.outermost_graph() is not self._graph:
             self._make_count()
+        averaged = [key.deref() for key in self._average_of.value]
         new = [v for v in variables if self.average(v) is None]
         if new:
-            self._make_new_averages(new)
+            self._state.note([*averaged, *new])
+            made = {v.ref(): _made(v, self.name, self._device) for v in new}
+            self._average_of.value.update(made)
         # Also those of a call that was interrupted before this.
         averages = list(self._average_of.value.values())
         self._averages.extend(averages[len(self._averages) :])
-
-    def _make_new_averages(self, variables: list[Any]) -> None:
-        averaged = [key.deref() for key in self._average_of.value]
-        self._state.note([*averaged, *variables])
-        averages = {
-            v.ref(): _made(v, self.name, self._device) for v in variables
-        }
-        self._average_of.value.update(averages)  # all of them, or none
 
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""

@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from swa_tf.averaging import variable_lists
 from swa_tf.averaging.known_lists import KnownList
-from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.shadow import ShadowVariables
 from swa_tf.averaging.update import Update
 from swa_tf.support import variables as variables_lib
@@ -75,15 +74,6 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         when: As in `StochasticWeightAveraging`.
         device: As in `StochasticWeightAveraging`.
     """
-
-    def __init__(
-        self,
-        name: Any = ...,
-        when: AveragingSchedule | None = None,
-        device: str | None = None,
-    ) -> None:
-        name = type(self).__name__ if name is ... else name
-        super().__init__(name, when, device)
 
     @tf.autograph.experimental.do_not_convert  # or a trace takes four times
     def apply(self, var_list: Iterable[Any] | None = None) -> Any:
@@ -209,12 +199,6 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 restore()
             raise
         known.n_op_by_op += 1
-
-    def _prepared(self, var_list: Iterable[Any]) -> list[Any]:
-        """Returns the checked `var_list`, each with a shadow variable."""
-        variables = self._checked(var_list)
-        self._make_averages(variables)
-        return variables
 
     def _pairs(self, variables: list[Any]) -> list[tuple[tf.Variable, Any]]:
         """Returns each average with its weight, for each device."""
