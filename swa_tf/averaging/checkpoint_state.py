@@ -31,10 +31,7 @@ class CheckpointState(tf.train.experimental.PythonState):
     `WeightAverage` says which variables are the same.
 
     `swapped` serves eager mode and checkpoints, `variable` serves functions
-    that were traced before the swap.
-
-    Args:
-        may_grow: Whether variables may join the first ones.
+    that were traced before the swap. With `may_grow` variables may join later.
     """
 
     def __init__(self, may_grow: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -23,10 +24,8 @@ class ExponentialMovingAverage(WeightAverage):
 
         average <- average + (1 - decay) * (weight - average)
 
-    It takes the place of `tf.train.ExponentialMovingAverage`: the same
-    arguments, names and numbers, by changing one import, and with variables of
-    every Keras. What it has beside: `half_life`, `warm_up`, `when`, the swap
-    (`averaged_weights`), the refit, `SWACallback`, and `tf.train.Checkpoint`.
+    It takes the place of `tf.train.ExponentialMovingAverage` by changing one
+    import: the same arguments, names and numbers, for variables of every Keras.
     docs/ema.md has both classes side by side.
 
     >>> variable = tf.Variable(1.0)
@@ -48,9 +47,8 @@ class ExponentialMovingAverage(WeightAverage):
     (After `reset` in a v1 graph the averages begin anew from the values at the
     reset, those of tensors from zero.)
 
-    Rounding: averages are held in float32 (float64 for float64) and rounded
-    up or down in proportion, so that an average of bfloat16 weights, or of
-    weights that move slowly, does not stand still.
+    Averages are rounded as by `StochasticWeightAveraging`: those of bfloat16
+    weights, or of weights that move slowly, do not stand still.
 
     Args:
         decay: How much of the average an update keeps, in [0, 1): a number, or
@@ -77,9 +75,8 @@ class ExponentialMovingAverage(WeightAverage):
         device: As in `StochasticWeightAveraging`.
 
     Raises:
-        TypeError, ValueError: If an argument is none of these. `apply` raises
-            `ValueError` if a tensor or variable gives a decay outside [0, 1),
-            or a count below 0 or not finite; in a graph the op raises
+        TypeError, ValueError: If an argument is none of these; `apply` raises
+            `ValueError` if a tensor or variable is not, and its op in a graph
             `tf.errors.InvalidArgumentError`.
 
     References:
@@ -188,17 +185,15 @@ class ExponentialMovingAverage(WeightAverage):
             n = tf.cast(n_models, tf.float64)
             c = tf.maximum(c, self._warm_up / (n + self._warm_up))
         # Where XLA leaves assertions out, a wrong number moves nothing.
-        for argument, value in self._scalars():
-            if not is_known(value):
-                c = tf.where(argument.allows(value), c, tf.zeros_like(c))
+        for argument, value in self._unchecked():
+            c = tf.where(argument.allows(value), c, tf.zeros_like(c))
         return c
 
-    def _scalars(self) -> list[tuple[Any, Any]]:
+    def _unchecked(self) -> list[tuple[Any, Any]]:
         """Returns the arguments that an update may find to be wrong."""
-        return [
-            (DECAY, self._decay.value),
-            (NUM_UPDATES, self._num_updates.value),
-        ]
+        decay, num_updates = self._decay.value, self._num_updates.value
+        arguments = [(DECAY, decay), (NUM_UPDATES, num_updates)]
+        return [each for each in arguments if not is_known(each[1])]
 
     def _starts_as_tensorflow(self) -> bool:
         """Whether the first update moves an average that is there before it."""
@@ -272,33 +267,19 @@ class ExponentialMovingAverage(WeightAverage):
         # The rounding alone depends on it. It is no global variable, which a
         # `Saver` would look for in checkpoints of TensorFlow's class, and so
         # may not be initialized.
-        v1 = tf.compat.v1
+        v1, name = tf.compat.v1, self._own_name(name)
+        local = [v1.GraphKeys.LOCAL_VARIABLES]
         with tf.init_scope():
             return v1.Variable(
-                0,
-                trainable=False,
-                collections=[v1.GraphKeys.LOCAL_VARIABLES],
-                dtype=tf.int64,
-                use_resource=True,
-                name=self._own_name(name),
+                0, False, local, name=name, dtype=tf.int64, use_resource=True
             )
-
-    def _read_n_models(self) -> tf.Tensor:
-        if not self._has_averages_from_the_start():
-            return super()._read_n_models()
-        return tf.cond(
-            tf.compat.v1.is_variable_initialized(self._n_models),
-            self._n_models.read_value,
-            lambda: tf.zeros([], tf.int64),
-        )
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
         checks = []
-        scalars = self._scalars()
-        if not all(is_known(value) for _, value in scalars):
+        if unchecked := self._unchecked():
             # In a scope, to leave the names of the caller's ops as they are.
             with tf.name_scope(self._own_name("checks")):
-                for argument, value in scalars:
+                for argument, value in unchecked:
                     checks += argument.check(value)
         with tf.control_dependencies(checks):
             return super()._apply(var_list)
@@ -313,17 +294,14 @@ class ExponentialMovingAverage(WeightAverage):
         progress = "local_step" if self._starts_as_tensorflow() else "share"
         average: Any = self.average(tensor)
         with tf.init_scope(), v1.variable_scope(average.op.name):
-            made = [
-                v1.get_variable(
-                    name,
-                    shape,
-                    average.dtype,
-                    v1.zeros_initializer(),
-                    trainable=False,
-                    use_resource=True,
-                )
-                for name, shape in (("biased", average.shape), (progress, []))
-            ]
+            make = functools.partial(
+                v1.get_variable,
+                dtype=average.dtype,
+                initializer=v1.zeros_initializer(),
+                trainable=False,
+                use_resource=True,
+            )
+            made = [make("biased", average.shape), make(progress, [])]
         self._debias_variables.extend(made)
         self._debiased.value[tensor.ref()] = made
 

@@ -11,14 +11,9 @@ _MAX_LISTS = 8
 
 
 class KnownList:
-    """A list given to `apply`, checked, and how its averages are updated.
+    """A list given to `apply`, as `tf.Variable`s, and their update.
 
-    Attributes:
-        given: The variables as the caller gave them, of any Keras.
-        variables: The same as `tf.Variable`s.
-        update: The update of their averages.
-        n_op_by_op: The number of updates so far by single operations.
-        traced: The update as a function, once it is traced.
+    It ran op by op `n_op_by_op` times; `traced` is its function, if there is.
     """
 
     def __init__(

@@ -23,13 +23,9 @@ def moved(
 ) -> tf.Tensor:
     """Returns average + c * (weight - average); with c = 1 the weight itself.
 
-    Args:
-        average: Of float32 or float64.
-        weight: Of the same dtype.
-        c: A float64 tensor that broadcasts, or a number.
-        threshold: From `threshold`: a tensor, or a number.
-        zero: In a graph, which XLA may compile, an integer 0 whose value XLA
-            cannot know.
+    `c`, in float64, and the `threshold` are tensors, or numbers where Python
+    knows them. In a graph, which XLA may compile, `zero` is an integer 0 whose
+    value XLA cannot know.
     """
     own_c = _of_dtype(c, average.dtype)
     step = _multiply(x=own_c, y=_subtract(x=weight, y=average))

@@ -21,13 +21,9 @@ from swa_tf.support import variables as variables_lib
 
 
 class ShadowVariables(tf.Module):
-    """The part of a `WeightAverage` that does not update: its variables.
+    """The part of a `WeightAverage` that does not update: its variables."""
 
-    Attributes:
-        _takes_others: Whether later calls of `apply` may name other variables
-            than the first.
-    """
-
+    # Whether later calls of `apply` may name other variables than the first.
     _takes_others = False
 
     def __init__(
@@ -167,9 +163,7 @@ class ShadowVariables(tf.Module):
         return self._average_of.value.get(variable.ref())
 
     def average_name(self, var: Any) -> str:
-        """Returns the name of the average of `var`: `<variable>/<name>`.
-
-        It is made unique as by `tf.train.ExponentialMovingAverage`.
+        """Returns the name of the average of `var`, as TensorFlow's class does.
 
         >>> variable = tf.Variable(1.0, name="w")
         >>> swa_tf.StochasticWeightAveraging(name="swa").average_name(variable)
@@ -216,10 +210,9 @@ class ShadowVariables(tf.Module):
         v1 = tf.compat.v1
         if moving_avg_variables is None:
             variable_lists.require_v1_graph("moving_avg_variables")
-            moving_avg_variables = [
-                *v1.trainable_variables(),
-                *v1.moving_average_variables(),
-            ]
+            moving_avg_variables = (
+                v1.trainable_variables() + v1.moving_average_variables()
+            )
         averaged = [stack.tf_variable(v) for v in moving_avg_variables]
         restored = {self.average_name(v): v for v in averaged}
         # By name: an imported graph has several objects for one variable.
@@ -259,8 +252,7 @@ class ShadowVariables(tf.Module):
         []
 
         Args:
-            var_list: Variables of `apply` or `build`, of which each must have
-                been averaged; an EMA may have averaged others only.
+            var_list: Variables of which each must have been averaged.
 
         Returns:
             In a graph the ops that raise `tf.errors.InvalidArgumentError`.

@@ -138,12 +138,10 @@ class _Bundle(NamedTuple):
 
 
 def _coefficients(c: Any, places: list[int]) -> Any:
-    """Returns those of the pairs at `places`; a float where all are the same.
-
-    In a graph a tensor: a vector, or a scalar if `c` is one.
-    """
+    """Returns one, if that is all, or a vector of those at `places`."""
     if tf.is_tensor(c):
-        return tf.gather(c, places) if c.shape.rank else c
+        at = places if len(places) > 1 else places[0]
+        return tf.gather(c, at) if c.shape.rank else c
     own = set(c[places].tolist()) if c.ndim else {float(c)}
     return own.pop() if len(own) == 1 else c[places]
 
@@ -177,8 +175,6 @@ def _moved(
     """Returns the averages moved: several are stacked to do it at once."""
     dtype = averages[0].dtype
     if len(averages) == 1:
-        if tf.is_tensor(c) and c.shape.rank:
-            c = c[0]
         weight = tf.cast(weights[0], dtype)
         return [rounding.moved(averages[0], weight, c, threshold, zero)]
     average, weight = tf.stack(averages), tf.cast(tf.stack(weights), dtype)

@@ -230,7 +230,11 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             with tf.control_dependencies(checks):
                 due = self._due()
                 live = tf.ones([], tf.int64) if is_own else self._state.live()
-                n_models = self._read_n_models()
+                n_models = (
+                    self._n_models.read_value()
+                    if self._graph is None
+                    else variables_lib.initial_value(self._n_models)
+                )
 
             def average() -> Any:
                 c = tf.convert_to_tensor(self.coefficient(n_models), tf.float64)
@@ -256,9 +260,6 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                     n_models + tf.cast(due, tf.int64) * live
                 )
             return tf.group(counted, name=scope)
-
-    def _read_n_models(self) -> tf.Tensor:
-        return self._n_models.read_value()
 
     def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
         """Whether averages start as the weight: all, or each in a vector."""
