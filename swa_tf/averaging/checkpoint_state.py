@@ -42,18 +42,8 @@ class CheckpointState(tf.train.experimental.PythonState):
         if variables_lib.outermost_graph() is None:
             self.variable = tf.Variable(False, trainable=False)
         self._averaged: list[AveragedVariable] = []
-        self._restored: list[AveragedVariable] = []
+        self.restored: list[AveragedVariable] = []
         self.was_restored = False
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the variables averaged, in their order."""
-        return [v.name for v in self._averaged]
-
-    @property
-    def n_restored(self) -> int:
-        """The number of variables averaged in the checkpoint restored."""
-        return len(self._restored)
 
     def set(self, swapped: bool) -> None:
         """Notes whether the averages are swapped in."""
@@ -105,44 +95,38 @@ class CheckpointState(tf.train.experimental.PythonState):
             )
             for v in variables
         ]
-        if self._restored:
-            self._check_same(averaged, self._restored)
+        if self.restored:
+            self._check_same(averaged, self.restored)
             # By the names that they have here.
-            self._restored[: len(averaged)] = averaged[: self.n_restored]
+            self.restored[: len(averaged)] = averaged[: len(self.restored)]
         self._averaged = averaged
 
     def _check_same(
         self, averaged: list[AveragedVariable], restored: list[AveragedVariable]
     ) -> None:
-        """Raises unless the variables are those of the checkpoint."""
+        """Raises unless the variables are those of the checkpoint.
+
+        Names may differ, but may not be the same in another order. If one list
+        is longer, they may not differ.
+        """
         if self._may_grow and len(averaged) != len(restored):
-            pairs = zip(averaged, restored)
-            is_same = all(each[:2] == other[:2] for each, other in pairs)
+            is_same = all(v == other for v, other in zip(averaged, restored))
         else:
-            names, others = (
-                [v.name for v in vs] for vs in (averaged, restored)
-            )
+            lists = averaged, restored
+            names, others = ([v.name for v in each] for each in lists)
             reordered = names != others and sorted(names) == sorted(others)
-            is_same = not reordered and (
-                [v.shape for v in averaged] == [v.shape for v in restored]
-            )
+            kinds, others_kinds = ([v[1:] for v in each] for each in lists)
+            is_same = kinds == others_kinds and not reordered
         if not is_same:
             raise ValueError(
                 "`var_list` must hold the variables that the checkpoint has "
                 f"averages of, in their order: {_listed(restored)}. "
                 f"Received: {_listed(averaged)}"
             )
-        for each, other in zip(averaged, restored):
-            if other.dtype != each.dtype:
-                raise ValueError(
-                    "`var_list` must hold variables whose averages have the "
-                    f"dtype that the checkpoint has, here {other.dtype}. "
-                    f"Received: '{each.name}', whose average is {each.dtype}"
-                )
 
     def serialize(self) -> str:
         self._check_none_waits("A checkpoint cannot be written", "A checkpoint")
-        averaged = self._averaged or self._restored
+        averaged = self._averaged or self.restored
         return json.dumps(
             {
                 "swapped": self.swapped,
@@ -156,7 +140,7 @@ class CheckpointState(tf.train.experimental.PythonState):
 
         Only TensorFlow has the values of those that wait.
         """
-        waiting = self._restored[len(self._averaged) :]
+        waiting = self.restored[len(self._averaged) :]
         if not waiting or self.n_models is None or self.n_models.numpy() == 0:
             return
         if not self._averaged:
@@ -196,12 +180,12 @@ class CheckpointState(tf.train.experimental.PythonState):
         ]
         if self._averaged and averaged:
             self._check_same(self._averaged, averaged)
-        self._restored = averaged
+        self.restored = averaged
         self.was_restored = True
 
 
 def _listed(variables: list[AveragedVariable]) -> str:
-    return ", ".join(f"'{v.name}' {v.shape}" for v in variables)
+    return ", ".join(f"'{v.name}' {v.shape} {v.dtype}" for v in variables)
 
 
 _SWAPPED = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -26,8 +26,7 @@ class Argument(NamedTuple):
         """Returns `value`, or raises if it is known already to be wrong."""
         value = stack.tf_variable(value)
         if isinstance(value, tf.Variable) or tf.is_tensor(value):
-            if value.shape.rank not in (0, None):
-                self._raise_no_scalar(value.shape)
+            self._require_scalar(value.shape)
             dtype = value.dtype.base_dtype
             if not (dtype.is_floating or dtype.is_integer):
                 raise ValueError(
@@ -54,8 +53,7 @@ class Argument(NamedTuple):
                 name = f"{self.name}_must_be_a_scalar"
                 right = tf.ensure_shape(right, [], name=name)
             return [tf.debugging.Assert(right, [message, value])]
-        if right.shape != ():
-            self._raise_no_scalar(right.shape)
+        self._require_scalar(right.shape)
         if not right:
             raise ValueError(f"{message}{value!r}")
         return []
@@ -65,11 +63,12 @@ class Argument(NamedTuple):
         rounded = float32(value)
         return (rounded >= 0.0) & (rounded < self.below)
 
-    def _raise_no_scalar(self, shape: tf.TensorShape) -> NoReturn:
-        raise ValueError(
-            f"`{self.name}` must be a scalar. "
-            f"Received: {self.name} of shape {shape}"
-        )
+    def _require_scalar(self, shape: Any) -> None:
+        if tf.TensorShape(shape).rank not in (0, None):
+            raise ValueError(
+                f"`{self.name}` must be a scalar. "
+                f"Received: {self.name} of shape {shape}"
+            )
 
 
 DECAY = Argument("decay", "a number in [0, 1), also in float32", 1.0)
@@ -92,13 +91,12 @@ def float32(value: Any) -> Any:
 
 
 def scaled_decay(decay: float, batch_size_ratio: float) -> float:
-    """The decay of an EMA for a batch `batch_size_ratio` times as large.
+    """Returns the decay of an EMA for another batch size.
 
         decay^k
 
     with k the ratio: one step on a batch k times as large goes as far as k
-    steps, so that one update must forget as much as k did. The learning rate
-    is to be scaled by its own rule.
+    steps, so that one update must forget as much as k did.
 
     >>> round(swa_tf.scaled_decay(0.999, 8), 6)
     0.992028

@@ -60,17 +60,16 @@ class ExponentialMovingAverage(WeightAverage):
             `min(decay, (1 + num_updates) / (10 + num_updates))`.
         zero_debias: Whether averages of tensors, which start at zero, are
             divided by `1 - decay**n` after n updates (Kingma and Ba 2015,
-            section 3). Only v1 graphs average tensors. With `warm_up` or
-            `when` they are divided by the exact sum of the weights of what
-            was averaged, also of a tensor that joins late.
+            section 3), or with `warm_up` or `when` by the sum of the weights
+            of what was averaged. Only v1 graphs average tensors.
         name: Suffix of the names of the shadow variables.
         half_life: Instead of `decay`, the number of updates, > 0, after which
             half of the average is new: decay = 2^(-1 / half_life), in float64.
         warm_up: With a number g >= 1, the n-th update (from n = 0, the number
             of models averaged) has the decay `min(decay, n / (n + g))`. g = 1
             makes the average the mean of all models, until there are
-            1 / (1 - decay); a larger g forgets the first ones sooner. g = 9 is
-            TensorFlow's formula with the average's own count as `num_updates`.
+            1 / (1 - decay); a larger g forgets the first ones sooner; g = 9 is
+            the formula of `num_updates` with the average's own count.
         when: As in `StochasticWeightAveraging`.
         device: As in `StochasticWeightAveraging`.
 
@@ -243,7 +242,7 @@ class ExponentialMovingAverage(WeightAverage):
                     self._make_debias_variables(key.deref())
             return
         with tf.init_scope():
-            n_known = max(n_before, self._state.n_restored)
+            n_known = max(n_before, len(self._state.restored))
             joined = list(self._average_of.value)[n_known:]
             # A variable that the `tf.function` under construction makes has
             # no value yet to start from.

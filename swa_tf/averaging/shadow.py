@@ -113,7 +113,8 @@ class ShadowVariables(tf.Module):
         >>> [(name, float(average)) for name, average in swa.averaged]
         [('w', 1.0)]
         """
-        return list(zip(self._state.names, self._averages))
+        averages = self._average_of.value.items()
+        return [(stack.variable_name(key.deref()), v) for key, v in averages]
 
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the shadow variables of `var_list` without averaging.
@@ -185,10 +186,10 @@ class ShadowVariables(tf.Module):
     def variables_to_restore(
         self, moving_avg_variables: Iterable[Any] | None = None
     ) -> dict[str, Any]:
-        """Returns what a v1 `Saver` needs to read averages into variables.
+        """Returns a dictionary for a v1 `Saver`: names in files and variables.
 
-        Every other variable of the graph is read as it is, except the counts
-        of models and calls: averaging does not go on from such weights.
+        It reads averages into their variables, and every other variable as it
+        is, except the counts of models and calls: it serves evaluation.
 
         >>> with tf.Graph().as_default():
         ...     variable = tf.Variable(1.0, name="w")
@@ -200,9 +201,6 @@ class ShadowVariables(tf.Module):
             moving_avg_variables: The averaged variables; None takes the v1
                 graph's trainable variables and its collection
                 `MOVING_AVERAGE_VARIABLES`.
-
-        Returns:
-            A dictionary from the name in the checkpoint to the variable.
 
         Raises:
             ValueError: If `moving_avg_variables` is None outside a v1 graph.
@@ -302,10 +300,7 @@ class ShadowVariables(tf.Module):
         return variables
 
     def _prepared(self, var_list: Iterable[Any], begin: bool = True) -> Any:
-        """Returns the checked `var_list`, each with a shadow variable.
-
-        With `begin` for an update, without it before any.
-        """
+        """Returns the checked `var_list`, ready to update if `begin`."""
         variables = self._checked(var_list)
         self._make_averages(variables, begin)
         return variables

@@ -65,7 +65,5 @@ def _padded(handle: Any, n: Any) -> tf.Tensor:
 # Not inlined, or TensorFlow would infer from a vector written before that the
 # variable still holds one of that length, whatever was restored since.
 _padded_in_a_graph = tf.function(
-    _padded,
-    autograph=False,
-    experimental_attributes={"_noinline": True},
+    _padded, autograph=False, experimental_attributes={"_noinline": True}
 )

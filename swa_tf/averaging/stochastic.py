@@ -14,10 +14,10 @@ class StochasticWeightAveraging(WeightAverage):
         average <- average + (weight - average) / (n_models + 1)
 
     so that after n calls of `apply` the average is the mean of n models. Use
-    it as `tf.train.ExponentialMovingAverage`: call
-    `apply` after an optimizer step, from the epoch on at which averaging is to
-    start, and evaluate under `swa_tf.averaged_weights`. A model with batch
-    normalization needs `swa_tf.refit_batch_norm` there.
+    it as `tf.train.ExponentialMovingAverage`: call `apply` after an optimizer
+    step, from the epoch on at which averaging is to start, and evaluate under
+    `swa_tf.averaged_weights`. A model with batch normalization needs
+    `swa_tf.refit_batch_norm` there.
 
     >>> model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
     >>> _ = model(tf.ones([1, 2]))

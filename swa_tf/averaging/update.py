@@ -73,8 +73,8 @@ class Update:
             zero = tf.cast(tf.equal(n_models, n_models.dtype.min), tf.int32)
         updated = []
         for bundle in self._bundles:
-            own_c = _coefficients(c, bundle.places)
-            if zero is not None and bundle.kind and bundle.kind.is_compiled:
+            kind, own_c = bundle.kind, _coefficients(c, bundle.places)
+            if zero is not None and kind and _is_compiled(kind):
                 updated.append(_compiled(bundle, own_c, threshold, zero))
             else:
                 updated += _op_by_op(bundle, own_c, threshold, zero)
@@ -114,11 +114,6 @@ class _Kind(NamedTuple):
     @property
     def is_large(self) -> bool:
         return math.prod(self.shape) >= COMPILED_ELEMENTS
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether XLA compiles its update in a graph."""
-        return self.is_large and _has_xla(self.device)
 
     @property
     def bundle_size(self) -> int:
@@ -236,11 +231,12 @@ def _read(value: Any) -> tf.Tensor:
     return variables_lib.read(value) if is_variable else value
 
 
-def _has_xla(device: str) -> bool:
-    kind = tf.DeviceSpec.from_string(device).device_type
-    return bool(tf.test.is_built_with_xla()) and (
-        kind == "CPU" or (kind == "GPU" and _compiles(device))
-    )
+def _is_compiled(kind: _Kind) -> bool:
+    """Whether XLA compiles the update of a variable in a graph."""
+    if not kind.is_large or not tf.test.is_built_with_xla():
+        return False
+    device = tf.DeviceSpec.from_string(kind.device).device_type
+    return device == "CPU" or (device == "GPU" and _compiles(kind.device))
 
 
 @functools.cache

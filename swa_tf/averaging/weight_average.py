@@ -65,8 +65,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     given more or fewer, if one list begins with the other, names included.)
 
     A `copy.deepcopy` has averages and counts of its own, not swapped in, of
-    the same variables; or of their copies, where these were copied in the same
-    call. (Keras copies models by making them anew: those do not count.)
+    the same variables, or of their copies made in the same call. (Those that
+    Keras makes of the variables of a model do not count.)
 
     Args:
         name: Suffix of the names of the shadow variables; by default the name
@@ -79,12 +79,11 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     def apply(self, var_list: Iterable[Any] | None = None) -> Any:
         """Averages the present values of `var_list` in, where it is due.
 
-        The first call makes a shadow variable of each, equal to the variable;
-        each later call takes the same variables. Without a schedule `when`
-        each call averages, with one those that are due. Works in eager mode, in
-        `tf.function`, in a v1 graph, and under `tf.distribute` in replica and
-        cross-replica context (in replica context not inside `tf.cond`, where
-        TensorFlow has no `merge_call`: let `when` decide).
+        The first call makes the shadow variables; each later call takes the
+        same variables. With a schedule `when` the calls that are due average.
+        Works in eager mode, in `tf.function`, in a v1 graph, and under
+        `tf.distribute` in replica and cross-replica context (in replica
+        context not inside `tf.cond`: let `when` decide).
 
         >>> variable = tf.Variable(1.0)
         >>> swa = swa_tf.StochasticWeightAveraging()
@@ -230,11 +229,10 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             with tf.control_dependencies(checks):
                 due = self._due()
                 live = tf.ones([], tf.int64) if is_own else self._state.live()
-                n_models = (
-                    self._n_models.read_value()
-                    if self._graph is None
-                    else variables_lib.initial_value(self._n_models)
-                )
+                if self._graph is None:
+                    n_models = self._n_models.read_value()
+                else:  # where an EMA does not need it to be initialized
+                    n_models = variables_lib.initial_value(self._n_models)
 
             def average() -> Any:
                 c = tf.convert_to_tensor(self.coefficient(n_models), tf.float64)
@@ -244,9 +242,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                     c = tf.where(first, tf.ones_like(c), c)
                 # For XLA, which leaves assertions out.
                 inside = tf.logical_and(c >= 0.0, c <= 1.0)
-                c = tf.where(inside, c, tf.zeros_like(c)) * tf.cast(
-                    live, c.dtype
-                )
+                c = tf.where(inside, c, tf.zeros_like(c))
+                c *= tf.cast(live, c.dtype)
                 return self._move(variables, c, n_models, update)
 
             with tf.control_dependencies([n_models]):
