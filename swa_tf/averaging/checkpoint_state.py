@@ -69,12 +69,9 @@ class CheckpointState(tf.train.experimental.PythonState):
         """Returns ops that raise the same when a graph runs."""
         if self.variable is None or tf.executing_eagerly():
             return []
-        return [
-            # Not `assert_equal`, whose many ops would be most of a small graph.
-            tf.debugging.Assert(
-                tf.logical_not(self.variable), [_SWAPPED.format(name=name)]
-            )
-        ]
+        # Not `assert_equal`, whose many ops would be most of a small graph.
+        is_live = tf.logical_not(self.variable)
+        return [tf.debugging.Assert(is_live, [_SWAPPED.format(name=name)])]
 
     def live(self) -> tf.Tensor:
         """Returns 1, or 0 while the averages are swapped in, as int64.
@@ -104,11 +101,7 @@ class CheckpointState(tf.train.experimental.PythonState):
     def _check_same(
         self, averaged: list[AveragedVariable], restored: list[AveragedVariable]
     ) -> None:
-        """Raises unless the variables are those of the checkpoint.
-
-        Names may differ, but may not be the same in another order. If one list
-        is longer, they may not differ.
-        """
+        """Raises unless the variables are those of the checkpoint."""
         if self._may_grow and len(averaged) != len(restored):
             is_same = all(v == other for v, other in zip(averaged, restored))
         else:

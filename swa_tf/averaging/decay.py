@@ -96,7 +96,8 @@ def scaled_decay(decay: float, batch_size_ratio: float) -> float:
         decay^k
 
     with k the ratio: one step on a batch k times as large goes as far as k
-    steps, so that one update must forget as much as k did.
+    steps, so that one update must forget as much as k did. The learning rate
+    is to be scaled by its own rule.
 
     >>> round(swa_tf.scaled_decay(0.999, 8), 6)
     0.992028

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -105,10 +106,9 @@ class ExponentialMovingAverage(WeightAverage):
                 f"Received: decay={decay!r}, half_life={half_life!r}"
             )
         # Untracked: a checkpoint of the average is not one of what it is given.
-        self._decay = variables_lib.Untracked(DECAY.given(decay))
-        self._num_updates = variables_lib.Untracked(
-            NUM_UPDATES.given(num_updates)
-        )
+        untracked = variables_lib.Untracked
+        self._decay = untracked(DECAY.given(decay))
+        self._num_updates = untracked(NUM_UPDATES.given(num_updates))
         if half_life is not None:
             half_life = checks.positive("half_life", half_life)
         if warm_up is not None and checks.positive("warm_up", warm_up) < 1.0:
@@ -118,7 +118,7 @@ class ExponentialMovingAverage(WeightAverage):
         self._zero_debias = checks.boolean("zero_debias", zero_debias)
         self._half_life = half_life
         self._warm_up = warm_up
-        self._debiased = variables_lib.Untracked({})
+        self._debiased = untracked({})
         self._debias_variables: list[tf.Variable] = []
         super().__init__(name, when, device)
 
@@ -169,9 +169,8 @@ class ExponentialMovingAverage(WeightAverage):
             n_models: The number of models already averaged: an int64 scalar.
         """
         if self._half_life is not None:
-            c = tf.constant(
-                -math.expm1(-math.log(2.0) / self._half_life), tf.float64
-            )
+            share = -math.expm1(-math.log(2.0) / self._half_life)
+            c = tf.constant(share, tf.float64)
         else:
             # In float32, for the bits of TensorFlow's class.
             decay = float32(self._decay.value)
@@ -246,19 +245,14 @@ class ExponentialMovingAverage(WeightAverage):
             joined = list(self._average_of.value)[n_known:]
             # A variable that the `tf.function` under construction makes has
             # no value yet to start from.
-            there = [
-                bool(tf.compat.v1.is_variable_initialized(key.deref()))
-                for key in joined
-            ]
+            has_value = tf.compat.v1.is_variable_initialized
+            there = [bool(has_value(key.deref())) for key in joined]
             if self._state.was_restored:
                 # A checkpoint restored before it had averages for them.
-                self._assign_initial_values(
-                    key for key, is_there in zip(joined, there) if is_there
-                )
+                self._assign_initial_values(itertools.compress(joined, there))
             starts = begin and self._starts_as_tensorflow()
-            started_averages.join(
-                self._begun, [starts and each for each in there], n_known
-            )
+            begun = [starts and is_there for is_there in there]
+            started_averages.join(self._begun, begun, n_known)
 
     def _counter(self, name: str) -> tf.Variable:
         if not self._has_averages_from_the_start():

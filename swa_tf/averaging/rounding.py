@@ -64,11 +64,10 @@ def unbiased_sum(
     """Returns the sum, rounded so that the errors of many sums cancel.
 
     Rounding to nearest loses every step below half a unit in the last place
-    (ulp): after n models that is all that a weight moves by less than
-    n * 2^-25 of itself, and the average stands still. Here the part that
-    rounding lost is rounded in turn, up to a whole ulp where it is more than
-    `threshold` of one, down to nothing otherwise. With thresholds spread
-    evenly over (0, 1) that is right on average. An exact sum stays exact.
+    (ulp): the average of a weight that moves slowly stands still. Here the part
+    that rounding lost is rounded in turn: up to a whole ulp if it is more than
+    `threshold` of one, else down to nothing. With thresholds spread evenly over
+    (0, 1) that is right on average. An exact sum stays exact.
     """
     dtype = average.dtype
     exponent, epsilon = (

@@ -1,8 +1,7 @@
 """For each average of an EMA, whether its first model has come.
 
-One boolean variable holds a vector, in the order in which the variables
-joined. It grows as they do, and takes any length from a checkpoint. An average
-that it has no element for has not begun: its first model becomes the average.
+A boolean vector in one variable, in the order in which the variables joined.
+It takes any length from a checkpoint: averages beyond its end have not begun.
 """
 
 from __future__ import annotations

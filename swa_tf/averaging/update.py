@@ -1,12 +1,7 @@
-"""The one equation over all variables of a list.
+"""The one equation over all variables of a list, in bundles of those alike.
 
-In eager mode each operation runs by itself, without a trace. In a graph XLA
-compiles the update of each variable that is large enough: it makes one pass
-over memory of the twenty that TensorFlow's kernels take. Either way gives the
-same bits (see `rounding`).
-
-Variables that are alike are updated in bundles: op by op as one stacked tensor;
-compiled by one function, which all bundles of a kind and size share.
+In eager mode each operation runs by itself; in a graph XLA compiles the update
+of large variables into one pass over memory. The bits are the same.
 """
 
 from __future__ import annotations
@@ -21,11 +16,8 @@ import tensorflow as tf
 from swa_tf.averaging import rounding
 from swa_tf.support import variables as variables_lib
 
+# To update a smaller variable takes less time than to start a computation.
 COMPILED_ELEMENTS = 16384
-"""The number of elements from which on XLA compiles the update of a variable.
-
-To update a smaller one takes less time than to start a computation.
-"""
 
 # A bundle of large variables takes time to compile for each of them, and time
 # to start for each bundle.

@@ -1,7 +1,4 @@
-"""The base of every average of weights: when and how it is updated.
-
-average <- average + c * (weight - average)
-"""
+"""The base of every average of weights: when and how it is updated."""
 
 from __future__ import annotations
 
@@ -155,10 +152,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             return self._update(self._prepared(var_list))
 
     def _apply_eagerly(self, var_list: Iterable[Any]) -> None:
-        """Applies op by op at first, and by a traced function later.
-
-        Python only compares the variables of a list that it knows.
-        """
+        """Applies op by op at first, and by a traced function later."""
         if not isinstance(var_list, (list, tuple)):
             var_list = self._checked(var_list)  # can be iterated over once
         known = self._lists.get(var_list)
@@ -215,8 +209,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         """Averages `variables` in, where it is due.
 
         `update` is given in eager mode and in the function that this class
-        traces: there Python has checked that no averages are swapped in. In a
-        graph of the caller, the graph checks it.
+        traces, since Python has checked there that no averages are swapped in.
         """
         averages = [self.average(variable) for variable in variables]
         is_own = update is not None
