@@ -15,13 +15,7 @@ from swa_tf.support import variables as variables_lib
 
 
 class AveragedVariable(NamedTuple):
-    """A variable that is averaged.
-
-    Attributes:
-        name: Its own.
-        shape: Its shape, as text.
-        dtype: That of its average.
-    """
+    """The name and shape of a variable, and the dtype of its average."""
 
     name: str
     shape: str
@@ -34,36 +28,22 @@ class CheckpointState(tf.train.experimental.PythonState):
     A checkpoint written inside `averaged_weights` holds averages in place of
     weights, and one of other variables would give each the average of another:
     to restore either raises. TensorFlow restores this before any variable.
-
-    The variables must be as many as in the checkpoint, of the same shapes in
-    the same order. Their names may differ, since Keras makes names up in each
-    process, but the same names in another order are an error. Of an average
-    whose list may grow, one list must begin with the other, names included.
+    `WeightAverage` says which variables are the same.
 
     `swapped` serves eager mode and checkpoints, `variable` serves functions
-    that were traced before the swap.
+    that were traced before the swap. With `may_grow` variables may join later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_grow: bool) -> None:
+        self._may_grow = may_grow
         self.swapped = False
         self.variable: Any = None
         self.n_models: Any = None  # where it can be read: in eager mode
         if variables_lib.outermost_graph() is None:
             self.variable = tf.Variable(False, trainable=False)
         self._averaged: list[AveragedVariable] = []
-        self._restored: list[AveragedVariable] = []
+        self.restored: list[AveragedVariable] = []
         self.was_restored = False
-        self._may_grow = False
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the variables averaged, in their order."""
-        return _names(self._averaged)
-
-    @property
-    def n_restored(self) -> int:
-        """The number of variables averaged in the checkpoint restored."""
-        return len(self._restored)
 
     def set(self, swapped: bool) -> None:
         """Notes whether the averages are swapped in."""
@@ -72,11 +52,11 @@ class CheckpointState(tf.train.experimental.PythonState):
             variables_lib.write(component, tf.constant(swapped))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CheckpointState:
-        self._mind_what_waits("An average cannot be copied", "The copy")
+        self._check_none_waits("An average cannot be copied", "The copy")
         copied = CheckpointState.__new__(CheckpointState)
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
-        if copied.swapped:  # by no block that could ever end
+        if copied.swapped:  # by no block, which would end the swap
             copied.set(False)
         return copied
 
@@ -86,32 +66,24 @@ class CheckpointState(tf.train.experimental.PythonState):
             raise RuntimeError(_SWAPPED.format(name=name))
 
     def assertions(self, name: str) -> list[tf.Operation]:
-        """The same for a graph, when it runs."""
+        """Returns ops that raise the same when a graph runs."""
         if self.variable is None or tf.executing_eagerly():
             return []
-        return [
-            # Not `assert_equal`, whose many ops would be most of a small graph.
-            tf.debugging.Assert(
-                tf.logical_not(self.variable), [_SWAPPED.format(name=name)]
-            )
-        ]
+        # Not `assert_equal`, whose many ops would be most of a small graph.
+        is_live = tf.logical_not(self.variable)
+        return [tf.debugging.Assert(is_live, [_SWAPPED.format(name=name)])]
 
     def live(self) -> tf.Tensor:
-        """1, or 0 while the averages are swapped in, as int64.
+        """Returns 1, or 0 while the averages are swapped in, as int64.
 
-        Where XLA compiles, which leaves assertions out, an update by nothing.
+        Updates are multiplied by it, since XLA leaves assertions out.
         """
         if self.variable is None:
             return tf.ones([], tf.int64)
         return 1 - tf.cast(self.variable.read_value(), tf.int64)
 
-    def note(self, variables: Iterable[Any], may_grow: bool = False) -> None:
-        """Notes the variables averaged, or raises if a checkpoint has others.
-
-        Args:
-            variables: All of them, in their order.
-            may_grow: Whether more may join later.
-        """
+    def note(self, variables: Iterable[Any]) -> None:
+        """Notes all variables averaged; raises if a checkpoint has others."""
         averaged = [
             AveragedVariable(
                 stack.variable_name(v),
@@ -120,35 +92,34 @@ class CheckpointState(tf.train.experimental.PythonState):
             )
             for v in variables
         ]
-        self._may_grow = may_grow
-        if self._restored:
-            self._check_same(averaged, self._restored)
+        if self.restored:
+            self._check_same(averaged, self.restored)
             # By the names that they have here.
-            self._restored[: len(averaged)] = averaged[: self.n_restored]
+            self.restored[: len(averaged)] = averaged[: len(self.restored)]
         self._averaged = averaged
 
     def _check_same(
         self, averaged: list[AveragedVariable], restored: list[AveragedVariable]
     ) -> None:
         """Raises unless the variables are those of the checkpoint."""
-        is_longer = len(averaged) != len(restored) and self._may_grow
-        if not (_one_begins if is_longer else same)(averaged, restored):
+        if self._may_grow and len(averaged) != len(restored):
+            is_same = all(v == other for v, other in zip(averaged, restored))
+        else:
+            lists = averaged, restored
+            names, others = ([v.name for v in each] for each in lists)
+            reordered = names != others and sorted(names) == sorted(others)
+            kinds, others_kinds = ([v[1:] for v in each] for each in lists)
+            is_same = kinds == others_kinds and not reordered
+        if not is_same:
             raise ValueError(
                 "`var_list` must hold the variables that the checkpoint has "
                 f"averages of, in their order: {_listed(restored)}. "
                 f"Received: {_listed(averaged)}"
             )
-        for each, other in zip(averaged, restored):
-            if other.dtype != each.dtype:
-                raise ValueError(
-                    "`var_list` must hold variables whose averages have the "
-                    f"dtype that the checkpoint has, here {other.dtype}. "
-                    f"Received: '{each.name}', whose average is {each.dtype}"
-                )
 
     def serialize(self) -> str:
-        self._mind_what_waits("A checkpoint cannot be written", "A checkpoint")
-        averaged = self._averaged or self._restored
+        self._check_none_waits("A checkpoint cannot be written", "A checkpoint")
+        averaged = self._averaged or self.restored
         return json.dumps(
             {
                 "swapped": self.swapped,
@@ -157,12 +128,12 @@ class CheckpointState(tf.train.experimental.PythonState):
             }
         )
 
-    def _mind_what_waits(self, impossible: str, thing: str) -> None:
-        """Raises where all averages restored would be missing; warns of some.
+    def _check_none_waits(self, impossible: str, thing: str) -> None:
+        """Raises if all averages restored wait for `build`; warns of some.
 
-        Of those that have no variable yet nobody but TensorFlow has the values.
+        Only TensorFlow has the values of those that wait.
         """
-        waiting = self._restored[len(self._averaged) :]
+        waiting = self.restored[len(self._averaged) :]
         if not waiting or self.n_models is None or self.n_models.numpy() == 0:
             return
         if not self._averaged:
@@ -202,37 +173,12 @@ class CheckpointState(tf.train.experimental.PythonState):
         ]
         if self._averaged and averaged:
             self._check_same(self._averaged, averaged)
-        self._restored = averaged
+        self.restored = averaged
         self.was_restored = True
 
 
-def same(
-    averaged: list[AveragedVariable], others: list[AveragedVariable]
-) -> bool:
-    """Whether two lists are of the same variables, in one order.
-
-    They are if they have the same shapes, and not the same names in another
-    order.
-    """
-    names, other_names = _names(averaged), _names(others)
-    reordered = names != other_names and sorted(names) == sorted(other_names)
-    shapes, other_shapes = ([v.shape for v in vs] for vs in (averaged, others))
-    return not reordered and shapes == other_shapes
-
-
-def _one_begins(
-    averaged: list[AveragedVariable], others: list[AveragedVariable]
-) -> bool:
-    """Whether one list begins with the names and shapes of the other."""
-    return all(each[:2] == other[:2] for each, other in zip(averaged, others))
-
-
-def _names(variables: list[AveragedVariable]) -> list[str]:
-    return [v.name for v in variables]
-
-
 def _listed(variables: list[AveragedVariable]) -> str:
-    return ", ".join(f"'{v.name}' {v.shape}" for v in variables)
+    return ", ".join(f"'{v.name}' {v.shape} {v.dtype}" for v in variables)
 
 
 _SWAPPED = (

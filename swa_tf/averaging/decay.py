@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,10 +14,8 @@ from swa_tf.support import checks, stack
 class Argument(NamedTuple):
     """A scalar >= 0: a number, or a tensor or variable read in each update.
 
-    Attributes:
-        name: What the caller calls it, for the errors.
-        wanted: What it must be, for the errors.
-        below: What it must be less than, in float32.
+    Errors call it `name`, and say that it must be `wanted`: less than `below`
+    in float32.
     """
 
     name: str
@@ -25,10 +23,21 @@ class Argument(NamedTuple):
     below: float
 
     def given(self, value: Any) -> Any:
-        """`value`, or an error if it is known already that it is wrong."""
-        if value is None:
-            return None
-        value = self._number_or_scalar(value)
+        """Returns `value`, or raises if it is known already to be wrong."""
+        value = stack.tf_variable(value)
+        if isinstance(value, tf.Variable) or tf.is_tensor(value):
+            self._require_scalar(value.shape)
+            dtype = value.dtype.base_dtype
+            if not (dtype.is_floating or dtype.is_integer):
+                raise ValueError(
+                    f"`{self.name}` must be {self.wanted}. "
+                    f"Received: {self.name} of dtype {dtype.name}"
+                )
+        elif value is not None:
+            if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
+                value = value.item()
+            wanted = f"a scalar tensor or {self.wanted}"
+            value = checks.real(self.name, value, wanted)
         if is_known(value) or tf.executing_eagerly():
             self.check(value)
         return value
@@ -44,40 +53,22 @@ class Argument(NamedTuple):
                 name = f"{self.name}_must_be_a_scalar"
                 right = tf.ensure_shape(right, [], name=name)
             return [tf.debugging.Assert(right, [message, value])]
-        if right.shape != ():
-            self._raise_no_scalar(right.shape)
+        self._require_scalar(right.shape)
         if not right:
             raise ValueError(f"{message}{value!r}")
         return []
 
     def allows(self, value: Any) -> Any:
-        """Whether `value` is right, as a boolean tensor or a NumPy one."""
+        """Whether `value` is right: a boolean tensor or one of NumPy."""
         rounded = float32(value)
         return (rounded >= 0.0) & (rounded < self.below)
 
-    def _number_or_scalar(self, value: Any) -> Any:
-        """A number, or a scalar tensor or `tf.Variable`, or an error."""
-        value = stack.tf_variable(value)
-        if isinstance(value, tf.Variable) or tf.is_tensor(value):
-            if value.shape.rank not in (0, None):
-                self._raise_no_scalar(value.shape)
-            dtype = value.dtype.base_dtype
-            if not (dtype.is_floating or dtype.is_integer):
-                raise ValueError(
-                    f"`{self.name}` must be {self.wanted}. "
-                    f"Received: {self.name} of dtype {dtype.name}"
-                )
-            return value
-        if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
-            value = value.item()
-        wanted = f"a scalar tensor or {self.wanted}"
-        return checks.real(self.name, value, wanted)
-
-    def _raise_no_scalar(self, shape: tf.TensorShape) -> NoReturn:
-        raise ValueError(
-            f"`{self.name}` must be a scalar. "
-            f"Received: {self.name} of shape {shape}"
-        )
+    def _require_scalar(self, shape: Any) -> None:
+        if tf.TensorShape(shape).rank not in (0, None):
+            raise ValueError(
+                f"`{self.name}` must be a scalar. "
+                f"Received: {self.name} of shape {shape}"
+            )
 
 
 DECAY = Argument("decay", "a number in [0, 1), also in float32", 1.0)
@@ -87,26 +78,26 @@ NUM_UPDATES = Argument(
 
 
 def is_known(value: Any) -> bool:
-    """Whether it is a number that never changes, or none is given."""
+    """Whether `value` is a number, which never changes, or None."""
     return value is None or isinstance(value, (int, float))
 
 
 def float32(value: Any) -> Any:
-    """A number or scalar, rounded as TensorFlow's own class does."""
+    """Rounds a number or scalar to float32, as TensorFlow's class does."""
     if isinstance(value, (int, float)):
-        with np.errstate(over="ignore"):  # infinity is for the caller to see
+        with np.errstate(over="ignore"):  # the caller checks for infinity
             return np.float32(value)
     return tf.cast(value, tf.float32)
 
 
 def scaled_decay(decay: float, batch_size_ratio: float) -> float:
-    """The decay of an EMA for a batch `batch_size_ratio` times as large.
+    """Returns the decay of an EMA for another batch size.
 
         decay^k
 
     with k the ratio: one step on a batch k times as large goes as far as k
-    steps, so that the average must forget as much in one update as it did in
-    k. The learning rate is to be scaled by its own rule.
+    steps, so that one update must forget as much as k did. The learning rate
+    is to be scaled by its own rule.
 
     >>> round(swa_tf.scaled_decay(0.999, 8), 6)
     0.992028

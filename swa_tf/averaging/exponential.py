@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import rounding
-from swa_tf.averaging.decay import (
-    DECAY,
-    NUM_UPDATES,
-    Argument,
-    float32,
-    is_known,
-)
+from swa_tf.averaging import rounding, started_averages
+from swa_tf.averaging.decay import DECAY, NUM_UPDATES, float32, is_known
 from swa_tf.averaging.schedule import AveragingSchedule
-from swa_tf.averaging.started_averages import StartedAverages
 from swa_tf.averaging.update import Update
 from swa_tf.averaging.weight_average import WeightAverage
 from swa_tf.support import checks
@@ -30,10 +25,8 @@ class ExponentialMovingAverage(WeightAverage):
 
         average <- average + (1 - decay) * (weight - average)
 
-    It takes the place of `tf.train.ExponentialMovingAverage`: the same
-    arguments, names and numbers, by changing one import, and with variables of
-    every Keras. What it has beside: `half_life`, `warm_up`, `when`, the swap
-    (`averaged_weights`), the refit, `SWACallback`, and `tf.train.Checkpoint`.
+    It takes the place of `tf.train.ExponentialMovingAverage` by changing one
+    import: the same arguments, names and numbers, for variables of every Keras.
     docs/ema.md has both classes side by side.
 
     >>> variable = tf.Variable(1.0)
@@ -52,10 +45,11 @@ class ExponentialMovingAverage(WeightAverage):
     traced; in a v1 graph at its initial value, a tensor at zero. This is
     TensorFlow's way. With `warm_up` or `when`, and after `build` or `reset`,
     the first average of each variable is the weight itself, whenever it comes.
+    (After `reset` in a v1 graph the averages begin anew from the values at the
+    reset, those of tensors from zero.)
 
-    Rounding: averages are held in float32 (float64 for float64) and rounded
-    up or down in proportion, so that an average of bfloat16 weights, or of
-    weights that move slowly, does not stand still.
+    Averages are rounded as by `StochasticWeightAveraging`: those of bfloat16
+    weights, or of weights that move slowly, do not stand still.
 
     Args:
         decay: How much of the average an update keeps, in [0, 1): a number, or
@@ -67,24 +61,22 @@ class ExponentialMovingAverage(WeightAverage):
             `min(decay, (1 + num_updates) / (10 + num_updates))`.
         zero_debias: Whether averages of tensors, which start at zero, are
             divided by `1 - decay**n` after n updates (Kingma and Ba 2015,
-            section 3). Only v1 graphs average tensors. With `warm_up` or
-            `when` they are divided by the exact sum of the weights of what
-            was averaged, also of a tensor that joins late.
+            section 3), or with `warm_up` or `when` by the sum of the weights
+            of what was averaged. Only v1 graphs average tensors.
         name: Suffix of the names of the shadow variables.
         half_life: Instead of `decay`, the number of updates, > 0, after which
             half of the average is new: decay = 2^(-1 / half_life), in float64.
         warm_up: With a number g >= 1, the n-th update (from n = 0, the number
             of models averaged) has the decay `min(decay, n / (n + g))`. g = 1
             makes the average the mean of all models, until there are
-            1 / (1 - decay); a larger g forgets the first ones sooner. g = 9 is
-            TensorFlow's formula with the average's own count as `num_updates`.
+            1 / (1 - decay); a larger g forgets the first ones sooner; g = 9 is
+            the formula of `num_updates` with the average's own count.
         when: As in `StochasticWeightAveraging`.
         device: As in `StochasticWeightAveraging`.
 
     Raises:
-        TypeError, ValueError: If an argument is none of these. `apply` raises
-            `ValueError` if a tensor or variable gives a decay outside [0, 1),
-            or a count below 0 or not finite; in a graph the op raises
+        TypeError, ValueError: If an argument is none of these; `apply` raises
+            `ValueError` if a tensor or variable is not, and its op in a graph
             `tf.errors.InvalidArgumentError`.
 
     References:
@@ -114,10 +106,9 @@ class ExponentialMovingAverage(WeightAverage):
                 f"Received: decay={decay!r}, half_life={half_life!r}"
             )
         # Untracked: a checkpoint of the average is not one of what it is given.
-        self._decay = variables_lib.Untracked(DECAY.given(decay))
-        self._num_updates = variables_lib.Untracked(
-            NUM_UPDATES.given(num_updates)
-        )
+        untracked = variables_lib.Untracked
+        self._decay = untracked(DECAY.given(decay))
+        self._num_updates = untracked(NUM_UPDATES.given(num_updates))
         if half_life is not None:
             half_life = checks.positive("half_life", half_life)
         if warm_up is not None and checks.positive("warm_up", warm_up) < 1.0:
@@ -127,119 +118,43 @@ class ExponentialMovingAverage(WeightAverage):
         self._zero_debias = checks.boolean("zero_debias", zero_debias)
         self._half_life = half_life
         self._warm_up = warm_up
-        self._debiased = variables_lib.Untracked({})
+        self._debiased = untracked({})
         self._debias_variables: list[tf.Variable] = []
         super().__init__(name, when, device)
 
-    def build(self, var_list: Iterable[Any]) -> None:
-        """Makes the shadow variables of `var_list` without averaging.
-
-        In eager mode the first average of each is the weight itself, unless a
-        checkpoint brings averages.
-
-        >>> variable = tf.Variable(1.0)
-        >>> ema = swa_tf.ExponentialMovingAverage(0.9)
-        >>> ema.build([variable])
-        >>> _ = variable.assign(2.0)
-        >>> ema.apply([variable])
-        >>> float(ema.average(variable))
-        2.0
-
-        Args:
-            var_list: As in `apply`.
-
-        Raises:
-            TypeError, ValueError: As `apply` does.
-        """
-        self._make_averages(self._checked(var_list), begin=False)
-
-    def reset(self) -> Any:
-        """Forgets what was averaged.
-
-        The next average of each variable, whenever it comes, is the weight
-        itself. Until then it is the value that the variable has at the reset;
-        in a v1 graph the averages begin anew from there, and those of tensors
-        from zero.
-
-        >>> variable = tf.Variable(1.0)
-        >>> ema = swa_tf.ExponentialMovingAverage(0.9)
-        >>> ema.apply([variable])
-        >>> ema.reset()
-        >>> _ = variable.assign(2.0)
-        >>> ema.apply([variable])
-        >>> float(ema.average(variable))
-        2.0
-
-        Returns:
-            In a graph the op that resets, in eager mode None.
-
-        Raises:
-            ValueError: If a variable has changed its shape.
-        """
+    def _reset_ops(self) -> list[Any]:
         if self._average_of.value:
             self._checked([key.deref() for key in self._average_of.value])
-        ops = [
+        return [
             *self._assign_initial_values(self._average_of.value),
             *(v.assign(tf.zeros_like(v)) for v in self._debias_variables),
-            super().reset(),
+            *super()._reset_ops(),
         ]
-        if self._has_begun is not None:
-            ops.append(self._has_begun.reset())
-        return tf.group(*[op for op in ops if op is not None])
 
-    def assert_averaged(
-        self, var_list: Iterable[Any] | None = None
-    ) -> list[tf.Operation]:
-        """Raises if nothing, or not each of `var_list`, was averaged yet.
-
-        >>> first, second = tf.Variable(1.0), tf.Variable(2.0)
-        >>> ema = swa_tf.ExponentialMovingAverage(0.9, warm_up=1)
-        >>> ema.apply([first])
-        >>> ema.build([second])
-        >>> ema.assert_averaged([first])
-        []
-        >>> ema.assert_averaged([first, second])
-        Traceback (most recent call last):
-        ...
-        RuntimeError: ExponentialMovingAverage has not averaged each of these...
-
-        Args:
-            var_list: Variables of `apply` or `build`; None asks only whether
-                anything was averaged.
-
-        Returns:
-            In a graph the ops that raise `tf.errors.InvalidArgumentError`.
-
-        Raises:
-            RuntimeError: In eager mode.
-        """
-        checks = super().assert_averaged()
-        if self._has_begun is None or var_list is None:
+    def _check_averaged(self, var_list: Iterable[Any] | None) -> list[Any]:
+        checks = super()._check_averaged(var_list)
+        if self._begun is None or var_list is None:
             return checks
         variables = variables_lib.checked_list("var_list", var_list)
-        begun = self._has_begun.of(
-            self._indices(variables), len(self._averages)
+        begun = self._have_begun(variables)
+        if tf.executing_eagerly():
+            each = zip(variables, begun.numpy())
+            variables = [v for v, has_begun in each if not has_begun]
+        message = (
+            f"{self.name} has not averaged each of these variables yet, or "
+            f"not since `reset`: {variables_lib.describe(variables)}. Call "
+            "`apply` with them first, or swap a list without them."
         )
         if not tf.executing_eagerly():
-            message = _NOT_BEGUN.format(
-                name=self.name, variables=variables_lib.describe(variables)
-            )
             all_have = tf.reduce_all(begun)
-            return [
-                *checks,
-                tf.debugging.Assert(all_have, [message, "begun:", begun]),
-            ]
-        missing = [v for v, is_in in zip(variables, begun.numpy()) if not is_in]
-        if missing:
-            raise RuntimeError(
-                _NOT_BEGUN.format(
-                    name=self.name, variables=variables_lib.describe(missing)
-                )
-            )
+            data = [message, "begun:", begun]
+            return [*checks, tf.debugging.Assert(all_have, data)]
+        if variables:
+            raise RuntimeError(message)
         return checks
 
     def _has_averages_from_the_start(self) -> bool:
-        # From their initializers, or a checkpoint that has no `n_models`.
+        # From initializers, or a checkpoint of TensorFlow's class.
         return self._graph is not None and self._starts_as_tensorflow()
 
     def coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
@@ -254,11 +169,10 @@ class ExponentialMovingAverage(WeightAverage):
             n_models: The number of models already averaged: an int64 scalar.
         """
         if self._half_life is not None:
-            c = tf.constant(
-                -math.expm1(-math.log(2.0) / self._half_life), tf.float64
-            )
+            share = -math.expm1(-math.log(2.0) / self._half_life)
+            c = tf.constant(share, tf.float64)
         else:
-            # In float32, as TensorFlow does, down to the last bit.
+            # In float32, for the bits of TensorFlow's class.
             decay = float32(self._decay.value)
             c = tf.cast(1.0 - decay, tf.float64)
         if self._num_updates.value is not None:
@@ -268,31 +182,32 @@ class ExponentialMovingAverage(WeightAverage):
         if self._warm_up is not None:
             n = tf.cast(n_models, tf.float64)
             c = tf.maximum(c, self._warm_up / (n + self._warm_up))
-        # XLA leaves assertions out: what they forbid moves nothing there.
-        for argument, value in self._scalars():
-            if not is_known(value):
-                c = tf.where(argument.allows(value), c, tf.zeros_like(c))
+        # Where XLA leaves assertions out, a wrong number moves nothing.
+        for argument, value in self._unchecked():
+            c = tf.where(argument.allows(value), c, tf.zeros_like(c))
         return c
 
-    def _scalars(self) -> list[tuple[Argument, Any]]:
-        """What is read in each update, and may be wrong in one."""
-        return [
-            (DECAY, self._decay.value),
-            (NUM_UPDATES, self._num_updates.value),
-        ]
+    def _unchecked(self) -> list[tuple[Any, Any]]:
+        """Returns the arguments that an update may find to be wrong."""
+        decay, num_updates = self._decay.value, self._num_updates.value
+        arguments = [(DECAY, decay), (NUM_UPDATES, num_updates)]
+        return [each for each in arguments if not is_known(each[1])]
 
     def _starts_as_tensorflow(self) -> bool:
         """Whether the first update moves an average that is there before it."""
         return self._when is None and self._warm_up is None
 
     def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
-        if self._has_begun is not None:
-            return ~self._has_begun.of(
-                self._indices(variables), len(self._averages)
-            )
+        if self._begun is not None:
+            return ~self._have_begun(variables)
         if self._starts_as_tensorflow():
             return False
         return super()._is_first(variables, n_models)
+
+    def _have_begun(self, variables: list[Any]) -> Any:
+        """Returns for each of `variables` whether it has been averaged."""
+        begun = started_averages.read(self._begun, len(self._averages))
+        return tf.gather(begun, self._indices(variables))
 
     def _indices(self, variables: list[Any]) -> list[int]:
         index = {key: i for i, key in enumerate(self._average_of.value)}
@@ -300,115 +215,86 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _counts(self) -> list[tf.Variable]:
         counts = super()._counts()
-        return [*counts, self._begun] if self._begun is not None else counts
+        return counts if self._begun is None else [*counts, self._begun]
 
     def _make_count(self) -> None:
         super()._make_count()
-        self._has_begun: StartedAverages | None = None
+        self._begun: Any = None
         if self._graph is None:
             with tf.init_scope():
-                self._has_begun = StartedAverages(self._own_name("begun"))
-        # For checkpoints, which have it by this name.
-        self._begun = self._has_begun and self._has_begun.variable
+                self._begun = started_averages.made(self._own_name("begun"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExponentialMovingAverage:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        copy.deepcopy(self._has_begun, memo)  # first: it copies `_begun` too
+        if self._begun is not None:
+            memo[id(self._begun)] = started_averages.copied(self._begun)
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
         return copied
 
-    def _make_averages(self, variables: list[Any], begin: bool = True) -> None:
+    def _make_averages(self, variables: list[Any], begin: bool) -> None:
         n_before = len(self._averages)
-        super()._make_averages(variables)
-        if self._has_begun is None:
+        super()._make_averages(variables, begin)
+        if self._begun is None:
+            for key in list(self._average_of.value)[n_before:]:
+                if self._zero_debias and tf.is_tensor(key.deref()):
+                    self._make_debias_variables(key.deref())
             return
         with tf.init_scope():
-            n_known = max(n_before, self._state.n_restored)
+            n_known = max(n_before, len(self._state.restored))
             joined = list(self._average_of.value)[n_known:]
             # A variable that the `tf.function` under construction makes has
             # no value yet to start from.
-            there = [
-                bool(tf.compat.v1.is_variable_initialized(key.deref()))
-                for key in joined
-            ]
+            has_value = tf.compat.v1.is_variable_initialized
+            there = [bool(has_value(key.deref())) for key in joined]
             if self._state.was_restored:
-                # What a checkpoint restored earlier had waiting for them.
-                self._assign_initial_values(
-                    key for key, is_there in zip(joined, there) if is_there
-                )
+                # A checkpoint restored before it had averages for them.
+                self._assign_initial_values(itertools.compress(joined, there))
             starts = begin and self._starts_as_tensorflow()
-            self._has_begun.join([starts and each for each in there], n_known)
+            begun = [starts and is_there for is_there in there]
+            started_averages.join(self._begun, begun, n_known)
 
     def _counter(self, name: str) -> tf.Variable:
-        if (
-            variables_lib.outermost_graph() is None
-            or not self._starts_as_tensorflow()
-        ):
+        if not self._has_averages_from_the_start():
             return super()._counter(name)
-        # Nothing depends on it but the rounding. Not a global variable, or a
-        # `Saver` would look for it in checkpoints that TensorFlow's class
-        # wrote; so perhaps not initialized, or `_read_n_models` would do.
-        v1 = tf.compat.v1
+        # The rounding alone depends on it. It is no global variable, which a
+        # `Saver` would look for in checkpoints of TensorFlow's class, and so
+        # may not be initialized.
+        v1, name = tf.compat.v1, self._own_name(name)
+        local = [v1.GraphKeys.LOCAL_VARIABLES]
         with tf.init_scope():
             return v1.Variable(
-                0,
-                trainable=False,
-                collections=[v1.GraphKeys.LOCAL_VARIABLES],
-                dtype=tf.int64,
-                use_resource=True,
-                name=self._own_name(name),
+                0, False, local, name=name, dtype=tf.int64, use_resource=True
             )
-
-    def _read_n_models(self) -> tf.Tensor:
-        if self._graph is None or not self._starts_as_tensorflow():
-            return super()._read_n_models()
-        return tf.cond(
-            tf.compat.v1.is_variable_initialized(self._n_models),
-            self._n_models.read_value,
-            lambda: tf.zeros([], tf.int64),
-        )
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
         checks = []
-        scalars = self._scalars()
-        if not all(is_known(value) for _, value in scalars):
-            # Or ops of the caller's, such as `Cast`, would get other names.
+        if unchecked := self._unchecked():
+            # In a scope, to leave the names of the caller's ops as they are.
             with tf.name_scope(self._own_name("checks")):
-                for argument, value in scalars:
+                for argument, value in unchecked:
                     checks += argument.check(value)
         with tf.control_dependencies(checks):
             return super()._apply(var_list)
 
-    def _make_new_averages(self, variables: list[Any]) -> None:
-        super()._make_new_averages(variables)
-        for variable in variables:
-            if self._zero_debias and not isinstance(variable, tf.Variable):
-                self._make_debias_variables(variable)
-
     def _make_debias_variables(self, tensor: tf.Tensor) -> None:
-        """The average from zero, and how much of it is new, of a tensor.
+        """Makes the average of a tensor from zero, and how much of it is new.
 
-        That follows from the number of updates, where all have one decay.
+        Where all tensors have one decay, that follows from their number of
+        updates, which TensorFlow's class counts.
         """
         v1 = tf.compat.v1
         progress = "local_step" if self._starts_as_tensorflow() else "share"
         average: Any = self.average(tensor)
         with tf.init_scope(), v1.variable_scope(average.op.name):
-            made = [
-                v1.get_variable(
-                    name,
-                    shape,
-                    average.dtype,
-                    v1.zeros_initializer(),
-                    trainable=False,
-                    use_resource=True,
-                )
-                for name, shape in (
-                    ("biased", average.shape),
-                    (progress, []),
-                )
-            ]
+            make = functools.partial(
+                v1.get_variable,
+                dtype=average.dtype,
+                initializer=v1.zeros_initializer(),
+                trainable=False,
+                use_resource=True,
+            )
+            made = [make("biased", average.shape), make(progress, [])]
         self._debias_variables.extend(made)
         self._debiased.value[tensor.ref()] = made
 
@@ -422,36 +308,39 @@ class ExponentialMovingAverage(WeightAverage):
         debiased = self._debiased.value
         plain = [v for v in variables if v.ref() not in debiased]
         moved = [super()._move(plain, c, n_models, update)]
-        if self._has_begun is not None:
+        if self._begun is not None:
             # Averages that are swapped in have c = 0, and begin later.
-            indices, now = self._indices(variables), c > 0.0
+            indices, n_averages = self._indices(variables), len(self._averages)
             moved.append(
-                self._has_begun.begin(indices, now, len(self._averages))
+                started_averages.begin(self._begun, indices, c > 0, n_averages)
             )
-        threshold = rounding.threshold(n_models)
         for tensor in variables:
-            if tensor.ref() not in debiased:
-                continue
-            average: Any = self.average(tensor)
-            biased, progress = debiased[tensor.ref()]
-            value = rounding.moved(
-                biased.read_value(),
-                tf.cast(tensor, biased.dtype),
-                c,
-                threshold,
-            )
-            done = progress.read_value()
-            if self._starts_as_tensorflow():
-                done += 1.0
-                share = 1.0 - tf.pow(1.0 - c, tf.cast(done, c.dtype))
-            else:
-                share = done = done + tf.cast(c, done.dtype) * (1.0 - done)
-            moved += [
-                biased.assign(value),
-                progress.assign(done),
-                average.assign(value / tf.cast(share, value.dtype)),
-            ]
+            if tensor.ref() in debiased:
+                moved += self._move_debiased(tensor, c, n_models)
         return tf.group(*moved)
+
+    def _move_debiased(
+        self, tensor: tf.Tensor, c: tf.Tensor, n_models: tf.Tensor
+    ) -> list[Any]:
+        average: Any = self.average(tensor)
+        biased, progress = self._debiased.value[tensor.ref()]
+        value = rounding.moved(
+            biased.read_value(),
+            tf.cast(tensor, biased.dtype),
+            c,
+            rounding.threshold(n_models),
+        )
+        done = progress.read_value()
+        if self._starts_as_tensorflow():
+            done += 1.0
+            share = 1.0 - tf.pow(1.0 - c, tf.cast(done, c.dtype))
+        else:
+            share = done = done + tf.cast(c, done.dtype) * (1.0 - done)
+        return [
+            biased.assign(value),
+            progress.assign(done),
+            average.assign(value / tf.cast(share, value.dtype)),
+        ]
 
     def _assign_initial_values(self, keys: Iterable[Any]) -> list[Any]:
         """average <- weight; that of a tensor <- 0"""
@@ -467,10 +356,3 @@ class ExponentialMovingAverage(WeightAverage):
                 value = tf.cast(variables_lib.read(source), target.dtype)
                 assigned.append(target.assign(value))
         return assigned
-
-
-_NOT_BEGUN = (
-    "{name} has not averaged each of these variables yet, or not since "
-    "`reset`: {variables}. Call `apply` with them first, or swap a list "
-    "without them."
-)

@@ -2,81 +2,51 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tensorflow as tf
-
 from swa_tf.averaging.update import Update
 
-_MAX_UNTRACED_UPDATES = 50
 _MAX_LISTS = 8
 
 
 class KnownList:
-    """A list given to `apply`, checked, and how its averages are updated.
+    """A list given to `apply`, as `tf.Variable`s, and their update.
 
-    Attributes:
-        given: What it holds, as the caller gave it.
-        variables: The same as `tf.Variable`s.
-        update: Of their averages.
+    It ran op by op `n_op_by_op` times; `traced` is its function, if there is.
     """
 
     def __init__(
-        self,
-        given: Sequence[Any],
-        variables: list[Any],
-        update: Update,
+        self, given: Sequence[Any], variables: list[Any], update: Update
     ) -> None:
         self.given = list(given)
         self.variables = variables
         self.update = update
-        self._traced: Callable[[], Any] | None = None
-
-    @property
-    def is_to_be_traced(self) -> bool:
-        """Whether there are so many updates that to trace them pays."""
-        return self.update.n_op_by_op >= _MAX_UNTRACED_UPDATES
-
-    def traced(
-        self, update: Callable[[list[Any], Update], Any]
-    ) -> Callable[[], Any]:
-        """`update(variables, update)` as a function, traced the first time."""
-        if self._traced is None:
-
-            @tf.function(autograph=False)
-            def traced() -> None:
-                update(self.variables, self.update)
-
-            # A `tf.function` would warn of each new average that it traces.
-            self._traced = traced.get_concrete_function()
-        return self._traced
+        self.n_op_by_op = 0
+        self.traced: Callable[[], Any] | None = None
 
 
-class Lists:
-    """The last few lists, each known by the identities of what it holds.
+class KnownLists:
+    """The lists used last, by the identities of the variables given.
 
-    A copy of an average has none of the original's.
+    A copy of an average starts without any.
     """
 
     def __init__(self) -> None:
-        self._known: collections.OrderedDict[tuple[int, ...], KnownList]
-        self._known = collections.OrderedDict()
+        self._known: dict[tuple[int, ...], KnownList] = {}
 
-    def __deepcopy__(self, memo: Any) -> Lists:
-        return Lists()
+    def __deepcopy__(self, memo: Any) -> KnownLists:
+        return KnownLists()
 
-    def get(self, var_list: Sequence[Any]) -> KnownList | None:
-        """The list that holds the same objects, if it is known."""
-        key = tuple(map(id, var_list))
-        known = self._known.get(key)
-        if known is not None:
-            self._known.move_to_end(key)
-        return known
+    def get(self, given: Sequence[Any]) -> KnownList | None:
+        """Returns the list of the same variables, or None."""
+        key = tuple(map(id, given))
+        if key in self._known:
+            self._known[key] = self._known.pop(key)  # now the latest
+        return self._known.get(key)
 
     def add(self, known: KnownList) -> None:
-        """Keeps a list, whose objects thus keep their identities."""
+        """Adds a list, which keeps its variables and so their identities."""
         self._known[tuple(map(id, known.given))] = known
         if len(self._known) > _MAX_LISTS:
-            self._known.popitem(last=False)
+            del self._known[next(iter(self._known))]

@@ -23,25 +23,20 @@ def moved(
 ) -> tf.Tensor:
     """Returns average + c * (weight - average); with c = 1 the weight itself.
 
-    Args:
-        average: Of float32 or float64.
-        weight: Of the same dtype.
-        c: Float64 that broadcasts: a tensor, or a number where it is known.
-        threshold: From `threshold`; a tensor, or a number where it is known.
-        zero: In a graph, which XLA may compile, an integer 0 that XLA cannot
-            know to be one.
+    `c`, in float64, and the `threshold` are tensors, or numbers where Python
+    knows them. In a graph, which XLA may compile, `zero` is an integer 0 whose
+    value XLA cannot know.
     """
     own_c = _of_dtype(c, average.dtype)
     step = _multiply(x=own_c, y=_subtract(x=weight, y=average))
     if zero is not None:
         step = _rounded(step, zero)
-    # Rounded to nearest with half of the thresholds.
+    # Half of the thresholds round to nearest.
     if tf.is_tensor(threshold) or threshold <= 0.5:
         total = unbiased_sum(average, step, threshold)
         if zero is not None:
-            # The same bits; but to choose by a scalar moves out of the loop
-            # over the elements, which then has but this sum for half of the
-            # models.
+            # The same bits: XLA moves the choice by a scalar out of its loop,
+            # which for half of the models has to do this sum alone.
             total = tf.where(threshold > 0.5, average + step, total)
     else:
         total = _add(x=average, y=step)
@@ -51,10 +46,10 @@ def moved(
 
 
 def threshold(n_models: tf.Tensor) -> tf.Tensor:
-    """Where the next sum after `n_models` rounds up, as float64.
+    """Returns the threshold for the sum after `n_models`, as float64.
 
-    In [0, 1/2), or infinite for a sum rounded to nearest: as that loses no more
-    than half a unit, none is lost that a threshold over 1/2 would round up.
+    In [0, 1/2), or infinite for a sum rounded to nearest: that loses at most
+    half a unit, which no threshold over 1/2 rounds up.
     """
     # The golden ratio's multiples fill (0, 1) evenly, whichever their number.
     part = tf.math.floormod(
@@ -69,11 +64,10 @@ def unbiased_sum(
     """Returns the sum, rounded so that the errors of many sums cancel.
 
     Rounding to nearest loses every step below half a unit in the last place
-    (ulp): after n models that is all that a weight moves by less than
-    n * 2^-25 of itself, and the average stands still. Here the part that
-    rounding lost is rounded in turn, up to a whole ulp where it is more than
-    `threshold` of one, down to nothing otherwise. With thresholds spread
-    evenly over (0, 1) that is right on average. An exact sum stays exact.
+    (ulp): the average of a weight that moves slowly stands still. Here the part
+    that rounding lost is rounded in turn: up to a whole ulp if it is more than
+    `threshold` of one, else down to nothing. With thresholds spread evenly over
+    (0, 1) that is right on average. An exact sum stays exact.
     """
     dtype = average.dtype
     exponent, epsilon = (
@@ -84,8 +78,8 @@ def unbiased_sum(
     total = _add(x=average, y=step)
     lost = _subtract(x=step, y=_subtract(x=total, y=average))
     # The ulp, the distance from |total| to the next larger float, is `epsilon`
-    # of the power of two in it. In as few operations as will do: where memory
-    # is fast, it is they that take the time.
+    # of the power of two in it. Few operations: where memory is fast, they
+    # take the time.
     bits, lost_bits = _bits(total), _bits(lost)
     exponent_mask = tf.constant(exponent, bits.dtype)
     power = tf.bitcast(_and(x=bits, y=exponent_mask), dtype)
@@ -98,7 +92,7 @@ def unbiased_sum(
 
 
 def _of_dtype(value: Any, dtype: tf.DType) -> tf.Tensor:
-    """A tensor, or what Python knows as a number, in `dtype`."""
+    """Returns a tensor or number as a tensor of `dtype`."""
     if tf.is_tensor(value):
         return tf.cast(value, dtype)
     return tf.constant(value, dtype)

@@ -15,16 +15,14 @@ class AveragingSchedule:
         due(i)  =  i >= start  and  (i - start) mod period == 0
 
     with i counted from 0: `start` steps are left out, the next is averaged,
-    then every `period`-th after it. The period counts from the start, not
-    from 0.
+    then every `period`-th after it.
 
     >>> schedule = swa_tf.AveragingSchedule(start=2, period=2)
     >>> [i for i in range(7) if schedule.due(i)]
     [2, 4, 6]
 
     Given to an average, it is the automatic mode of a training loop: `apply`
-    is called after every optimizer step, counts its calls, and averages when
-    it is due, with no word to the host.
+    is called after every optimizer step, and averages when it is due.
 
     >>> swa = swa_tf.StochasticWeightAveraging(when=schedule)
     >>> variable = tf.Variable(0.0)

@@ -1,9 +1,7 @@
 """Shadow variables: the averages, their counts, and their names and values.
 
 In a v1 graph they are made as `tf.train.ExponentialMovingAverage` makes its
-own, by `get_variable` in a variable scope of their name: so names are made
-unique, scopes are reused and partitioners are left out in the same way, and a
-checkpoint written with one is read with the other.
+own, so that a checkpoint written with one class is read with the other.
 """
 
 from __future__ import annotations
@@ -14,28 +12,28 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import checkpoint_state, known_lists, variable_lists
+from swa_tf.averaging import variable_lists
+from swa_tf.averaging.checkpoint_state import CheckpointState
+from swa_tf.averaging.known_lists import KnownLists
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.support import stack
 from swa_tf.support import variables as variables_lib
 
 
 class ShadowVariables(tf.Module):
-    """The variables that hold averages, and all that is known of them.
-
-    What an average is apart from how it is updated: see `WeightAverage`.
-    """
+    """The part of a `WeightAverage` that does not update: its variables."""
 
     # Whether later calls of `apply` may name other variables than the first.
     _takes_others = False
 
     def __init__(
         self,
-        name: str | None,
-        when: AveragingSchedule | None,
-        device: str | None,
+        name: Any = ...,
+        when: AveragingSchedule | None = None,
+        device: str | None = None,
     ) -> None:
         super().__init__()
+        name = type(self).__name__ if name is ... else name
         if not isinstance(name, (str, type(None))):
             raise TypeError(f"`name` must be a string. Received: {name=}")
         variables_lib.check_device(device)
@@ -58,10 +56,9 @@ class ShadowVariables(tf.Module):
 
     @property
     def when(self) -> AveragingSchedule | None:
-        """Which calls of `apply` average; None for each of them.
+        """The schedule of the calls of `apply` that average; None for all.
 
-        Set it before `apply` is traced: a compiled function keeps the schedule
-        that it was traced with.
+        Set it before `apply` is traced: a compiled function keeps its own.
 
         >>> swa_tf.StochasticWeightAveraging().when is None
         True
@@ -71,16 +68,15 @@ class ShadowVariables(tf.Module):
     @when.setter
     def when(self, when: AveragingSchedule | None) -> None:
         self._when = _checked_when(when)
-        self._lists = known_lists.Lists()  # traced with the old one
+        self._lists = KnownLists()  # traced with the old one
         if when is not None and self._n_calls is None:
             self._n_calls = self._counter("n_calls")
 
     @property
     def n_calls(self) -> tf.Variable | None:
-        """The number of calls of `apply`, an int64 scalar `tf.Variable`.
+        """The number of calls of `apply`, due or not, as `n_models` is.
 
-        Those that were not due included; assigning an integer counts on from
-        there. None where there is no `when`, and each call averages.
+        Assigning an integer counts on from there. None without a `when`.
 
         >>> when = swa_tf.AveragingSchedule(start=10)
         >>> int(swa_tf.StochasticWeightAveraging(when=when).n_calls)
@@ -112,21 +108,19 @@ class ShadowVariables(tf.Module):
     def averaged(self) -> list[tuple[str, tf.Variable]]:
         """The averages, each with the name of its variable, in their order.
 
-        Empty before the first `apply` or `build`.
-
         >>> swa = swa_tf.StochasticWeightAveraging()
         >>> swa.apply([tf.Variable(1.0, name="w")])
         >>> [(name, float(average)) for name, average in swa.averaged]
         [('w', 1.0)]
         """
-        return list(zip(self._state.names, self._averages))
+        averages = self._average_of.value.items()
+        return [(stack.variable_name(key.deref()), v) for key, v in averages]
 
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the shadow variables of `var_list` without averaging.
 
         The first `apply` does this by itself. Call `build` where there is
-        none: to evaluate the averages of a checkpoint in a process that does
-        not train.
+        none: to evaluate a checkpoint in a process that does not train.
 
         >>> variable = tf.Variable([1.0, 2.0])
         >>> swa = swa_tf.StochasticWeightAveraging()
@@ -140,10 +134,10 @@ class ShadowVariables(tf.Module):
         Raises:
             TypeError, ValueError: As `apply` does.
         """
-        self._make_averages(self._checked(var_list))
+        self._prepared(var_list, begin=False)
 
     def average(self, var: Any) -> tf.Variable | None:
-        """The variable that holds the average of `var`.
+        """Returns the variable that holds the average of `var`.
 
         >>> variable = tf.Variable(1.0)
         >>> swa = swa_tf.StochasticWeightAveraging()
@@ -158,9 +152,8 @@ class ShadowVariables(tf.Module):
                 `tf.Variable` under it; in a v1 graph also a tensor.
 
         Returns:
-            A non-trainable variable of the same shape, in float64 for a
-            float64 variable and in float32 otherwise. None if `var` is not
-            averaged.
+            A variable of the same shape, in float64 for float64 and in float32
+            otherwise; None if `var` is not averaged.
 
         Raises:
             TypeError: If `var` is none of these.
@@ -171,10 +164,7 @@ class ShadowVariables(tf.Module):
         return self._average_of.value.get(variable.ref())
 
     def average_name(self, var: Any) -> str:
-        """The name of the variable that holds the average of `var`.
-
-        It is `<variable>/<name>`, in the current scope and made unique, as in
-        `tf.train.ExponentialMovingAverage`.
+        """Returns the name of the average of `var`, as TensorFlow's class does.
 
         >>> variable = tf.Variable(1.0, name="w")
         >>> swa_tf.StochasticWeightAveraging(name="swa").average_name(variable)
@@ -196,12 +186,10 @@ class ShadowVariables(tf.Module):
     def variables_to_restore(
         self, moving_avg_variables: Iterable[Any] | None = None
     ) -> dict[str, Any]:
-        """Names and variables for a v1 `Saver` that restores the averages.
+        """Returns a dictionary for a v1 `Saver`: names in files and variables.
 
-        A `Saver` made with the result reads the average of each variable into
-        the variable itself, and every other variable of the graph as it is.
-        The counts of models and calls are not among them: who reads the
-        averages into the weights evaluates, and does not go on averaging.
+        It reads averages into their variables, and every other variable as it
+        is, except the counts of models and calls: it serves evaluation.
 
         >>> with tf.Graph().as_default():
         ...     variable = tf.Variable(1.0, name="w")
@@ -214,25 +202,19 @@ class ShadowVariables(tf.Module):
                 graph's trainable variables and its collection
                 `MOVING_AVERAGE_VARIABLES`.
 
-        Returns:
-            A dictionary from the name in the checkpoint to the variable.
-
         Raises:
-            ValueError: If `moving_avg_variables` is None where there is no v1
-                graph to take the variables from.
+            ValueError: If `moving_avg_variables` is None outside a v1 graph.
         """
         v1 = tf.compat.v1
         if moving_avg_variables is None:
             variable_lists.require_v1_graph("moving_avg_variables")
-            moving_avg_variables = [
-                *v1.trainable_variables(),
-                *v1.moving_average_variables(),
-            ]
+            moving_avg_variables = (
+                v1.trainable_variables() + v1.moving_average_variables()
+            )
         averaged = [stack.tf_variable(v) for v in moving_avg_variables]
         restored = {self.average_name(v): v for v in averaged}
-        counts = [v for v in (self._n_models, self._n_calls) if v is not None]
         # By name: an imported graph has several objects for one variable.
-        skip = {stack.variable_name(v) for v in [*averaged, *counts]}
+        skip = {stack.variable_name(v) for v in [*averaged, *self._counts()]}
         for variable in v1.global_variables():
             name = stack.variable_name(variable)
             if name not in skip:
@@ -252,8 +234,10 @@ class ShadowVariables(tf.Module):
         Returns:
             In a graph the op that resets, in eager mode None.
         """
-        counts = (self._n_models, self._n_calls)
-        return tf.group(*[n.assign(0) for n in counts if n is not None])
+        return tf.group(*self._reset_ops())
+
+    def _reset_ops(self) -> list[Any]:
+        return [v.assign(tf.zeros_like(v)) for v in self._counts()]
 
     def assert_averaged(
         self, var_list: Iterable[Any] | None = None
@@ -266,8 +250,7 @@ class ShadowVariables(tf.Module):
         []
 
         Args:
-            var_list: Variables of `apply` or `build`, each of which must have
-                been averaged: an EMA may have averaged others only.
+            var_list: Variables of which each must have been averaged.
 
         Returns:
             In a graph the ops that raise `tf.errors.InvalidArgumentError`.
@@ -275,6 +258,9 @@ class ShadowVariables(tf.Module):
         Raises:
             RuntimeError: In eager mode.
         """
+        return self._check_averaged(var_list)
+
+    def _check_averaged(self, var_list: Iterable[Any] | None) -> list[Any]:
         if self._has_averages_from_the_start():
             return []
         message = (
@@ -292,11 +278,11 @@ class ShadowVariables(tf.Module):
         return False
 
     def _counts(self) -> list[tf.Variable]:
-        """What an update changes beside the averages."""
+        """Returns the variables that an update changes beside the averages."""
         return [v for v in (self._n_models, self._n_calls) if v is not None]
 
     def _checked(self, var_list: Iterable[Any]) -> list[Any]:
-        """The `tf.Variable`s of `var_list`, or an error that says why not."""
+        """Returns the `tf.Variable`s of `var_list`, or raises."""
         variables = variables_lib.checked_list(
             "var_list", var_list, tensors=True
         )
@@ -313,50 +299,47 @@ class ShadowVariables(tf.Module):
             variable_lists.check_shapes(variables, averages)
         return variables
 
-    def _make_averages(self, variables: list[Any]) -> None:
-        """Makes the shadow variables, unless they are there."""
+    def _prepared(self, var_list: Iterable[Any], begin: bool = True) -> Any:
+        """Returns the checked `var_list`, ready to update if `begin`."""
+        variables = self._checked(var_list)
+        self._make_averages(variables, begin)
+        return variables
+
+    def _make_averages(self, variables: list[Any], begin: bool) -> None:
+        """Makes the shadow variables that are not there yet, all or none."""
         if variables_lib.outermost_graph() is not self._graph:
             self._make_count()
+        averaged = [key.deref() for key in self._average_of.value]
         new = [v for v in variables if self.average(v) is None]
         if new:
-            self._make_new_averages(new)
+            self._state.note([*averaged, *new])
+            made = {v.ref(): _made(v, self.name, self._device) for v in new}
+            self._average_of.value.update(made)
+        # Also those of a call that was interrupted before this.
         averages = list(self._average_of.value.values())
-        # The last time an interrupt may have come before this.
         self._averages.extend(averages[len(self._averages) :])
-
-    def _make_new_averages(self, variables: list[Any]) -> None:
-        averaged = [key.deref() for key in self._average_of.value]
-        self._state.note([*averaged, *variables], self._takes_others)
-        averages = {
-            v.ref(): _made(v, self.name, self._device) for v in variables
-        }
-        self._average_of.value.update(averages)  # all of them, or none
 
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""
         self._graph = variables_lib.outermost_graph()
-        self._lists = known_lists.Lists()
+        self._lists = KnownLists()
         with tf.init_scope():
-            self._state = checkpoint_state.CheckpointState()
+            self._state = CheckpointState(self._takes_others)
         self._n_models = self._counter("n_models")
         if self._graph is None:
             self._state.n_models = self.n_models
         if self._when is not None:
             self._n_calls = self._counter("n_calls")
-        # For `tf.saved_model.save`, which wants to find what functions use.
+        # An attribute of the module, for `tf.saved_model.save`.
         self._swapped = self._state.variable
 
     def _counter(self, name: str) -> tf.Variable:
+        name = self._own_name(name)
         with tf.init_scope():
-            return tf.Variable(
-                0,
-                trainable=False,
-                dtype=tf.int64,
-                name=self._own_name(name),
-            )
+            return tf.Variable(0, False, dtype=tf.int64, name=name)
 
     def _own_name(self, name: str) -> str:
-        """The name of what belongs to the object, and to no variable."""
+        """Returns the name of a variable or scope of the object itself."""
         return f"{self.name}/{name}" if self.name else name
 
 
@@ -370,11 +353,10 @@ def _checked_when(when: Any) -> AveragingSchedule | None:
 
 
 def _made(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
-    """A variable `<variable>/<suffix>` for the average of `variable`.
+    """Returns a variable `<variable>/<suffix>` for the average of `variable`.
 
     It has the device of the variable, unless `device` is given, and the value
-    that the variable has now or, in a v1 graph, will be given first; zeros for
-    a tensor.
+    that the variable has now or, in a v1 graph, will be given first.
     """
     dtype = variables_lib.dtype_of_average(variable)
     name = f"{stack.variable_name(variable)}/{suffix}"
@@ -383,39 +365,34 @@ def _made(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
         with tf.device(device) if device else contextlib.nullcontext():
             return _of_tensor(variable, dtype, name)
     strategy = variables_lib.strategy_of(variable)
+    v1 = tf.compat.v1
     with tf.init_scope():
         value = tf.cast(variables_lib.initial_value(variable), dtype)
         place = device or variable.device
         with strategy.scope() if strategy else tf.device(place):
             if tf.executing_eagerly():
                 return tf.Variable(value, trainable=False, name=name)
-            with _beside(variable, strategy, device):
+            # Beside the variable: TensorFlow may be free to choose where.
+            beside: Any = contextlib.nullcontext()
+            if not (strategy or device):
+                graph = v1.get_default_graph()
+                beside = graph.colocate_with(variable.op)
+            with beside:
                 average = _graph_variable(value, name)
         stack.copy_slices_and_sharding(variable, average, suffix)
-        v1 = tf.compat.v1
         v1.add_to_collection(v1.GraphKeys.MOVING_AVERAGE_VARIABLES, variable)
     return average
 
 
-def _beside(variable: Any, strategy: Any, device: str | None) -> Any:
-    """Has TensorFlow place what a v1 graph makes where it places `variable`.
-
-    Without the name of a device it is free to choose.
-    """
-    if strategy or device:
-        return contextlib.nullcontext()
-    graph = tf.compat.v1.get_default_graph()
-    return graph.colocate_with(variable.op)
-
-
 def _of_tensor(tensor: tf.Tensor, dtype: tf.DType, name: str) -> tf.Variable:
-    """Of a v1 graph. TensorFlow's class, too, places it where `apply` is."""
+    """Returns the average, now zeros, of a tensor of a v1 graph."""
     with tf.init_scope():
         if tensor.shape.is_fully_defined():
             # Named, or the caller's next `tf.zeros` would get another name.
             zeros = tf.zeros(tensor.shape, dtype, name=f"{name}/zeros")
-            return _graph_variable(zeros, name)
-        return _graph_variable(tf.zeros(tf.shape(tensor), dtype), name)
+        else:
+            zeros = tf.zeros(tf.shape(tensor), dtype)
+        return _graph_variable(zeros, name)
 
 
 def _graph_variable(value: tf.Tensor, name: str) -> tf.Variable:

@@ -13,11 +13,11 @@ class StochasticWeightAveraging(WeightAverage):
 
         average <- average + (weight - average) / (n_models + 1)
 
-    so that after n calls of `apply` the average is the mean of n models, the
-    first of them included. Use it as `tf.train.ExponentialMovingAverage`: call
-    `apply` after an optimizer step, from the epoch on at which averaging is to
-    start, and evaluate under `swa_tf.averaged_weights`. A model with batch
-    normalization needs `swa_tf.refit_batch_norm` there.
+    so that after n calls of `apply` the average is the mean of n models. Use
+    it as `tf.train.ExponentialMovingAverage`: call `apply` after an optimizer
+    step, from the epoch on at which averaging is to start, and evaluate under
+    `swa_tf.averaged_weights`. A model with batch normalization needs
+    `swa_tf.refit_batch_norm` there.
 
     >>> model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
     >>> _ = model(tf.ones([1, 2]))
@@ -33,12 +33,11 @@ class StochasticWeightAveraging(WeightAverage):
     first `apply`, and training goes on bit for bit.
 
     Rounding: each update is rounded to float32 (float64 for float64), up or
-    down in proportion, so that the errors of many updates cancel rather than
-    add up. 1,000 updates stay within 3e-6 of the exact mean, relative to the
-    largest weight, and so do weights that drift by less than float32 can add
-    to their average, where a plain running mean stands still (3e-5 off for a
-    drift of 1e-4). An exact sum stays exact: equal weights average to
-    themselves.
+    down in proportion, so that errors cancel rather than add up. 1,000 updates
+    stay within 3e-6 of the exact mean, relative to the largest weight, also of
+    weights that drift by less than float32 can add to their average, where a
+    plain running mean stands still (3e-5 off for a drift of 1e-4). Equal
+    weights average to themselves.
 
     Args:
         name: Suffix of the names of the shadow variables.

@@ -1,20 +1,14 @@
-"""The one equation over all variables of a list.
+"""The one equation over all variables of a list, in bundles of those alike.
 
-TensorFlow's kernels take some twenty passes over memory, one an operation.
-XLA makes them one, but must compile first. Either way gives the same bits (see
-`_rounding`): in eager mode each operation runs by itself, without a trace, and
-in a graph XLA compiles the update of each variable that is large enough.
-
-Variables that are alike are updated in bundles. Op by op, a bundle is stacked
-into one tensor. Compiled, all bundles that are alike share one function, which
-is compiled once.
+In eager mode each operation runs by itself; in a graph XLA compiles the update
+of large variables into one pass over memory. The bits are the same.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -22,14 +16,11 @@ import tensorflow as tf
 from swa_tf.averaging import rounding
 from swa_tf.support import variables as variables_lib
 
+# To update a smaller variable takes less time than to start a computation.
 COMPILED_ELEMENTS = 16384
-"""The number of elements from which on a graph's update of it is compiled.
 
-A smaller variable takes less time than starting a computation does.
-"""
-
-# Members of a bundle: small variables, which are stacked in any case; and large
-# ones, which cost time to compile, each, and time to start, each bundle.
+# A bundle of large variables takes time to compile for each of them, and time
+# to start for each bundle.
 _MAX_SMALL_MEMBERS = 128
 _MAX_LARGE_MEMBERS, _MAX_LARGE_ELEMENTS = 2, 2**19
 
@@ -45,62 +36,58 @@ class Update:
     """
 
     def __init__(self, pairs: Iterable[tuple[tf.Variable, Any]]) -> None:
-        alike: dict[Any, list[_Member]] = {}
-        for place, (average, weight) in enumerate(pairs):
-            kind = _Kind.of(average, weight)
-            # What is like nothing else is a bundle by itself.
-            key = place if kind is None else kind
-            member = _Member(place, average, weight, kind)
-            alike.setdefault(key, []).append(member)
-        self.n_op_by_op = 0
-        self._bundles: list[list[_Member]] = []
-        for members in alike.values():
-            size = members[0].kind.bundle_size if members[0].kind else 1
-            self._bundles += [
-                members[start : start + size]
-                for start in range(0, len(members), size)
-            ]
+        pairs = list(pairs)
+        alike: dict[Any, list[int]] = {}
+        for place, pair in enumerate(pairs):
+            # A pair without a kind is a bundle by itself.
+            alike.setdefault(_Kind.of(*pair) or place, []).append(place)
+        self._bundles = []
+        for key, places in alike.items():
+            kind = key if isinstance(key, _Kind) else None
+            size = kind.bundle_size if kind else 1
+            for start in range(0, len(places), size):
+                own = places[start : start + size]
+                averages, weights = zip(*[pairs[place] for place in own])
+                self._bundles.append(_Bundle(kind, own, averages, weights))
 
     def __call__(self, c: tf.Tensor, n_models: tf.Tensor) -> Any:
         """Moves the averages, with the coefficient `c` after `n_models` models.
 
-        `c` is one for all, or a vector with one for each of the pairs.
-
-        Returns:
-            In a graph the op that is done when all is.
+        `c` is one for all, or a vector with one for each of the pairs. Returns
+        in a graph the op that is done when all is.
         """
         threshold = rounding.threshold(n_models)
         zero = None
         if tf.executing_eagerly():
-            # Known to Python, they save operations.
+            # As numbers that Python knows, they save operations.
             c, threshold = c.numpy(), threshold.numpy()
-            self.n_op_by_op += 1
         else:
             zero = tf.cast(tf.equal(n_models, n_models.dtype.min), tf.int32)
         updated = []
-        for members in self._bundles:
-            own = _coefficients(c, [member.place for member in members])
-            kind = members[0].kind
-            if zero is not None and kind is not None and kind.is_compiled:
-                updated.append(_compiled(members, kind, own, threshold, zero))
+        for bundle in self._bundles:
+            kind, own_c = bundle.kind, _coefficients(c, bundle.places)
+            if zero is not None and kind and _is_compiled(kind):
+                updated.append(_compiled(bundle, own_c, threshold, zero))
             else:
-                updated += _op_by_op(members, own, threshold, zero)
+                updated += _op_by_op(bundle, own_c, threshold, zero)
         return tf.group(*updated)
 
 
 class _Kind(NamedTuple):
-    """What variables that are updated together have in common."""
+    """The properties that variables of one bundle have in common.
+
+    Weights that come from other devices are sent, as tensors.
+    """
 
     device: str
     shape: tuple[int, ...]
     dtype: tf.DType
     weight_dtype: tf.DType
     is_sent: bool
-    """Whether weights come from other devices, as tensors."""
 
     @classmethod
     def of(cls, average: tf.Variable, weight: Any) -> _Kind | None:
-        """The kind of a pair; None for one to be updated by itself."""
+        """Returns the kind of a pair; None for one to be updated by itself."""
         if (
             not isinstance(weight, tf.Variable)
             or variables_lib.outermost_graph() is not None
@@ -121,11 +108,6 @@ class _Kind(NamedTuple):
         return math.prod(self.shape) >= COMPILED_ELEMENTS
 
     @property
-    def is_compiled(self) -> bool:
-        """Whether XLA compiles its update in a graph."""
-        return self.is_large and _has_xla(self.device)
-
-    @property
     def bundle_size(self) -> int:
         if not self.is_large:
             return _MAX_SMALL_MEMBERS
@@ -133,45 +115,40 @@ class _Kind(NamedTuple):
         return max(1, min(_MAX_LARGE_MEMBERS, fitting))
 
 
-class _Member(NamedTuple):
-    """A pair, its place among all pairs, and its kind."""
+class _Bundle(NamedTuple):
+    """Averages and weights of one kind, with their places among all pairs."""
 
-    place: int
-    average: Any
-    weight: Any
     kind: _Kind | None
+    places: list[int]
+    averages: Sequence[Any]
+    weights: Sequence[Any]
 
 
 def _coefficients(c: Any, places: list[int]) -> Any:
-    """The coefficients of the pairs at `places`; one, where it is the same."""
+    """Returns one, if that is all, or a vector of those at `places`."""
     if tf.is_tensor(c):
-        return tf.gather(c, places) if c.shape.rank else c
+        at = places if len(places) > 1 else places[0]
+        return tf.gather(c, at) if c.shape.rank else c
     own = set(c[places].tolist()) if c.ndim else {float(c)}
     return own.pop() if len(own) == 1 else c[places]
 
 
 def _op_by_op(
-    members: list[_Member], c: Any, threshold: Any, zero: tf.Tensor | None
+    bundle: _Bundle, c: Any, threshold: Any, zero: tf.Tensor | None
 ) -> list[Any]:
-    """Updates a bundle by operations of TensorFlow, in eager mode or a graph.
-
-    Returns:
-        In a graph the ops that do it.
-    """
-    dtype = members[0].average.dtype
+    """Updates a bundle by operations of TensorFlow; in a graph returns them."""
+    dtype = bundle.averages[0].dtype
     # Read before the device is chosen: only the weight is sent there.
-    weights = [_read(member.weight) for member in members]
-    with tf.device(members[0].average.device):
+    weights = [_read(weight) for weight in bundle.weights]
+    with tf.device(bundle.averages[0].device):
         if isinstance(c, float) and c == 1.0:
             values = [tf.cast(weight, dtype) for weight in weights]
         else:
-            averages = [
-                variables_lib.read(member.average) for member in members
-            ]
+            averages = [_read(average) for average in bundle.averages]
             values = _moved(averages, weights, c, threshold, zero)
     return [
-        variables_lib.write(member.average, value)
-        for member, value in zip(members, values)
+        variables_lib.write(average, value)
+        for average, value in zip(bundle.averages, values)
     ]
 
 
@@ -182,11 +159,9 @@ def _moved(
     threshold: Any,
     zero: tf.Tensor | None,
 ) -> list[tf.Tensor]:
-    """The averages moved, stacked where there are several."""
+    """Returns the averages moved: several are stacked to do it at once."""
     dtype = averages[0].dtype
     if len(averages) == 1:
-        if not isinstance(c, float) and c.shape.rank:
-            c = c[0]
         weight = tf.cast(weights[0], dtype)
         return [rounding.moved(averages[0], weight, c, threshold, zero)]
     average, weight = tf.stack(averages), tf.cast(tf.stack(weights), dtype)
@@ -198,30 +173,23 @@ def _moved(
 
 
 def _compiled(
-    members: list[_Member],
-    kind: _Kind,
-    c: tf.Tensor,
-    threshold: tf.Tensor,
-    zero: tf.Tensor,
+    bundle: _Bundle, c: tf.Tensor, threshold: tf.Tensor, zero: tf.Tensor
 ) -> tf.Tensor:
-    """Updates a bundle by a function that XLA compiles.
-
-    Returns:
-        A tensor that is there when it is done.
-    """
+    """Updates a bundle by a function that XLA compiles; returns when done."""
+    kind: Any = bundle.kind
     weights = [
-        variables_lib.read(m.weight) if kind.is_sent else m.weight.handle
-        for m in members
+        _read(weight) if kind.is_sent else weight.handle
+        for weight in bundle.weights
     ]
-    update = _compiled_function(kind, len(members))
+    update = _compiled_function(kind, len(weights))
     with tf.device(kind.device):
-        averages = [member.average.handle for member in members]
+        averages = [average.handle for average in bundle.averages]
         return update(averages, weights, c, threshold, zero)
 
 
 @functools.lru_cache(_MAX_CACHED_FUNCTIONS)
 def _compiled_function(kind: _Kind, size: int) -> Callable[..., tf.Tensor]:
-    """The update of a bundle, given the handles of its variables."""
+    """Returns the update of a bundle, given the handles of its variables."""
 
     def update(
         averages: list[Any],
@@ -250,17 +218,17 @@ def _read_handle(handle: Any, dtype: tf.DType, shape: Any) -> tf.Tensor:
 
 
 def _read(value: Any) -> tf.Tensor:
-    """The value of a variable now, after the control dependencies."""
-    return (
-        variables_lib.read(value) if isinstance(value, tf.Variable) else value
-    )
+    """Returns the value of a variable now; a tensor of a v1 graph as it is."""
+    is_variable = isinstance(value, tf.Variable)
+    return variables_lib.read(value) if is_variable else value
 
 
-def _has_xla(device: str) -> bool:
-    kind = tf.DeviceSpec.from_string(device).device_type
-    return bool(tf.test.is_built_with_xla()) and (
-        kind == "CPU" or (kind == "GPU" and _compiles(device))
-    )
+def _is_compiled(kind: _Kind) -> bool:
+    """Whether XLA compiles the update of a variable in a graph."""
+    if not kind.is_large or not tf.test.is_built_with_xla():
+        return False
+    device = tf.DeviceSpec.from_string(kind.device).device_type
+    return device == "CPU" or (device == "GPU" and _compiles(kind.device))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What a `var_list` must be for `apply` and `build` of an average."""
+"""Checks of the `var_list` given to `apply` and `build` of an average."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import tensorflow as tf
 from swa_tf.support import variables as variables_lib
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+_SAME_SHAPE = "shape_in_var_list_must_not_change"
+_ON_READ = tf.VariableSynchronization.ON_READ
 
 
 def require_coordinator() -> None:
@@ -39,9 +41,8 @@ def check_strategies(
 ) -> None:
     """Raises in the scope of a strategy, for variables of another.
 
-    TensorFlow makes none there, and traces no function that has them. What is
-    there can be updated in eager mode: an average that is None is not. `name`
-    is that of the object, and `n_models` its count.
+    TensorFlow makes none there, and traces no function that has them; averages
+    that exist can be updated in eager mode. `n_models` is the count of models.
     """
     if not tf.distribute.has_strategy():
         return
@@ -94,10 +95,7 @@ def check_each(variables: list[Any], device: str | None) -> None:
 
 def _differs_by_replica(variable: Any) -> bool:
     """Whether replicas have numbers of their own, with no mean to read."""
-    if (
-        getattr(variable, "synchronization", None)
-        != tf.VariableSynchronization.ON_READ
-    ):
+    if getattr(variable, "synchronization", None) != _ON_READ:
         return False
     if variable.aggregation == tf.VariableAggregation.NONE:
         return variables_lib.strategy_of(variable) is not None
@@ -116,7 +114,7 @@ def check_graph(variables: list[Any], first: tf.Graph | None) -> None:
 
 def check_same(variables: list[Any], averaged: list[Any]) -> None:
     """Raises unless they are, in any order, those of the first `apply`."""
-    known = {v.ref() for v in averaged}
+    given, known = ({v.ref() for v in vs} for vs in (variables, averaged))
     late = [v for v in variables if v.ref() not in known]
     if late:
         raise ValueError(
@@ -124,7 +122,6 @@ def check_same(variables: list[Any], averaged: list[Any]) -> None:
             "that joins later would have missed the models before. "
             f"Received in addition: {variables_lib.describe(late)}"
         )
-    given = {v.ref() for v in variables}
     missing = [v for v in averaged if v.ref() not in given]
     if missing:
         raise ValueError(
@@ -135,7 +132,7 @@ def check_same(variables: list[Any], averaged: list[Any]) -> None:
 
 
 def check_shapes(variables: list[Any], averages: list[Any]) -> None:
-    """The part of the shape check that needs no graph."""
+    """Raises if a shape that is known now differs from that averaged."""
     for variable, average in zip(variables, averages):
         if average is None:
             continue  # of a variable that joins
@@ -152,17 +149,13 @@ def check_shapes(variables: list[Any], averages: list[Any]) -> None:
 
 
 def shape_checks(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
-    """The part that a graph must check when it runs."""
+    """Returns ops that check the other shapes when a graph runs."""
     if tf.executing_eagerly():
         return []
     # Not `assert_equal(tf.shape(variable), ...)`: TensorFlow folds that shape
     # into a constant here, from the branches of the `tf.cond` that follows.
     return [
-        tf.ensure_shape(
-            variable.read_value(),
-            average.shape,
-            name="shape_in_var_list_must_not_change",
-        )
+        tf.ensure_shape(variable.read_value(), average.shape, name=_SAME_SHAPE)
         for variable, average in zip(variables, averages)
         if isinstance(variable, tf.Variable)
         and not variable.shape.is_fully_defined()

@@ -1,7 +1,4 @@
-"""The base of every average of weights: when and how it is updated.
-
-average <- average + c * (weight - average)
-"""
+"""The base of every average of weights: when and how it is updated."""
 
 from __future__ import annotations
 
@@ -10,41 +7,37 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from swa_tf.averaging import known_lists, variable_lists
-from swa_tf.averaging.schedule import AveragingSchedule
+from swa_tf.averaging import variable_lists
+from swa_tf.averaging.known_lists import KnownList
 from swa_tf.averaging.shadow import ShadowVariables
 from swa_tf.averaging.update import Update
 from swa_tf.support import variables as variables_lib
 
-ONE_AT_A_TIME = threading.RLock()
-"""What changes averages, or swaps them in, waits for it.
+_MAX_UNTRACED_UPDATES = 50
 
-Two threads that read a count, and write what they have read plus one, count
-once; and one that swaps while another averages gives it averages for weights.
+ONE_AT_A_TIME = threading.RLock()
+"""The lock held to change averages or to swap them in.
+
+Two threads could count two models as one, or average swapped-in averages.
 """
 
 
 class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
-    """Keeps an average of each of a list of variables.
-
-    The base of every average in this library. It makes the shadow variables,
-    moves them and counts; a subclass says only how far they move:
+    """The base of every average: makes, updates and counts averages.
 
         average <- average + c(n) * (weight - average)
 
-    where n is the number of models already averaged, and the first update
-    makes the average equal to the weight whatever c is. A shadow variable
-    holds the average itself, in at least float32: a float16 or bfloat16
-    average stops moving once an update is less than half a unit in its last
-    place. See `StochasticWeightAveraging` for how an average is used.
+    where n is the number of models already averaged; the first update makes
+    the average equal to the weight whatever c is. A shadow variable holds the
+    average itself, in at least float32: a float16 or bfloat16 average stops
+    moving once an update is less than half a unit in its last place. See
+    `StochasticWeightAveraging` for how an average is used.
 
-    A new kind of average is a subclass with a method `coefficient`. It works
-    in every mode, is saved in checkpoints, and is swapped into models. This
-    one gives later models more weight than earlier ones (polynomial-decay
-    averaging, Shamir and Zhang 2013, section 4):
+    A new kind of average is a subclass with a method `coefficient`, which
+    works in every mode. This one gives later models more weight than earlier
+    ones (polynomial-decay averaging, Shamir and Zhang 2013, section 4):
 
     >>> class PolynomialAverage(swa_tf.WeightAverage):
     ...     def __init__(self, gamma, **kwargs):
@@ -69,9 +62,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     given more or fewer, if one list begins with the other, names included.)
 
     A `copy.deepcopy` has averages and counts of its own, not swapped in, of
-    the same variables; or of their copies, where these were copied in the same
-    call. (Keras copies models by making them anew, and nothing knows then
-    which variable is the copy of which.)
+    the same variables, or of their copies made in the same call. (Those that
+    Keras makes of the variables of a model do not count.)
 
     Args:
         name: Suffix of the names of the shadow variables; by default the name
@@ -80,26 +72,15 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         device: As in `StochasticWeightAveraging`.
     """
 
-    def __init__(
-        self,
-        name: Any = ...,
-        when: AveragingSchedule | None = None,
-        device: str | None = None,
-    ) -> None:
-        name = type(self).__name__ if name is ... else name
-        super().__init__(name, when, device)
-
     @tf.autograph.experimental.do_not_convert  # or a trace takes four times
     def apply(self, var_list: Iterable[Any] | None = None) -> Any:
         """Averages the present values of `var_list` in, where it is due.
 
-        The first call makes a shadow variable of each, equal to the variable;
-        each later call takes the same variables. Without a schedule `when`
-        each call averages; with one the calls are counted, and those that are
-        due average. Works in eager mode, in `tf.function`, in a v1 graph, and
-        under `tf.distribute` in replica and cross-replica context (in replica
-        context not inside `tf.cond`, where TensorFlow has no `merge_call`: let
-        `when` decide).
+        The first call makes the shadow variables; each later call takes the
+        same variables. With a schedule `when` the calls that are due average.
+        Works in eager mode, in `tf.function`, in a v1 graph, and under
+        `tf.distribute` in replica and cross-replica context (in replica
+        context not inside `tf.cond`: let `when` decide).
 
         >>> variable = tf.Variable(1.0)
         >>> swa = swa_tf.StochasticWeightAveraging()
@@ -116,21 +97,19 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 tensors. None takes the v1 graph's trainable variables.
 
         Returns:
-            In a graph the op that updates the averages, in eager mode None.
-            (A `tf.function` runs it anyway, and cannot return it.)
+            In a graph the op that updates the averages (which a `tf.function`
+            runs by itself and cannot return), in eager mode None.
 
         Raises:
             TypeError: If `var_list` is not a list, or holds anything but
                 floating-point variables.
-            ValueError: If `var_list` is empty, is None where there is no v1
-                graph, names a variable twice, is not the list of the first
-                call or of the checkpoint restored, or holds a variable whose
-                shape has changed, or of another strategy than that in whose
-                scope this is.
-            RuntimeError: If the averages are swapped in. A compiled
-                function, traced before, raises
-                `tf.errors.InvalidArgumentError`. Also in a function that a
-                coordinator of parameter servers schedules on its workers.
+            ValueError: If `var_list` is empty, is None outside a v1 graph,
+                names a variable twice, is not the list of the first call or of
+                the checkpoint restored, or holds a variable whose shape has
+                changed or of another strategy than that in whose scope this is.
+            RuntimeError: If the averages are swapped in (a function traced
+                before raises `tf.errors.InvalidArgumentError`), or in a
+                function that workers of parameter servers run.
         """
         if tf.distribute.has_strategy():
             variable_lists.require_coordinator()
@@ -146,10 +125,9 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
     @abc.abstractmethod
     def coefficient(self, n_models: tf.Tensor) -> Any:
-        """The c of the equation after `n_models` models.
+        """Returns the c of the equation after `n_models` models.
 
-        Called in each update in eager mode, and once in each trace. The first
-        update makes the average equal to the weight whatever is returned.
+        Called in each update in eager mode, and once in each trace.
 
         >>> n_models = tf.constant(3, tf.int64)
         >>> float(swa_tf.StochasticWeightAveraging().coefficient(n_models))
@@ -159,12 +137,11 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             n_models: The number of models already averaged: an int64 scalar.
 
         Returns:
-            A float64 scalar tensor, or a Python number, in [0, 1]. Anything
-            beyond moves nothing.
+            A float64 scalar tensor or a number in [0, 1]; others move nothing.
         """
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
-        """`apply` outside replica context."""
+        """Applies outside replica context."""
         with ONE_AT_A_TIME:
             self._state.check(self.name)
             if var_list is None:
@@ -175,26 +152,31 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             return self._update(self._prepared(var_list))
 
     def _apply_eagerly(self, var_list: Iterable[Any]) -> None:
-        """`apply` op by op at first, and by a traced function later.
-
-        A list that is given again costs Python no more for each variable than
-        to look whether it is the same.
-        """
+        """Applies op by op at first, and by a traced function later."""
         if not isinstance(var_list, (list, tuple)):
             var_list = self._checked(var_list)  # can be iterated over once
         known = self._lists.get(var_list)
         if known is None:
             variables = self._prepared(var_list)
             update = Update(self._pairs(variables))
-            known = known_lists.KnownList(var_list, variables, update)
+            known = KnownList(var_list, variables, update)
             if all(v.shape.is_fully_defined() for v in variables):
                 self._lists.add(known)
-        if known.is_to_be_traced:
-            known.traced(self._update)()
-        else:
+        if known.n_op_by_op < _MAX_UNTRACED_UPDATES:
             self._update_op_by_op(known)
+            return
+        if known.traced is None:
+            variables, update = known.variables, known.update
 
-    def _update_op_by_op(self, known: known_lists.KnownList) -> None:
+            @tf.function(autograph=False)
+            def traced() -> None:
+                self._update(variables, update)
+
+            # A `tf.function` would warn of each new average that it traces.
+            known.traced = traced.get_concrete_function()
+        known.traced()
+
+    def _update_op_by_op(self, known: KnownList) -> None:
         """Updates all averages, or none if it is interrupted."""
         if self._when and not self._when.due(int(self._n_calls)):
             self._n_calls.assign_add(1)
@@ -206,18 +188,13 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         except BaseException:
             try:
                 restore()
-            finally:  # again, for a second interrupt may have come
+            finally:  # again, in case a second interrupt came
                 restore()
             raise
-
-    def _prepared(self, var_list: Iterable[Any]) -> list[Any]:
-        """The checked variables of `var_list`, each with a shadow variable."""
-        variables = self._checked(var_list)
-        self._make_averages(variables)
-        return variables
+        known.n_op_by_op += 1
 
     def _pairs(self, variables: list[Any]) -> list[tuple[tf.Variable, Any]]:
-        """Each average with its weight, one of a pair on each device."""
+        """Returns each average with its weight, for each device."""
         return [
             pair
             for variable in variables
@@ -231,32 +208,32 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     ) -> Any:
         """Averages `variables` in, where it is due.
 
-        With `update`, which is theirs, in eager mode or in a function of the
-        average's own, before which Python has looked for a swap. Without it in
-        a graph of the caller, which looks when it runs.
+        `update` is given in eager mode and in the function that this class
+        traces, since Python has checked there that no averages are swapped in.
         """
         averages = [self.average(variable) for variable in variables]
         is_own = update is not None
         checks = variable_lists.shape_checks(variables, averages)
         if not is_own:
             checks += self._state.assertions(self.name)
-        # There nobody sees the scope, whose name may be one that only eager
-        # mode takes.
-        unnamed = is_own or self.name is None
-        with tf.name_scope("average" if unnamed else self.name) as scope:
+        # Eager mode allows names of averages that a scope may not have.
+        is_named = not is_own and self.name is not None
+        with tf.name_scope(self.name if is_named else "average") as scope:
             with tf.control_dependencies(checks):
                 due = self._due()
                 live = tf.ones([], tf.int64) if is_own else self._state.live()
-                n_models = self._read_n_models()
+                if self._graph is None:
+                    n_models = self._n_models.read_value()
+                else:  # where an EMA does not need it to be initialized
+                    n_models = variables_lib.initial_value(self._n_models)
 
             def average() -> Any:
-                c = self.coefficient(n_models)
-                c = tf.convert_to_tensor(c, tf.float64)
+                c = tf.convert_to_tensor(self.coefficient(n_models), tf.float64)
                 c.shape.assert_has_rank(0)
                 first = self._is_first(variables, n_models)
                 if first is not False:
                     c = tf.where(first, tf.ones_like(c), c)
-                # Where XLA leaves the assertions out, it moves nothing.
+                # For XLA, which leaves assertions out.
                 inside = tf.logical_and(c >= 0.0, c <= 1.0)
                 c = tf.where(inside, c, tf.zeros_like(c))
                 c *= tf.cast(live, c.dtype)
@@ -274,14 +251,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 )
             return tf.group(counted, name=scope)
 
-    def _read_n_models(self) -> tf.Tensor:
-        return self._n_models.read_value()
-
     def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
-        """Whether averages start as the weight; False if they never do.
-
-        Of all of them, or of each of `variables` in a vector.
-        """
+        """Whether averages start as the weight: all, or each in a vector."""
         return tf.equal(n_models, 0)
 
     def _move(
@@ -291,21 +262,19 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         n_models: tf.Tensor,
         update: Update | None,
     ) -> Any:
-        """average <- average + c * (weight - average)
-
-        With one `c` for all, or a vector that has one for each of `variables`.
-        """
+        """Updates averages, with one `c` or a vector for `variables`."""
         if c.shape.rank:
-            sizes = [
-                len(variables_lib.components(self.average(v)))
-                for v in variables
+            places = [
+                place
+                for place, variable in enumerate(variables)
+                for _ in variables_lib.components(self.average(variable))
             ]
-            c = tf.gather(c, np.repeat(np.arange(len(sizes)), sizes))
+            c = tf.gather(c, places)
         update = update or Update(self._pairs(variables))
         return update(c, n_models)
 
     def _due(self) -> Any:
-        """Whether this call averages; counts it."""
+        """Counts this call, and returns whether it averages."""
         if self._when is None:
             return True
         calls: Any = self._n_calls
@@ -319,16 +288,13 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 def _apply_merged(
     strategy: tf.distribute.Strategy, averages: Any, var_list: Any
 ) -> Any:
-    """`apply` of all replicas, outside replica context.
+    """Applies once for all replicas, outside replica context.
 
-    Each replica may have made an object of its own, inside `strategy.run`:
-    their variables are the same already, and the rest is made so.
+    Replicas that each made an object inside `strategy.run` share its state.
     """
-    if strategy.num_replicas_in_sync > 1 and isinstance(
-        var_list, (list, tuple)
-    ):
+    if isinstance(var_list, (list, tuple)):
         tensors = [v for v in var_list if isinstance(v, tf.Tensor)]
-        if tensors:
+        if tensors and strategy.num_replicas_in_sync > 1:
             raise ValueError(
                 "`var_list` must hold variables in replica context, where each "
                 f"replica has tensors of its own. Received: {tensors}"
