@@ -5,9 +5,12 @@ weights that were trained. Averaged weights have other activations, and no
 statistics: they are computed from forward passes over the data.
 """
 
-from swa_tf.batch_norm.forward_pass import ArgumentNames
 from swa_tf.batch_norm.layer import MovingFreeBatchNormalization
-from swa_tf.batch_norm.refit import BatchNormRefit, refit_batch_norm
+from swa_tf.batch_norm.refit import (
+    ArgumentNames,
+    BatchNormRefit,
+    refit_batch_norm,
+)
 
 __all__ = [
     "ArgumentNames",

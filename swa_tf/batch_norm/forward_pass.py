@@ -6,31 +6,16 @@ import collections
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tensorflow as tf
 
 from swa_tf.batch_norm import interception, moments, replicas
 from swa_tf.support import variables as variables_lib
 
-
-class ArgumentNames(NamedTuple):
-    """The names of the arguments of a refit, for its errors.
-
-    `level` is the `stacklevel` of its warnings.
-    """
-
-    model: str = "model"
-    dataset: str = "dataset"
-    steps: str = "steps"
-    level: int = 3
-
-
-class _Trace(NamedTuple):
-    specs: Any
-    run: Callable[[Any], Any]
-    variables: list[tf.Variable]
+_CALLING_OPS = ("PartitionedCall", "While", "If", "Case")
+"""Ends of the names of ops that call a function, a loop or a condition."""
 
 
 class ForwardPass:
@@ -54,127 +39,83 @@ class ForwardPass:
         self, model: Any, layers: list[Any], kinds: tuple[type, ...]
     ) -> None:
         self.layers = layers
-        self.accumulators = moments.Accumulators(
+        self._accumulators = moments.Accumulators(
             [layer.moving_mean.shape.num_elements() for layer in layers]
         )
         self._model = model
         self._kinds = kinds
         self._strategy = replicas.strategy_of(layers[0].moving_mean)
-        self._traces: list[_Trace] = []
-        self._trace: Any = None
-        self._saved: dict[int, Callable[[], None]] = {}
+        self._traces: list[tuple[Any, Any]] = []  # specs of inputs, function
+        # What follows is of use while the model is traced.
+        self._inlines = False
+        self._graph: Any = None
+        self._found = threading.local()  # each replica is traced in a thread
+        self._shared: dict[Any, Any] = {}
 
     def run(
         self, dataset: Iterable[Any], steps: int | None, argument: str
-    ) -> int:
-        """Forgets all samples, and takes the batches of `dataset`.
+    ) -> tuple[int, list[moments.Statistics]]:
+        """Runs the model, and restores each variable that it may change.
 
-        `argument` is what the caller calls it, for the errors.
+        `argument` is the name of `dataset` in errors.
 
         Returns:
-            The number of batches taken, at most `steps`.
+            The number of batches taken, at most `steps`, and each layer's
+            statistics.
         """
-        self.accumulators.reset()
-        self._trace = None
         if self._strategy is not None:
             dataset = replicas.distributed(
                 self._strategy, dataset, lambda batch: (_inputs_of(batch),)
             )
         elif replicas.is_distributed(dataset):
             replicas.check_one_replica(dataset, argument)
+        self._accumulators.reset()
         specs = _inputs_of(getattr(dataset, "element_spec", None))
-        if specs is not None and _have_ranks(specs):
-            self._use(specs)
+        if specs is not None and not _have_ranks(specs):
+            specs = None
+        function: Any = None
         taken = 0
-        for batch in itertools.islice(dataset, steps):
-            inputs = _inputs_of(batch)
-            if inputs is None:
-                raise TypeError(
-                    f"`{argument}` must hold batches of inputs. "
-                    f"Received in it: {batch!r}"
-                )
-            inputs = tf.nest.map_structure(_tensor, inputs)
-            specs = tf.nest.map_structure(tf.type_spec_from_value, inputs)
-            if self._trace is None or not _fits(specs, self._trace.specs):
-                self._use(specs)
-            self._trace.run(inputs)
-            taken += 1
-        return taken
-
-    def put_back(self) -> None:
-        """Restores the variables that the pass captured, such as counters."""
-        for restore in self._saved.values():
-            restore()
-        self._saved = {}
-
-    def _use(self, specs: Any) -> None:
-        """Takes or makes a trace for `specs`; saves what it may change."""
-        fitting = [each for each in self._traces if _fits(specs, each.specs)]
-        if not fitting:
-            if self._trace is not None and _alike(specs, self._trace.specs):
-                specs = tf.nest.map_structure(
-                    lambda a, b: a.most_specific_common_supertype([b]) or b,
-                    self._trace.specs,
+        with contextlib.ExitStack() as at_the_end:
+            for batch in itertools.islice(dataset, steps):
+                inputs = _inputs_of(batch)
+                if inputs is None:
+                    raise TypeError(
+                        f"`{argument}` must hold batches of inputs. "
+                        f"Received in it: {batch!r}"
+                    )
+                inputs = tf.nest.map_structure(_tensor, inputs)
+                common = _common(
                     specs,
-                    check_types=False,
+                    tf.nest.map_structure(tf.type_spec_from_value, inputs),
                 )
-            fitting = [self._traced(specs)]
-            self._traces += fitting
-        self._trace = fitting[-1]
-        for variable in self._trace.variables:
-            if id(variable) not in self._saved:
-                self._saved[id(variable)] = variables_lib.snapshot([variable])
+                if function is None or common != specs:
+                    specs, function = self._trace_for(common)
+                    at_the_end.callback(
+                        variables_lib.snapshot(function.variables)
+                    )
+                function(inputs)
+                taken += 1
+            return taken, self._accumulators.read()
 
-    def _traced(self, specs: Any) -> _Trace:
-        tracing = _Tracing(self)
-        run = tracing.trace(specs)
-        if tracing.met_functions or _calls_functions(run, tracing.names):
-            with _inlined_functions():
-                run = _Tracing(self, inlined=True).trace(specs)
-        ours = {id(each) for each in self.accumulators.variables}
-        variables = [
-            component
-            for variable in run.variables
-            for component in variables_lib.components(variable)
-            if id(component) not in ours
-        ]
-        return _Trace(specs, run, variables)
-
-
-class _Tracing:
-    """One trace of a forward pass.
-
-    Args:
-        forward_pass: The pass to trace.
-        inlined: Whether each `tf.function` of the model runs as plain Python.
-    """
-
-    def __init__(
-        self, forward_pass: ForwardPass, inlined: bool = False
-    ) -> None:
-        self._pass = forward_pass
-        self._strategy = forward_pass._strategy
-        self._inlined = inlined
-        self._numbers = {
-            id(layer): n for n, layer in enumerate(forward_pass.layers)
-        }
-        self._graph: Any = None
-        self._found = threading.local()  # each replica is traced in a thread
-        self._functions: dict[Any, Any] = {}
-        self.names: set[bytes] = set()
-        self.met_functions = False
-
-    def trace(self, specs: Any) -> Any:
+    def _trace_for(self, wanted: Any) -> tuple[Any, Any]:
+        """Returns the last trace that takes inputs of the specs `wanted`."""
+        for specs, function in reversed(self._traces):
+            if _common(specs, wanted) == specs:
+                return specs, function
         function = tf.function(self._all_replicas, autograph=False)
-        return function.get_concrete_function(specs)
+        with _inlining(self._inlines):
+            function = function.get_concrete_function(wanted)
+        if not self._inlines and self._calls_functions(function.graph):
+            self._inlines = True
+            return self._trace_for(wanted)
+        self._traces.append((wanted, function))
+        return wanted, function
 
     def _all_replicas(self, inputs: Any) -> None:
         self._graph = tf.compat.v1.get_default_graph()
+        self._shared = {}
         with interception.intercepted(
-            self._pass.layers,
-            self._pass._kinds,
-            self._is_traced_here,
-            self._normalize,
+            self.layers, self._kinds, self._is_traced_here, self._normalize
         ):
             if self._strategy is None:
                 found = self._forward(inputs)
@@ -183,38 +124,34 @@ class _Tracing:
                     self._strategy,
                     self._strategy.run(self._forward, args=(inputs,)),
                 )
-        self._pass.accumulators.merge(found)
+        self._accumulators.merge(found)
 
     def _forward(self, inputs: Any) -> dict[int, list[moments.Moments]]:
+        """Returns the moments that each layer, by its number, has met."""
         self._found.of = collections.defaultdict(list)
         if self._strategy is not None:
             inputs, self._found.empty = replicas.filled(inputs)
-        self._pass._model(inputs, training=False)
+        self._model(inputs, training=False)
         return dict(self._found.of)
 
     def _is_traced_here(self) -> bool:
+        """Whether a layer is called in this trace, and not elsewhere."""
         graph: Any = tf.compat.v1.get_default_graph()
-        if graph is self._graph:
-            return True
-        while graph is not None and graph is not self._graph:
+        while self._inlines and graph not in (None, self._graph):
+            # It may be that of a loop or a condition.
             graph = getattr(graph, "outer_graph", None)
-        if graph is None:
-            return False
-        # It is inside a `tf.function`, a loop or a condition, which only a
-        # trace that inlines functions can tell apart.
-        self.met_functions = True
-        return self._inlined
+        return graph is self._graph
 
     def _normalize(self, layer: Any, inputs: Any, mask: Any) -> Any:
         batch = moments.batch_moments(layer, inputs, mask, self._call)
-        number = self._numbers[id(layer)]
+        [number] = (n for n, each in enumerate(self.layers) if each is layer)
         outermost = tf.compat.v1.get_default_graph() is self._graph
         if self._strategy is not None:
             batch = replicas.merged(layer, batch, self._found.empty, outermost)
         if outermost:
             self._found.of[number].append(batch)
         else:  # inside a loop or a condition, out of reach from here
-            self._pass.accumulators.merge({number: [batch]})
+            self._accumulators.merge({number: [batch]})
         return moments.normalize(
             layer, inputs, batch.mean, batch.variance, self._call
         )
@@ -234,31 +171,29 @@ class _Tracing:
             for tensor in tensors
         ]
         key = (function, *specs, *settings.items())
-        if key not in self._functions:
-            shared = tf.function(
+        if key not in self._shared:
+            self._shared[key] = tf.function(
                 lambda *tensors: function(*tensors, **settings),
                 autograph=False,
                 experimental_attributes={"_noinline": True},
-            )
-            self._functions[key] = shared.get_concrete_function(*specs)
-            self.names.add(self._functions[key].name)
-        return self._functions[key](*tensors)
+            ).get_concrete_function(*specs)
+        return self._shared[key](*tensors)
 
-
-def _calls_functions(run: Any, ours: set[bytes]) -> bool:
-    """Whether a graph calls a `tf.function` that is not named in `ours`."""
-    graph = run.graph.as_graph_def()
-    bodies = (function.node_def for function in graph.library.function)
-    return any(
-        node.op.endswith("PartitionedCall")
-        and node.attr["f"].func.name.encode() not in ours
-        for node in itertools.chain(graph.node, *bodies)
-    )
+    def _calls_functions(self, graph: tf.Graph) -> bool:
+        """Whether a graph calls functions, loops or conditions not of ours."""
+        names = {each.name.decode() for each in self._shared.values()}
+        return any(
+            attribute.func.name not in names
+            for op in graph.get_operations()
+            if op.type.endswith(_CALLING_OPS)
+            for attribute in op.node_def.attr.values()
+            if attribute.HasField("func")
+        )
 
 
 @contextlib.contextmanager
-def _inlined_functions() -> Iterator[None]:
-    """Inlines every `tf.function` that a graph calls while it is traced.
+def _inlining(inlines: bool) -> Iterator[None]:
+    """Whether a graph that is traced inlines the `tf.function`s that it calls.
 
     One inside the model may have been traced before, with the layer's own
     `call` in it; and a trace of this pass must not be used after it. TensorFlow
@@ -266,7 +201,7 @@ def _inlined_functions() -> Iterator[None]:
     op by op, which is slower and gives the same.
     """
     before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
+    tf.config.run_functions_eagerly(before or inlines)
     try:
         yield
     finally:
@@ -290,18 +225,16 @@ def _have_ranks(specs: Any) -> bool:
     )
 
 
-def _alike(a: Any, b: Any) -> bool:
-    """Whether two structures are the same."""
+def _common(known: Any, specs: Any) -> Any:
+    """Returns specs that take inputs of both; `specs` if there are none."""
+    if known is None:
+        return specs
     try:
-        tf.nest.assert_same_structure(a, b, check_types=False)
+        return tf.nest.map_structure(
+            lambda a, b: a.most_specific_common_supertype([b]) or b,
+            known,
+            specs,
+            check_types=False,
+        )
     except ValueError:
-        return False
-    return True
-
-
-def _fits(specs: Any, traced: Any) -> bool:
-    """Whether a trace for the specs `traced` takes inputs of `specs`."""
-    return _alike(specs, traced) and all(
-        a.is_subtype_of(b)
-        for a, b in zip(tf.nest.flatten(specs), tf.nest.flatten(traced))
-    )
+        return specs

@@ -52,28 +52,27 @@ class Moments(NamedTuple):
         )
 
 
+def _call(function: Any, *tensors: Any, **settings: Any) -> Any:
+    return function(*tensors, **settings)
+
+
 def batch_moments(
-    layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None, call: Any = None
+    layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None, call: Any = _call
 ) -> Moments:
     """Returns the moments of one batch, exact to about 1e-7.
 
-    Args:
-        layer: The layer, which knows the axis of the channels.
-        inputs: Tensor of any floating dtype and rank.
-        mask: The samples that count, in a shape that broadcasts to that of
-            `inputs` without its last axis. None counts all.
-        call: Calls `function(*tensors, **settings)`, given these.
+    `mask`, of a shape that broadcasts to that of `inputs` without its last
+    axis, says which samples count. `call(function, *tensors, **settings)`
+    calls the part that needs no layer.
     """
-    order, n_channels = _channels_last(layer, inputs)
-    rank = inputs.shape.rank
-    x = tf.transpose(inputs, order) if order != [*range(rank)] else inputs
-    is_double = inputs.dtype == tf.float64
-    x = tf.cast(x, tf.float64 if is_double else tf.float32)
+    x, order = _channels_last(layer, inputs)
+    n_channels = layer.moving_mean.shape.num_elements()
+    x = tf.cast(x, _dtype_of_sums(x))
     block = _largest_divisor(x, n_channels, _MAX_BLOCK)
     blocks = tf.reshape(x, [-1, block, n_channels])
     weights = None
     if mask is not None:
-        if order != [*range(rank)] or n_channels != x.shape[-1]:
+        if order is not None or n_channels != x.shape[-1]:
             raise ValueError(
                 "`mask` needs a batch-norm layer whose `axis` is the last. "
                 f"Received: axis={layer.axis} in layer {layer.name}"
@@ -81,7 +80,7 @@ def batch_moments(
         samples = tf.concat([tf.shape(x)[:-1], [1]], 0)
         weights = tf.broadcast_to(tf.expand_dims(mask, -1), samples)
         weights = tf.reshape(tf.cast(weights, x.dtype), [-1, block, 1])
-    found = (call or _call)(_moments_of_blocks, blocks, weights)
+    found = call(_moments_of_blocks, blocks, weights)
     for each in found[1:]:
         each.set_shape([n_channels])
     return Moments(*found)
@@ -92,37 +91,26 @@ def normalize(
     inputs: tf.Tensor,
     mean: tf.Tensor,
     variance: tf.Tensor,
-    call: Any = None,
+    call: Any = _call,
 ) -> tf.Tensor:
     """Returns gamma * (inputs - mean) / sqrt(variance + epsilon) + beta.
 
-    Args:
-        layer: The layer, of which gamma, beta and epsilon are.
-        inputs: Tensor of any floating dtype and rank.
-        mean: Tensor of one number a channel.
-        variance: Tensor of one number a channel.
-        call: Calls `function(*tensors, **settings)`, given these.
+    `call` is as in `batch_moments`.
     """
-    order, n_channels = _channels_last(layer, inputs)
-    is_last = order == [*range(inputs.shape.rank)]
-    x = inputs if is_last else tf.transpose(inputs, order)
-    shape = tf.shape(x)
+    x, order = _channels_last(layer, inputs)
+    n_channels = layer.moving_mean.shape.num_elements()
     times = _largest_divisor(x, n_channels, max(_MAX_ROW // n_channels, 1))
-    outputs = (call or _call)(
+    outputs = call(
         _normalized_rows,
         tf.reshape(x, [-1, times * n_channels]),
         *map(_vector, (mean, variance, layer.gamma, layer.beta)),
         epsilon=float(layer.epsilon),
     )
-    outputs = tf.reshape(outputs, shape)
-    if not is_last:
+    outputs = tf.reshape(outputs, tf.shape(x))
+    if order is not None:
         outputs = tf.transpose(outputs, np.argsort(order))
     outputs.set_shape(inputs.shape)
     return outputs
-
-
-def _call(function: Any, *tensors: Any, **settings: Any) -> Any:
-    return function(*tensors, **settings)
 
 
 def _moments_of_blocks(
@@ -178,7 +166,7 @@ def _normalized_rows(
     offset = -tf.cast(mean, tf.float64) * scale
     if beta is not None:
         offset += tf.cast(beta, tf.float64)
-    dtype = tf.float64 if rows.dtype == tf.float64 else tf.float32
+    dtype = _dtype_of_sums(rows)
     times = tf.shape(rows)[1] // tf.size(scale)
     scale, offset = (
         tf.tile(tf.cast(each, dtype), [times]) for each in (scale, offset)
@@ -196,13 +184,21 @@ def _vector(parameter: Any) -> tf.Tensor | None:
     return vector
 
 
-def _channels_last(layer: Any, inputs: tf.Tensor) -> tuple[list[int], int]:
-    """Returns the axes of `inputs`, channels last, and the channels' number."""
+def _dtype_of_sums(x: tf.Tensor) -> tf.DType:
+    return tf.float64 if x.dtype == tf.float64 else tf.float32
+
+
+def _channels_last(
+    layer: Any, inputs: tf.Tensor
+) -> tuple[tf.Tensor, list[int] | None]:
+    """Returns `inputs`, channels last, and the order of its axes if changed."""
     rank = inputs.shape.rank
     axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
     axes = sorted(axis % rank for axis in axes)
-    others = [axis for axis in range(rank) if axis not in axes]
-    return [*others, *axes], layer.moving_mean.shape.num_elements()
+    order = [axis for axis in range(rank) if axis not in axes] + axes
+    if order == [*range(rank)]:
+        return inputs, None
+    return tf.transpose(inputs, order), order
 
 
 def _largest_divisor(x: tf.Tensor, n_channels: int, at_most: int) -> int:
@@ -228,78 +224,61 @@ class Statistics(NamedTuple):
 
 
 class Accumulators:
-    """Variables that batches are merged into, on the device, in float64.
+    """A variable that batches are merged into, on the device, in float64.
 
-    The channels of all layers lie in one vector, so that a batch costs a few
-    ops for all layers together.
-
-    Args:
-        channels: The number of channels of each layer.
+    The channels of all layers, `channels` of each, lie side by side in it, so
+    that a batch costs a few ops for all layers together. Its rows are the
+    fields of `Statistics`, with the sum of variances last.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
         self._channels = channels
-        layers = tf.zeros([len(channels)], tf.float64)
-        zeros = tf.zeros([sum(channels)], tf.float64)
-        self.variables = [
-            variables_lib.local_variable(value, "accumulator", None)
-            for value in (layers, layers, zeros, zeros, zeros)
-        ]
-        self._n_updates, self._count = self.variables[:2]
-        self._mean, self._variance, self._sum_of_variances = self.variables[2:]
+        shape = [len(Statistics._fields), sum(channels)]
+        self._table = variables_lib.local_variable(
+            tf.zeros(shape, tf.float64), "accumulators", None
+        )
 
     def reset(self) -> None:
         """Forgets all samples."""
-        for variable in self.variables:
-            variable.assign(tf.zeros_like(variable))
+        self._table.assign(tf.zeros_like(self._table))
 
     def merge(self, batches: Mapping[int, Sequence[Moments]]) -> None:
         """Merges batches, by the number of the layer that met them."""
-        of_layers = [batches.get(n, ()) for n in range(len(self._channels))]
-        for each in itertools.zip_longest(*of_layers):
-            self._merge_one_of_each_layer(each)
-
-    def _merge_one_of_each_layer(self, batches: Sequence[Any]) -> None:
-        """Merges one batch, or None, of each layer."""
-        zero = tf.constant(0.0, tf.float64)
-        counts, means, variances = zip(
-            *(
-                batch or (zero, *[tf.zeros([channels], tf.float64)] * 2)
-                for batch, channels in zip(batches, self._channels)
+        n_layers = len(self._channels)
+        layer_of_channel = np.repeat(range(n_layers), self._channels)
+        of_layers = [batches.get(n, ()) for n in range(n_layers)]
+        for one_of_each in itertools.zip_longest(*of_layers):
+            counts, means, variances = zip(
+                *(
+                    batch or _no_samples(n_channels)
+                    for batch, n_channels in zip(one_of_each, self._channels)
+                )
             )
-        )
-        count, of_batch = self._count.read_value(), tf.stack(counts)
-        layer_of = np.repeat(range(len(self._channels)), self._channels)
-        merged = Moments(
-            tf.gather(count, layer_of), self._mean, self._variance
-        ).merge(
-            Moments(
-                tf.gather(of_batch, layer_of),
-                tf.concat(means, 0),
-                tf.concat(variances, 0),
+            count = tf.gather(tf.stack(counts), layer_of_channel)
+            variance = tf.concat(variances, 0)
+            batch = Moments(count, tf.concat(means, 0), variance)
+            n_updates, *known, sum_of_variances = tf.unstack(self._table)
+            self._table.assign(
+                tf.stack(
+                    [
+                        n_updates + tf.cast(count > 0.0, tf.float64),
+                        *Moments(*known).merge(batch),
+                        sum_of_variances + variance,
+                    ]
+                )
             )
-        )
-        self._mean.assign(merged.mean)
-        self._variance.assign(merged.variance)
-        self._count.assign(count + of_batch)
-        self._n_updates.assign_add(tf.cast(of_batch > 0.0, tf.float64))
-        self._sum_of_variances.assign_add(tf.concat(variances, 0))
 
     def read(self) -> list[Statistics]:
         """Returns the statistics of each layer."""
+        table = self._table.numpy()
+        table[-1] /= np.maximum(table[0], 1.0)
         ends = np.cumsum(self._channels)[:-1]
-        n_updates = self._n_updates.numpy()
-        of_batches = np.repeat(np.maximum(n_updates, 1.0), self._channels)
-        vectors = (
-            self._mean.numpy(),
-            self._variance.numpy(),
-            self._sum_of_variances.numpy() / of_batches,
-        )
         return [
-            Statistics(int(n), count, *arrays)
-            for n, count, *arrays in zip(
-                n_updates,
-                self._count.numpy(),
-                *(np.split(vector, ends) for vector in vectors),
-            )
+            Statistics(int(n_updates[0]), n_samples[0], *vectors)
+            for n_updates, n_samples, *vectors in np.split(table, ends, axis=1)
         ]
+
+
+def _no_samples(n_channels: int) -> Moments:
+    zeros = tf.zeros([n_channels], tf.float64)
+    return Moments(tf.constant(0.0, tf.float64), zeros, zeros)

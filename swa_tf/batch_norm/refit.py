@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from swa_tf.batch_norm import forward_pass
-from swa_tf.batch_norm.forward_pass import ArgumentNames
 from swa_tf.batch_norm.layer import MovingFreeBatchNormalization
 from swa_tf.batch_norm.moments import Statistics
 from swa_tf.support import checks, model_parts, stack
@@ -21,13 +20,25 @@ _ONE_AT_A_TIME = threading.RLock()
 """Lets one thread refit at a time: two models may share layers."""
 
 
+class ArgumentNames(NamedTuple):
+    """The names of the arguments of a refit, for its errors.
+
+    `level` is the `stacklevel` of its warnings.
+    """
+
+    model: str = "model"
+    dataset: str = "dataset"
+    steps: str = "steps"
+    level: int = 3
+
+
 class BatchNormRefit:
     """Computes the statistics of every batch-norm layer of a model anew.
 
     Without it, averaged weights are evaluated with statistics of other
     weights, and can be no better than chance. The model runs over the data
-    with dropout and all else in inference mode, and each batch-norm layer
-    normalizing by the moments of its batch, as in training; the moments of the
+    with dropout and all else in inference mode, but each batch-norm layer
+    normalizes by the moments of its batch, as in training. The moments of the
     batches are merged into those of all samples,
 
         d = mean_b - mean            n' = n + n_b
@@ -48,36 +59,32 @@ class BatchNormRefit:
     4.6667
 
     Nothing but these statistics changes: every other variable that the pass
-    reads or writes has its value of before at the end. A layer with
-    `trainable=False` is frozen, and left alone; so is one that no batch
-    reached, with a warning. Statistics are written at the end, all or none.
-    Use training data without augmentation; 1,000 to 10,000 samples are enough
-    in practice.
+    writes has its old value at the end. A layer with `trainable=False` is left
+    alone; so is one that no batch reached, with a warning. A layer that the
+    model always calls with `training=False`, to keep it as it is, should have
+    `trainable=False` too: nothing else tells the refit. Use training data
+    without augmentation; 1,000 to 10,000 samples are enough in practice.
 
     A call costs about one forward pass over the data. The first one also
     traces the model, once a shape of inputs: keep the object to refit again.
-    It traces anew when layers or variables were added or replaced, and when
-    some were frozen or unfrozen. As with any `tf.function`, all other Python
-    state is what it was at the trace: make a new object after changing it. A
-    `tf.function` inside the model, or a batch-norm layer in a loop or
-    condition of TensorFlow, is traced by way of
-    `tf.config.run_functions_eagerly`, which other threads see meanwhile.
+    It traces anew when layers or variables were added, replaced, frozen or
+    unfrozen. As with any `tf.function`, all other Python state is what it was
+    at the trace: make a new object after changing it. A model with a
+    `tf.function`, a loop or a condition of TensorFlow inside is traced by way
+    of `tf.config.run_functions_eagerly`, which other threads see meanwhile.
 
     On several replicas each takes a part of every batch, and each layer
-    normalizes by the moments of the whole batch, all replicas' parts merged as
-    above; so the result is that of one replica on the same batches. A
-    `tf.data.Dataset` is distributed by the strategy of the model, unless it is
-    already; of other iterables, which must be the same in every worker,
-    batches are split. All workers must call it, and have equally many batches.
-    Under `tf.distribute.ParameterServerStrategy` the coordinator computes.
-
-    A layer that the model calls with an explicit `training=False`, to keep it
-    as it is, should also have `trainable=False`: nothing else tells the refit.
+    normalizes by the moments of the whole batch: the result is that of one
+    replica. The strategy of the model distributes a `tf.data.Dataset`, unless
+    it is distributed already; batches of other iterables, which must be the
+    same in every worker, are split. All workers must call it, and have equally
+    many batches. Under `tf.distribute.ParameterServerStrategy` the coordinator
+    computes.
 
     Args:
-        model: A model or layer; its batch-norm layers are found however
-            deeply they are nested. It is called as `model(x, training=False)`.
-            It must be built when the refit is called.
+        model: A model or layer, built when the refit is called; its batch-norm
+            layers are found however deeply they are nested. It is called as
+            `model(x, training=False)`.
         variance: "pooled" as above, with the variance between batches; or
             "mean_of_batches", the plain mean of the batches' variances, as in
             the first published TensorFlow implementation: too small wherever
@@ -104,11 +111,11 @@ class BatchNormRefit:
         self._model = model
         self._variance = variance
         self._pass: forward_pass.ForwardPass | None = None
-        self._parts: list[tuple[Any, Any]] = []
+        self._parts: list[tuple[int, Any, Any]] = []
 
     @property
     def model(self) -> Any:
-        """The model whose statistics are computed.
+        """Returns the model whose statistics are computed.
 
         >>> layer = tf.keras.layers.BatchNormalization()
         >>> swa_tf.BatchNormRefit(layer).model is layer
@@ -165,31 +172,25 @@ class BatchNormRefit:
                     stacklevel=names.level,
                 )
                 return
-            try:
-                taken = forward.run(dataset, steps, names.dataset)
-            finally:
-                forward.put_back()
+            taken, found = forward.run(dataset, steps, names.dataset)
             _check_number(taken, steps, names)
-            found = list(zip(forward.layers, forward.accumulators.read()))
             values: list[tuple[tf.Variable, np.ndarray]] = []
-            for layer, statistics in _reached(found, names):
+            for layer, statistics in _reached(forward.layers, found, names):
                 values += self._new_values(layer, statistics, names)
             _write(values)
 
     def _forward_pass(
         self, names: ArgumentNames
     ) -> forward_pass.ForwardPass | None:
-        """The pass of the last time, or a new one if the model has changed."""
+        """Returns the last pass, or a new one if the model has changed."""
+        # Parts are compared by `id`, which lasts while they are held here:
+        # variables have another meaning of `==`.
         parts = [
-            (part, getattr(part, "trainable", None))
+            (id(part), getattr(part, "trainable", None), part)
             for part in model_parts.walk(self._model)
             if not isinstance(part, tf.keras.metrics.Metric)
         ]
-        is_same = len(parts) == len(self._parts) and all(
-            old is new and was == now
-            for (old, was), (new, now) in zip(self._parts, parts)
-        )
-        if is_same and self._pass is not None:
+        if self._pass is not None and parts == self._parts:
             return self._pass
         layers = model_parts.batch_norm_layers(self._model, trainable=True)
         unbuilt = [layer.name for layer in layers if not layer.built]
@@ -210,21 +211,19 @@ class BatchNormRefit:
     def _new_values(
         self, layer: Any, found: Statistics, names: ArgumentNames
     ) -> list[tuple[tf.Variable, np.ndarray]]:
-        """The variables of a layer that hold statistics, and new values."""
+        """Returns the variables that hold statistics, and their new values."""
         pooled = self._variance == "pooled"
         variance = found.variance if pooled else found.mean_of_variances
-        new: dict[str, Any]
+        new = {"moving_mean": found.mean, "moving_variance": variance}
         if isinstance(layer, MovingFreeBatchNormalization):
             new = {
                 "mean": found.mean,
                 "variance": variance,
-                "n_updates": found.n_updates,
-                "n_samples": found.n_samples,
+                "n_updates": np.asarray(found.n_updates),
+                "n_samples": np.asarray(found.n_samples),
             }
-        else:
-            new = {"moving_mean": found.mean, "moving_variance": variance}
         return [
-            _fitting(layer, name, value, names) for name, value in new.items()
+            _fitting(layer, name, each, names) for name, each in new.items()
         ]
 
 
@@ -254,9 +253,7 @@ def refit_batch_norm(
         variance: "pooled" or "mean_of_batches", as `BatchNormRefit` takes it.
 
     Raises:
-        TypeError: As `BatchNormRefit` and its call do.
-        ValueError: As these do.
-        RuntimeError: As its call does.
+        TypeError, ValueError, RuntimeError: As `BatchNormRefit` and its call.
     """
     BatchNormRefit(model, variance)._run(dataset, steps, ArgumentNames())
 
@@ -275,32 +272,35 @@ def _check_number(taken: int, steps: int | None, names: ArgumentNames) -> None:
 
 
 def _reached(
-    found: list[tuple[Any, Statistics]], names: ArgumentNames
+    layers: list[Any], found: list[Statistics], names: ArgumentNames
 ) -> list[tuple[Any, Statistics]]:
-    """The layers that samples reached, and a warning of the others."""
-    reached = [pair for pair in found if pair[1].n_updates > 0]
-    missed = [pair[0].name for pair in found if pair[1].n_updates == 0]
+    """Returns the layers that samples reached; warns of the others."""
+    pairs = list(zip(layers, found))
+    reached = [pair for pair in pairs if pair[1].n_updates > 0]
+    missed = ", ".join(
+        sorted(layer.name for layer, each in pairs if each.n_updates == 0)
+    )
     if not reached:
         raise ValueError(
             f"`{names.dataset}` must hold samples that reach a batch-norm "
-            f"layer. Received samples for none of {', '.join(sorted(missed))}"
+            f"layer. Received samples for none of {missed}"
         )
     if missed:
         warnings.warn(
             "No sample reached these batch-norm layers, and their statistics "
-            f"stay as they are: {', '.join(sorted(missed))}",
+            f"stay as they are: {missed}",
             stacklevel=names.level + 1,
         )
     return reached
 
 
 def _fitting(
-    layer: Any, name: str, value: Any, names: ArgumentNames
+    layer: Any, name: str, value: np.ndarray, names: ArgumentNames
 ) -> tuple[tf.Variable, np.ndarray]:
-    """A statistic and its value in its dtype and shape, if that is finite."""
+    """Returns a variable and a finite value of its dtype and shape."""
     variable = stack.tf_variable(getattr(layer, name))
     with np.errstate(over="ignore"):  # checked in the next line
-        value = np.asarray(value).astype(variable.dtype.as_numpy_dtype)
+        value = value.astype(variable.dtype.as_numpy_dtype)
     if not np.all(np.isfinite(value.astype(np.float64))):
         raise ValueError(
             f"`{names.dataset}` must give finite statistics. "
@@ -311,7 +311,7 @@ def _fitting(
 
 
 def _write(values: list[tuple[tf.Variable, np.ndarray]]) -> None:
-    """Assigns all, or none if one cannot be."""
+    """Assigns all values, or none if one assignment fails."""
     put_back = variables_lib.snapshot(variable for variable, _ in values)
     try:
         for variable, value in values:
