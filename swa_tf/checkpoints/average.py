@@ -29,10 +29,9 @@ def average_checkpoints(
 
         average <- average + c * (weight - average)
 
-    over the inputs in their order, in float64, with c = 1 / (n + 1) as in
-    `StochasticWeightAveraging`: what `apply` would have made at the moments
-    when the inputs were written. The result is written in the type of the
-    inputs, to a file of their form, which loads as they do.
+    over the inputs in their order, in float64, with c = 1 / (n + 1): what
+    `StochasticWeightAveraging.apply` would have made when the inputs were
+    written. The result has their types and form, and loads as they do.
 
     >>> with tempfile.TemporaryDirectory() as run:
     ...     for value in (1.0, 2.0, 6.0):
@@ -45,48 +44,48 @@ def average_checkpoints(
     3.0
 
     A model with batch normalization must then have its statistics computed
-    anew, by `refit_batch_norm`: those in the result are averages, and belong
-    to no weights. A warning says so.
+    anew, by `refit_batch_norm`: those in the result belong to no weights. A
+    warning says so.
 
-    What is averaged: every tensor of floating point (or complex) numbers that
-    is no state of the training. What is taken from the newest input instead:
-    integers, booleans and strings; counters of steps and saves; what belongs
-    to optimizers, metrics and `WeightAverage`s. Where a file does not say what
-    is an optimizer's or a counter, its look decides, and a warning names it:
-    scalars called `step`, `epoch`, `learning_rate` and the like that are in no
-    object of an object-based checkpoint, and in `.weights.h5` and `.keras` what
-    is laid out like an optimizer. The newest is the one with the
-    highest number at the end of its name, or that was written last.
+    Every tensor of floating point (or complex) numbers is averaged that is no
+    state of the training. From the newest input come integers, booleans and
+    strings; counters of steps and saves; what belongs to optimizers, metrics
+    and `WeightAverage`s. Where a file does not say what is an optimizer's or a
+    counter, names and shapes decide, and a warning says so: scalars called
+    `step`, `epoch`, `learning_rate` and the like that are in no object of an
+    object-based checkpoint, and in `.weights.h5` and `.keras` what is laid out
+    like an optimizer. The newest has the highest number at the end of its name,
+    or was written last.
 
-    The inputs are read once, in pieces: the memory needed depends neither on
-    their number nor on their size. Nothing in them is executed or unpickled,
-    and checksums are checked where the form has them.
+    Each input is read once, tensor by tensor: memory does not depend on their
+    number. Nothing in them is executed or unpickled, and checksums are checked
+    where the form has them.
 
     Args:
         inputs: Paths of checkpoints of one form: what
             `tf.train.load_checkpoint` takes (object-based or name-based),
             `.weights.h5`, `.h5` or `.keras`. Or a directory: all in it.
         output: The path of the result, which must not exist. `<output>.json`
-            is written beside it and says what was averaged.
+            is written beside it and says what was averaged. It and the inputs
+            may be remote, such as `gs://bucket/average`.
         weights: One positive number for each input; c is the input's share of
-            the sum so far. So averages of n and m models merge with weights n
-            and m. None weighs all the same.
+            the sum so far: averages of n and m models have weights n and m.
         decay: In [0, 1): c = 1 - decay, the exponential average of the
             sequence, which begins with the first input. Excludes `weights`.
         optimizer_slots: "keep" takes what optimizers keep for each weight,
             such as momenta, from the newest input; "drop" leaves it out (of a
-            Keras file all that is an optimizer's). A compiled model or an
-            optimizer that loads the result then begins with fresh ones.
+            Keras file all that is an optimizer's), so that an optimizer that
+            loads the result begins anew.
         from_newest: Regular expressions; tensors whose name one of them
             matches somewhere are taken from the newest input as well.
         dry_run: Whether to check and report only, and write nothing.
         progress: Called with the bytes read so far, and to read in all.
 
     Returns:
-        What the JSON file holds: `inputs` with their share in the average,
+        The content of the JSON file: `inputs` with their share in the average,
         `newest`, the names of the tensors `averaged`, `from_newest` and
-        `dropped`, `batch_norm_statistics` among the averaged, those `guessed`
-        to be no weights, shape and type of all `tensors`, and more.
+        `dropped`, of the averaged `batch_norm_statistics`, those `guessed` to
+        be no weights, shape and type of all `tensors`, and more.
 
     Raises:
         FileNotFoundError: If an input does not exist.
@@ -102,7 +101,6 @@ def average_checkpoints(
     """
     found = paths.listed(inputs)
     coefficients = _coefficients(len(found), weights, decay)
-    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     report = merge.merge(
         found,
         paths.checked_output(output, found),
@@ -173,7 +171,6 @@ def average_windows(
             f"`window` must be at most {len(found)}, the number of inputs. "
             f"Received: window={window}"
         )
-    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     if len(set(names)) < len(names):
         raise ValueError(
             "`inputs` must have different names, which the results take. "
@@ -223,7 +220,7 @@ def average_windows(
 def _coefficients(
     n: int, weights: Sequence[float] | np.ndarray | None, decay: float | None
 ) -> list[float]:
-    """The c of the equation for each of n inputs."""
+    """Returns the c of the equation for each of n inputs."""
     if decay is not None:
         if weights is not None:
             raise ValueError(
@@ -248,5 +245,5 @@ def _coefficients(
     largest = float(max(weights))
     parts = [float(weight) / largest for weight in weights]
     sums = itertools.accumulate(parts)
-    # A part that is too small for a float is none until there are others.
+    # The first parts may be 0, if `largest` is very much larger.
     return [part / total if total else 1.0 for part, total in zip(parts, sums)]

@@ -28,12 +28,12 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)*(?:e[+-]\d+)?")
 def checkpoints_in(
     directory: Path, last: int | None = None, every: int = 1
 ) -> list[str]:
-    """The checkpoints of a directory, the oldest first.
+    """Returns the checkpoints of a directory, the oldest first.
 
-    They are in the order of the last whole number in their names, such as
-    `ckpt-12` or `epoch_03.weights.h5`, or, where they have none or the same, of
-    the time at which they were written. A warning says so if other numbers in
-    their names vary too, and the times contradict the last ones.
+    The order is that of the last whole number in their names, such as `ckpt-12`
+    or `epoch_03.weights.h5`, or, where they have none or the same, of the times
+    at which they were written. A warning says so if other numbers in their
+    names vary too, and the times contradict the last ones.
 
     >>> with tempfile.TemporaryDirectory() as run:
     ...     for step in (1, 2, 10):
@@ -76,12 +76,12 @@ def checkpoints_in(
 
 
 def suffix(path: str) -> str:
-    """What a path of Keras ends in; nothing for TensorFlow's checkpoints."""
+    """Returns the suffix of a file of Keras; "" for TensorFlow's."""
     return next((each for each in SUFFIXES if path.endswith(each)), "")
 
 
 def files(path: str) -> list[str]:
-    """The files of a checkpoint that are there; the one that counts is last."""
+    """Returns the files of a checkpoint that exist; the main one is last."""
     folder, name = whole_files.split(path)
     there = whole_files.names_in(folder)
     names = [each for each in there if _OF_DATA.sub("", each) == name != each]
@@ -92,7 +92,7 @@ def files(path: str) -> list[str]:
 
 
 def listed(inputs: Any) -> list[str]:
-    """The checkpoints that are meant: those in a directory, or of a list."""
+    """Returns the checkpoints in a directory, or those of a list."""
     one = isinstance(inputs, (str, os.PathLike))
     if one and tf.io.gfile.isdir(inputs):
         return in_directory(os.fspath(inputs))
@@ -105,16 +105,16 @@ def listed(inputs: Any) -> list[str]:
 
 
 def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
-    """The paths in a list, each once, without `.index` and `.data-...`."""
-    given = list(inputs)
-    for path in given:
+    """Returns the paths in a list without `.index` and `.data-...`."""
+    given = []
+    for path in inputs:
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(
                 f"`{argument}` must be a list of paths. "
                 f"Received: {path!r} in it"
             )
-    given = [os.fspath(path) for path in given]
-    # A shell makes the index and the data of `ckpt-*`: two of one checkpoint.
+        given.append(os.fspath(path))
+    # For `ckpt-*` a shell gives both the index and the data of a checkpoint.
     paths = list(dict.fromkeys(_PART.sub("", path) for path in given))
     twice = _twice(given, os.path.realpath) + _twice(paths, _real)
     if twice:
@@ -130,16 +130,16 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
 
 
 def matching(patterns: Iterable[str]) -> list[str]:
-    """The checkpoints that patterns such as `run/ckpt-*` stand for.
+    """Returns the checkpoints that match patterns such as `run/ckpt-*`.
 
-    A path that exists stands for itself, also with brackets in its name, and
-    so does a pattern that matches nothing.
+    A path that exists matches itself only, also with brackets in its name. A
+    pattern that matches nothing stays as it is.
     """
     found: list[str] = []
     for pattern in patterns:
         matches: set[str] = set()
         if not files(pattern):
-            # The one finds `./x` for `x`, the other knows no remote paths.
+            # TensorFlow's finds `./x` for `x`; `glob` knows no remote paths.
             remote = whole_files.is_remote(pattern)
             find = tf.io.gfile.glob if remote else glob.glob
             matches.update(find(pattern), find(f"{pattern}.index"))
@@ -148,7 +148,14 @@ def matching(patterns: Iterable[str]) -> list[str]:
 
 
 def in_directory(folder: str) -> list[str]:
-    """The checkpoints in a directory, the oldest first."""
+    """Returns the checkpoints in a directory, the oldest first."""
+
+    def error(wanted: str, received: str) -> ValueError:
+        return ValueError(
+            f"`directory` must {wanted}, or give a list of paths. "
+            f"Received: directory='{folder}' {received}"
+        )
+
     if not tf.io.gfile.isdir(folder):
         raise FileNotFoundError(
             "`directory` must be a folder with checkpoints. "
@@ -165,25 +172,16 @@ def in_directory(folder: str) -> list[str]:
     names |= {name for name in state & there if not _PART.search(name)}
     forms = sorted({f"*{suffix(name)}" for name in names})
     if len(forms) != 1:
-        raise ValueError(
-            "`directory` must hold checkpoints of one form, or give a list of "
-            f"paths. Received: directory='{folder}' with "
-            f"{', '.join(forms) if forms else 'no checkpoint'}"
-        )
-    lost = state - names
+        found = ", ".join(forms) or "no checkpoint"
+        raise error("hold checkpoints of one form", f"with {found}")
+    lost = ", ".join(sorted(state - names))
     if lost:
-        raise ValueError(
-            "`directory` must hold what its file 'checkpoint' lists, or give a "
-            f"list of paths. Received: directory='{folder}' without "
-            f"{', '.join(sorted(lost))}"
-        )
+        wanted = "hold what its file 'checkpoint' lists"
+        raise error(wanted, f"without {lost}")
     averages = {name for name in names if f"{name}.json" in there}
     if averages and averages != names:
-        raise ValueError(
-            "`directory` must not hold averages beside checkpoints, or give a "
-            f"list of paths. Received: directory='{folder}' with "
-            f"{', '.join(sorted(averages))}"
-        )
+        wanted = "not hold averages beside checkpoints"
+        raise error(wanted, f"with {', '.join(sorted(averages))}")
     paths = [os.path.join(folder, name) for name in sorted(names)]
     twice = _twice(paths, _real)
     if twice:
@@ -193,22 +191,16 @@ def in_directory(folder: str) -> list[str]:
         )
     numbered = {name for name in names if _numbers(name)}
     if numbered and numbered != names and not averages:
-        raise ValueError(
-            "`directory` must hold checkpoints with numbers in their names, or "
-            "without, or give a list of paths. Received: "
-            f"directory='{folder}' with {', '.join(sorted(names - numbered))} "
-            f"beside {min(numbered)}"
-        )
+        others = ", ".join(sorted(names - numbered))
+        wanted = "hold checkpoints with numbers in their names, or without"
+        raise error(wanted, f"with {others} beside {min(numbered)}")
     return in_order(paths)
 
 
 def in_order(paths: list[str]) -> list[str]:
-    """Paths, the oldest checkpoint first.
+    """Returns paths in the order that `checkpoints_in` describes.
 
-    By the last whole number in their names, such as 3 in `epoch_03-loss_0.7`,
-    if each has its own; else by the time when they were last written, and as
-    they come where that is the same. Where there are other numbers that differ,
-    and the times contradict the last ones, a warning says so.
+    Those without numbers, written at the same time, stay as they come.
     """
     numbers = [_numbers(os.path.basename(path)) for path in paths]
     written = {path: _written(path) for path in paths}
@@ -229,13 +221,13 @@ def in_order(paths: list[str]) -> list[str]:
 
 
 def _numbers(name: str) -> list[int]:
-    """The whole numbers in a name, without those of its suffix."""
+    """Returns the whole numbers in a name, without those of its suffix."""
     stem = name[: len(name) - len(suffix(name))]
     return [int(n) for n in _NUMBER.findall(stem) if n.isdigit()]
 
 
 def checked_output(output: Any, paths: list[str]) -> str:
-    """Where the result goes, or an error if that cannot be."""
+    """Returns the path of the result, or raises if it cannot be that."""
     if not isinstance(output, (str, os.PathLike)):
         raise TypeError(f"`output` must be a path. Received: output={output!r}")
     output = os.fspath(output)
@@ -250,10 +242,7 @@ def checked_output(output: Any, paths: list[str]) -> str:
             f"`output` must end in {ending}, as the inputs do. "
             f"Received: output='{output}'"
         )
-    parents = (
-        [] if whole_files.is_remote(output) else pathlib.Path(output).parents
-    )
-    for parent in map(os.fspath, parents):
+    for parent in map(os.fspath, pathlib.Path(output).parents):
         if os.path.exists(parent) and not os.path.isdir(parent):
             raise ValueError(
                 "`output` must be in a folder. "
@@ -272,25 +261,19 @@ def checked_output(output: Any, paths: list[str]) -> str:
 
 
 def _real(path: str) -> str:
-    """Returns the same for two paths of one checkpoint, also by links."""
+    """Returns the path of a checkpoint without symbolic links."""
     there = [] if whole_files.is_remote(path) else files(path)
     return os.path.realpath([path, *there][-1])
 
 
 def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
-    """The paths that are, in reality, one before them."""
-    seen: set[str] = set()
-    twice = []
-    for path in paths:
-        same = real(path)
-        if same in seen:
-            twice.append(path)
-        seen.add(same)
-    return twice
+    """Returns the paths that are really the same as one before them."""
+    reals = [real(path) for path in paths]
+    return [p for i, p in enumerate(paths) if reals.index(reals[i]) < i]
 
 
 def _listed(folder: str) -> set[str]:
-    """The names in the file `checkpoint`, which TensorFlow keeps."""
+    """Returns the names in the file `checkpoint`, which TensorFlow keeps."""
     try:
         state = tf.train.get_checkpoint_state(folder)
     except (tf.errors.OpError, ValueError, OSError):
@@ -300,12 +283,10 @@ def _listed(folder: str) -> set[str]:
 
 
 def _written(path: str) -> int:
-    """When a checkpoint was last written, in nanoseconds."""
-    return max(map(_time_of, files(path)), default=0)
-
-
-def _time_of(file: str) -> int:
-    if whole_files.is_remote(file):
-        return int(tf.io.gfile.stat(file).mtime_nsec)
-    # TensorFlow says it in whole seconds.
-    return os.stat(file).st_mtime_ns if os.path.exists(file) else 0
+    """Returns when a checkpoint was last written, in nanoseconds."""
+    there = files(path)
+    if whole_files.is_remote(path):
+        times = [tf.io.gfile.stat(file).mtime_nsec for file in there]
+    else:  # where TensorFlow says it in whole seconds; broken links have none
+        times = [os.stat(f).st_mtime_ns for f in there if os.path.exists(f)]
+    return max(times, default=0)

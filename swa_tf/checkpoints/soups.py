@@ -1,4 +1,4 @@
-"""Greedy soups: averages of those checkpoints that do each other good."""
+"""Greedy soups: averages of the checkpoints that improve a metric."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Soup:
-    """What `greedy_soup` tried and made; `print` shows it as a table.
+    """The result of `greedy_soup`; `print` shows it as a table.
 
     >>> trial = swa_tf.soups.Trial("ckpt-1", 0.9, 0.9, added=True)
     >>> swa_tf.soups.Soup([trial], {}).paths
@@ -45,7 +45,7 @@ class Soup:
 
     Args:
         trials: All checkpoints in the order in which they were tried.
-        report: What `average_checkpoints` returns, of those that were added.
+        report: As `average_checkpoints` returns it, of those that were added.
     """
 
     trials: list[Trial]
@@ -151,7 +151,6 @@ def greedy_soup(
     """
     found = paths.listed(inputs)
     checks.choice("mode", mode, ("max", "min"))
-    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     if not callable(metric):
         raise TypeError(
             "`metric` must be a function of a path. "
@@ -167,8 +166,18 @@ def greedy_soup(
         kwargs.update(optimizer_slots=optimizer_slots, from_newest=from_newest)
         return merge.merge(soup, to, coefficients, **kwargs)
 
+    def measured(path: str) -> float:
+        value: Any = metric(path)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise TypeError(
+                "`metric` must return a number. "
+                f"Received: {value!r} for '{path}'"
+            ) from None
+
     average(found, output, dry_run=True)  # errors come before evaluations
-    alone = {path: _measured(metric, path) for path in found}
+    alone = {path: measured(path) for path in found}
     order = sorted(
         found, key=lambda path: (math.isnan(alone[path]), -sign * alone[path])
     )
@@ -183,7 +192,7 @@ def greedy_soup(
         for i, path in enumerate(order[1:]):
             candidate = f"{scratch / str(i)}{paths.suffix(output)}"
             average([*soup, path], candidate)
-            value = _measured(metric, candidate)
+            value = measured(candidate)
             added = sign * value > sign * best
             trials.append(Trial(path, alone[path], value, added))
             if added:
@@ -197,19 +206,9 @@ def greedy_soup(
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:
-    """Returns its attributes; NaN and infinity as strings: JSON has none."""
+    """Returns its attributes, with NaN and infinity as strings for JSON."""
     attributes = dataclasses.asdict(trial)
     for name in ("alone", "in_soup"):
         if not math.isfinite(attributes[name]):
             attributes[name] = str(attributes[name])
     return attributes
-
-
-def _measured(metric: Callable[[str], float], path: str) -> float:
-    value: Any = metric(path)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"`metric` must return a number. Received: {value!r} for '{path}'"
-        ) from None

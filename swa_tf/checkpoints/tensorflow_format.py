@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from swa_tf.checkpoints import object_graph, paths
 from swa_tf.checkpoints.checkpoint import (
@@ -19,20 +18,11 @@ from swa_tf.checkpoints.checkpoint import (
     DamagedError,
     Tensor,
     Values,
+    errors_as_damage,
 )
 from swa_tf.support import whole_files
 
 _MAX_SHARD_BYTES = 1 << 30  # held in memory until they are written at once
-
-# What TensorFlow raises about files that are damaged.
-_ERRORS = (
-    tf.errors.OpError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 _SLOT_OF_V1 = re.compile(
     r"/(?:Adam|AdamW|Adamax|Nadam|Momentum|MomentumW|RMSProp|Adagrad|Adadelta"
@@ -67,20 +57,16 @@ class TensorFlowCheckpoint(Checkpoint):
         super().__init__(path)
         self._read_from = path
         if re.search(r"[*?\[\\]", path) and not whole_files.is_remote(path):
-            # TensorFlow takes the path for a pattern: give it another one.
+            # TensorFlow would take the path for a pattern.
             self._links = tempfile.TemporaryDirectory()
             self._read_from = os.path.join(self._links.name, "checkpoint")
             for file in paths.files(path):
                 link = self._read_from + file[len(path) :]
                 os.symlink(os.path.abspath(file), link)
-        try:
+        with errors_as_damage("its index cannot be read"):
             reader = self._reader()
             shapes = reader.get_variable_to_shape_map()
             self._dtypes = reader.get_variable_to_dtype_map()
-        except _ERRORS as error:
-            raise DamagedError(
-                f"its index cannot be read: {whole_files.reason(error)}"
-            ) from error
         self.tensors = {
             key: Tensor(tuple(shape), _numpy_dtype(self._dtypes[key]))
             for key, shape in shapes.items()
@@ -89,14 +75,10 @@ class TensorFlowCheckpoint(Checkpoint):
         self.averages: list[object_graph.AverageKeys] = []
         known: set[str] = set()
         if object_graph.KEY in self.tensors:
-            try:
+            with errors_as_damage("its object graph cannot be decoded"):
                 self._graph = object_graph.ObjectGraph(
                     self.string(object_graph.KEY), self.tensors.keys()
                 )
-            except (DecodeError, LookupError) as error:
-                raise DamagedError(
-                    f"its object graph cannot be decoded: {error}"
-                ) from error
             self.slots, known = self._graph.slots, self._graph.state
             self.averages = self._graph.averages
         else:
@@ -124,7 +106,7 @@ class TensorFlowCheckpoint(Checkpoint):
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         reader = self._reader()
         for key in keys:
-            try:
+            with errors_as_damage(f"'{self.name(key)}' cannot be read"):
                 if self._dtypes[key].is_numpy_compatible:
                     value = np.asarray(reader.get_tensor(key))
                 else:  # variants, such as of iterators, which are only checked
@@ -132,11 +114,6 @@ class TensorFlowCheckpoint(Checkpoint):
                         (tensor,) = self._restored([key])
                         _run(tensor.op)
                     value = np.empty(0)
-            except _ERRORS as error:
-                raise DamagedError(
-                    f"'{self.name(key)}' cannot be read: "
-                    f"{whole_files.reason(error)}"
-                ) from error
             yield value
             del value  # before the next one is read
 
