@@ -187,18 +187,18 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
         )
         console.print(str(soup))
         _show(soup.report, console)
-    elif FLAGS.window is not None:
-        with _bar(errors) as progress:
-            written = checkpoints.average_windows(
-                inputs, output, FLAGS.window, progress=progress, **options
-            )
-        console.print(*written, sep="\n")
     else:
-        with _bar(errors) as progress:
-            report = checkpoints.average_checkpoints(
-                inputs, output, progress=progress, **_shares(), **options
-            )
-        _show(report, console)
+        with _bar(errors) as options["progress"]:
+            if FLAGS.window is not None:
+                written = checkpoints.average_windows(
+                    inputs, output, FLAGS.window, **options
+                )
+                console.print(*written, sep="\n")
+            else:
+                report = checkpoints.average_checkpoints(
+                    inputs, output, **_shares(), **options
+                )
+                _show(report, console)
     console.print(f"written: {output}")
 
 

@@ -44,18 +44,17 @@ def average_checkpoints(
     3.0
 
     A model with batch normalization must then have its statistics computed
-    anew, by `refit_batch_norm`: those in the result belong to no weights. A
-    warning says so.
+    anew, by `refit_batch_norm`, as a warning says.
 
-    Every tensor of floating point (or complex) numbers is averaged that is no
-    state of the training. From the newest input come integers, booleans and
-    strings; counters of steps and saves; what belongs to optimizers, metrics
-    and `WeightAverage`s. Where a file does not say what is an optimizer's or a
-    counter, names and shapes decide, and a warning says so: scalars called
-    `step`, `epoch`, `learning_rate` and the like that are in no object of an
-    object-based checkpoint, and in `.weights.h5` and `.keras` what is laid out
-    like an optimizer. The newest has the highest number at the end of its name,
-    or was written last.
+    Every floating point (or complex) tensor is averaged that is no state of
+    the training. From the newest input come all other types; counters of steps
+    and saves; what belongs to optimizers, metrics and `WeightAverage`s. Where
+    a file does not say what is an optimizer's or a counter, names and shapes
+    decide, and a warning says so: scalars called `step`, `epoch`,
+    `learning_rate` and the like that are in no object of an object-based
+    checkpoint, and in `.weights.h5` and `.keras` what is laid out like an
+    optimizer. The newest has the highest number at the end of its name, or was
+    written last.
 
     Each input is read once, tensor by tensor: memory does not depend on their
     number. Nothing in them is executed or unpickled, and checksums are checked
@@ -66,33 +65,31 @@ def average_checkpoints(
             `tf.train.load_checkpoint` takes (object-based or name-based),
             `.weights.h5`, `.h5` or `.keras`. Or a directory: all in it.
         output: The path of the result, which must not exist. `<output>.json`
-            is written beside it and says what was averaged. It and the inputs
-            may be remote, such as `gs://bucket/average`.
+            beside it has the report. Any path may be remote: `gs://bucket/x`.
         weights: One positive number for each input; c is the input's share of
             the sum so far: averages of n and m models have weights n and m.
         decay: In [0, 1): c = 1 - decay, the exponential average of the
             sequence, which begins with the first input. Excludes `weights`.
         optimizer_slots: "keep" takes what optimizers keep for each weight,
             such as momenta, from the newest input; "drop" leaves it out (of a
-            Keras file all that is an optimizer's), so that an optimizer that
-            loads the result begins anew.
+            Keras file all that is an optimizer's).
         from_newest: Regular expressions; tensors whose name one of them
             matches somewhere are taken from the newest input as well.
         dry_run: Whether to check and report only, and write nothing.
         progress: Called with the bytes read so far, and to read in all.
 
     Returns:
-        The content of the JSON file: `inputs` with their share in the average,
-        `newest`, the names of the tensors `averaged`, `from_newest` and
-        `dropped`, of the averaged `batch_norm_statistics`, those `guessed` to
-        be no weights, shape and type of all `tensors`, and more.
+        The report: `inputs` with their share in the average, `newest`, the
+        names of the tensors `averaged`, `from_newest` and `dropped`, of the
+        averaged `batch_norm_statistics`, those `guessed` to be no weights,
+        shape and type of all `tensors`, and more.
 
     Raises:
         FileNotFoundError: If an input does not exist.
         FileExistsError: If the output exists, or is one of the inputs.
-        TypeError, ValueError: If an argument is not as above; if an input is
-            damaged or of another form; if inputs differ in the names, shapes
-            or types of their tensors. Nothing has been written then.
+        TypeError, ValueError: If an argument is not as above, an input is
+            damaged, or inputs differ in the names, shapes or types of their
+            tensors. Nothing has been written then.
 
     References:
         Izmailov et al. 2018, section 3.1, https://arxiv.org/abs/1803.05407.
@@ -131,8 +128,7 @@ def average_windows(
 ) -> list[str]:
     """Averages each `window` consecutive checkpoints along a run.
 
-    The mean of inputs 1 to n, of 2 to n + 1, and so on: each computed anew,
-    for a mean that drops the oldest input by subtraction drifts.
+    Each mean is computed anew: to subtract the oldest input would drift.
 
     >>> with tempfile.TemporaryDirectory() as run:
     ...     for value in (1.0, 2.0, 6.0):
@@ -149,7 +145,7 @@ def average_windows(
         inputs: As in `average_checkpoints`, in the order of the run.
         output_dir: A folder for the results, which must not exist. Each is
             named like the newest input in it.
-        window: The number n of inputs in each average.
+        window: The number of inputs in each average.
         optimizer_slots: As in `average_checkpoints`.
         from_newest: As in `average_checkpoints`.
         dry_run: Whether to check only, and write nothing.

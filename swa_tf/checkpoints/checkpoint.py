@@ -6,6 +6,7 @@ import abc
 import contextlib
 import math
 import pathlib
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,9 @@ from google.protobuf.message import DecodeError
 from swa_tf.support import whole_files
 
 Values = Iterable[tuple[str, Union[np.ndarray, None]]]
+
+STATISTIC = re.compile(r"(^|/)moving_(mean|variance)(:0|/|$)")
+"""The names of batch-norm statistics, where they have names."""
 
 
 class DamagedError(ValueError):

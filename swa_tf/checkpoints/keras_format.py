@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from swa_tf.checkpoints.checkpoint import (
+    STATISTIC,
     Checkpoint,
     DamagedError,
     Tensor,
@@ -200,10 +201,10 @@ class _Part(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)[: max(self._size - self._at, 0)]
         self._file.seek(self._start + self._at)
-        if isinstance(self._file, tf.io.gfile.GFile):
+        if isinstance(self._file, tf.io.gfile.GFile):  # it has no `readinto`
             data = self._file.read(len(view))
-            view[: len(data)] = data
             count = len(data)
+            view[:count] = data
         else:
             count = self._file.readinto(view)
         self._at += count
@@ -239,9 +240,7 @@ def _copy(old: Any, new: Any, keys: Collection[str], dropped: set[str]) -> None:
 
 def _tensor(key: str, dataset: Any) -> Tensor:
     if dataset.is_virtual or dataset.external:
-        raise DamagedError(
-            f"'{key}' lies in another file, where Keras has none"
-        )
+        raise DamagedError(f"'{key}' lies in another file")
     dtype: Any = dataset.dtype
     if dtype == "V2" and str(dataset.attrs.get("dtype")) == "bfloat16":
         dtype = np.dtype(tf.bfloat16.as_numpy_dtype)  # as Keras 3 marks it
@@ -288,8 +287,8 @@ def _optimizers(tensors: Mapping[str, Tensor]) -> set[str]:
     for group in groups.keys() - counted:
         for shape in {tensors[key].shape for key in groups[group]}:
             shapes.add(shape)
-            for axis in range(len(shape)):
-                shapes.add(shape[:axis] + shape[axis + 1 :])
+            axes = range(len(shape))
+            shapes.update(shape[:axis] + shape[axis + 1 :] for axis in axes)
     return {
         key
         for group in counted
@@ -304,11 +303,7 @@ def _batch_norm(tensors: Mapping[str, Tensor]) -> set[str]:
     Older files name them. In newer ones they are the last two `vars` of a
     layer that has four vectors of one length, or that is called `batch_norm`.
     """
-    found = {
-        key
-        for key in tensors
-        if re.search(r"(^|/)moving_(mean|variance)(:0)?$", key)
-    }
+    found = set(filter(STATISTIC.search, tensors))
     for layer, keys in _groups(tensors).items():
         shapes = {tensors[key].shape for key in keys}
         alike = len(shapes) == 1 and len(*shapes) == 1

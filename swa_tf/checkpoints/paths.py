@@ -19,7 +19,6 @@ Path = Union[str, "os.PathLike[str]"]
 SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
 """Of Keras's files, one file each. Every other path is a prefix of several."""
 
-_OF_DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 _DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")  # `.meta`: no data
 _NUMBER = re.compile(r"\d+(?:\.\d+)*(?:e[+-]\d+)?")
@@ -32,8 +31,8 @@ def checkpoints_in(
 
     The order is that of the last whole number in their names, such as `ckpt-12`
     or `epoch_03.weights.h5`, or, where they have none or the same, of the times
-    at which they were written. A warning says so if other numbers in their
-    names vary too, and the times contradict the last ones.
+    of writing. If other numbers vary too, and the times contradict the last
+    ones, a warning says so.
 
     >>> with tempfile.TemporaryDirectory() as run:
     ...     for step in (1, 2, 10):
@@ -44,9 +43,8 @@ def checkpoints_in(
     ['ckpt-2', 'ckpt-10']
 
     Args:
-        directory: A folder as `tf.train.CheckpointManager`, `ModelCheckpoint`
-            or `tf.compat.v1.train.Saver` fill it, with checkpoints of one
-            form.
+        directory: A folder with checkpoints of one form, such as
+            `tf.train.CheckpointManager` or `ModelCheckpoint` fill.
         last: How many to take, the newest ones; None takes all.
         every: Takes every n-th of them, the newest among them.
 
@@ -57,8 +55,7 @@ def checkpoints_in(
         FileNotFoundError: If there is no such directory.
         ValueError: If it holds no checkpoint, checkpoints of several forms,
             fewer than `last`, not all that its `checkpoint` file lists, or
-            some with a number and some without, such as a `best.keras` beside
-            the epochs, which is one of them again.
+            some without a number, such as a `best.keras` beside the epochs.
     """
     every = checks.integer("every", every, at_least=1)
     if last is not None:
@@ -84,19 +81,18 @@ def files(path: str) -> list[str]:
     """Returns the files of a checkpoint that exist; the main one is last."""
     folder, name = whole_files.split(path)
     there = whole_files.names_in(folder)
-    names = [each for each in there if _OF_DATA.sub("", each) == name != each]
-    names.sort()
-    own = [name] if suffix(path) else [name, f"{name}.index"]
-    names += [each for each in own if each in there]
-    return [folder + each for each in names]
+    names = {each for each in there if _DATA.sub("", each) == name}
+    if suffix(path):
+        names &= {name}
+    return [folder + each for each in sorted(names)]
 
 
 def listed(inputs: Any) -> list[str]:
     """Returns the checkpoints in a directory, or those of a list."""
-    one = isinstance(inputs, (str, os.PathLike))
-    if one and tf.io.gfile.isdir(inputs):
+    is_path = isinstance(inputs, (str, os.PathLike))
+    if is_path and tf.io.gfile.isdir(inputs):
         return in_directory(os.fspath(inputs))
-    if one or not isinstance(inputs, Iterable):
+    if is_path or not isinstance(inputs, Iterable):
         raise TypeError(
             "`inputs` must be a list of paths, or a directory that exists. "
             f"Received: inputs={inputs!r}"

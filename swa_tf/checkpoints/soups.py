@@ -16,7 +16,7 @@ from swa_tf.support import checks, whole_files
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A checkpoint that was tried, in the order of `Soup.trials`.
+    """A checkpoint that was tried.
 
     >>> swa_tf.soups.Trial("ckpt-1", 0.9, 0.9, added=True).added
     True
@@ -24,8 +24,7 @@ class Trial:
     Args:
         path: The checkpoint.
         alone: Its own metric.
-        in_soup: The metric of the average of it and all that were added before
-            it.
+        in_soup: The metric of the soup with it.
         added: Whether that was better than without it.
     """
 
@@ -105,8 +104,8 @@ def greedy_soup(
 
     The soup begins as the checkpoint with the best metric. The others are
     tried in the order of theirs, and each stays in if the average with it is
-    better than without it. So the soup is at least as good as the best of
-    them, on the data of your metric.
+    better than without it. A soup out of N checkpoints costs 2 N - 1
+    evaluations.
 
     >>> def distance(path):                    # from 3, of the weight `w`
     ...     weights = tf.train.Checkpoint(w=tf.Variable(0.0))
@@ -121,16 +120,13 @@ def greedy_soup(
     ...     [os.path.basename(path) for path in soup.paths], soup.metric
     (['ckpt-2', 'ckpt-5'], 0.5)
 
-    A soup out of N checkpoints costs 2 N - 1 evaluations.
-
     Args:
         inputs: As in `average_checkpoints`.
         output: As in `average_checkpoints`. The JSON file beside it also
             has the trials, as `soup`, with "nan" and "inf" for such metrics.
-        metric: Called with the path of a checkpoint, an input or an average of
-            some, in the form of the inputs; returns a number. It should load
-            the weights, compute batch-norm statistics anew where there are
-            any (`refit_batch_norm`), and evaluate on held-out data.
+        metric: Called with the path of an input or of an average; returns a
+            number. It should load the weights, compute any batch-norm
+            statistics anew (`refit_batch_norm`), and evaluate on held-out data.
         mode: "max" if a larger metric is better, "min" if a smaller one is.
         optimizer_slots: As in `average_checkpoints`.
         from_newest: As in `average_checkpoints`.
@@ -141,13 +137,11 @@ def greedy_soup(
     Raises:
         FileNotFoundError, FileExistsError, TypeError, ValueError: As
             `average_checkpoints` does; if `metric` returns no number, or NaN
-            for every input. Nothing has been written then, and nor if
-            `metric` raises.
+            for every input. Nothing is written then, nor if `metric` raises.
 
     References:
         Wortsman et al. 2022, Model soups, algorithm 1,
-        https://arxiv.org/abs/2203.05482. There a checkpoint that changes
-        nothing is added; here it must improve the metric.
+        https://arxiv.org/abs/2203.05482, where equal metrics are enough.
     """
     found = paths.listed(inputs)
     checks.choice("mode", mode, ("max", "min"))

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from swa_tf.checkpoints import object_graph, paths
 from swa_tf.checkpoints.checkpoint import (
+    STATISTIC,
     Checkpoint,
     DamagedError,
     Tensor,
@@ -85,13 +86,17 @@ class TensorFlowCheckpoint(Checkpoint):
             self.slots = _slots_by_name(self.tensors)
             if self.slots:
                 known.update(filter(_POWER_OF_V1.search, self.tensors))
-        self.guessed = self._state_by_name() - self.slots - known
-        self.state = known | self.guessed
-        self.batch_norm = {
+        scalars = {
             key
-            for key in self.tensors
-            if re.search(r"(^|/)moving_(mean|variance)(/|$)", key)
+            for key, tensor in self.tensors.items()
+            if tensor.shape == () and tensor.is_float
+            # In an object, such as a model, it may be a weight.
+            if not (self._graph and "/" in self.name(key))
         }
+        named = {key for key in scalars if _STATE.search(self.name(key))}
+        self.guessed = named - self.slots - known
+        self.state = known | self.guessed
+        self.batch_norm = set(filter(STATISTIC.search, self.tensors))
 
     def name(self, key: str) -> str:
         return key.removesuffix(object_graph.SUFFIX)
@@ -131,13 +136,12 @@ class TensorFlowCheckpoint(Checkpoint):
                 self._save(parts[-1], shard)
         joined = os.fspath(path.with_name("joined"))
         with whole_files.errors_named(path), tf.Graph().as_default():
-            _run(
-                tf.raw_ops.MergeV2Checkpoints(
-                    checkpoint_prefixes=parts,
-                    destination_prefix=joined,
-                    delete_old_dirs=False,
-                )
+            op = tf.raw_ops.MergeV2Checkpoints(
+                checkpoint_prefixes=parts,
+                destination_prefix=joined,
+                delete_old_dirs=False,
             )
+            _run(op)
         for file in paths.files(joined):
             os.rename(file, f"{path}{file[len(joined) :]}")
 
@@ -162,15 +166,13 @@ class TensorFlowCheckpoint(Checkpoint):
             for key in values.keys() - tensors.keys():
                 tensors[key] = tf.compat.v1.placeholder(self._dtypes[key])
                 feed[tensors[key]] = values[key]
-            _run(
-                tf.raw_ops.SaveV2(
-                    prefix=path,
-                    tensor_names=list(tensors),
-                    shape_and_slices=[""] * len(tensors),
-                    tensors=list(tensors.values()),
-                ),
-                feed,
+            op = tf.raw_ops.SaveV2(
+                prefix=path,
+                tensor_names=list(tensors),
+                shape_and_slices=[""] * len(tensors),
+                tensors=list(tensors.values()),
             )
+            _run(op, feed)
 
     def _restored(self, keys: list[str]) -> list[tf.Tensor]:
         """Returns tensors of the current graph that read the file."""
@@ -185,20 +187,6 @@ class TensorFlowCheckpoint(Checkpoint):
 
     def _reader(self) -> Any:
         return tf.compat.v1.train.NewCheckpointReader(self._read_from)
-
-    def _state_by_name(self) -> set[str]:
-        """Returns the floats whose names say that they are no weights.
-
-        They are scalars, and in an object-based checkpoint lie beside the
-        model, not in it: what else an object has may be a weight.
-        """
-        return {
-            key
-            for key, tensor in self.tensors.items()
-            if tensor.shape == () and tensor.is_float
-            if _STATE.search(self.name(key))
-            if not (self._graph and "/" in self.name(key))
-        }
 
 
 def _run(op: tf.Operation, feed: Mapping[Any, Any] | None = None) -> None:

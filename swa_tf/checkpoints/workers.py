@@ -30,8 +30,7 @@ def merge_averages(
 
     over `target` and the `others`, in float64: the average of all their
     models. Workers that share no cluster train from one start with different
-    data or seeds, each averages its own models, and the averages are joined
-    once, at the end.
+    data or seeds, and their averages are joined once, at the end.
 
     >>> weight = tf.Variable(0.0)
     >>> workers = [swa_tf.StochasticWeightAveraging() for _ in range(2)]
@@ -61,12 +60,10 @@ def merge_averages(
         RuntimeError: Outside eager mode, or if the averages of `target` or of
             one of `others` are swapped in.
         FileNotFoundError: If a checkpoint does not exist.
-        TypeError, ValueError: If `target` is no `StochasticWeightAveraging` or
-            has no variables yet; if `others` is no list, is empty, names one
-            twice or `target` itself; if one of them has averaged nothing yet
-            or averages other variables; if a checkpoint is damaged, holds no
-            average or several, or was written inside `averaged_weights`.
-            Nothing has changed then.
+        TypeError, ValueError: If an argument is not as above; if one of
+            `others` is named twice or has averaged nothing yet; if a checkpoint
+            is damaged, holds no average or several, or was written inside
+            `averaged_weights`. Nothing has changed then.
 
     References:
         Gupta, Serrano and DeCoste 2020, Stochastic Weight Averaging in

@@ -111,8 +111,8 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def names_in(folder: str) -> set[str]:
     """Returns the names of all in a folder; none where there is no folder.
 
-    `tf.io.gfile.exists` is no substitute: it knows no broken links, and on
-    `ram://` takes the beginning of a name for the whole.
+    Unlike `tf.io.gfile.exists` it knows broken links, and on `ram://` does
+    not take the beginning of a name for the whole.
     """
     try:
         names = tf.io.gfile.listdir(folder or ".")
