@@ -8,7 +8,7 @@ of optimizers come from the newest one. Examples:
     swa-average-checkpoints --checkpoint_dir=run --num_last_checkpoints=5 \
         --output_path=averaged/ckpt
 
-  These three; what the shell makes of run/ckpt-* will do as well:
+  These three; or what a shell makes of run/ckpt-*:
     swa-average-checkpoints --output_path=average.keras a.keras b.keras c.keras
 
   See what would be averaged, and write nothing:
@@ -52,15 +52,14 @@ from rich.text import Text
 
 from swa_tf import checkpoints
 
-_LARGE = 1 << 28  # bytes to read, from which on a bar shows how far it is
+_LARGE = 1 << 28  # bytes to read, from which on a bar shows the progress
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
     "checkpoints",
     [],
-    "Paths of checkpoints, in the order of the run; `*` and `?` may stand "
-    "in them, quoted, for paths in the order of their numbers. Paths may "
-    "also be given as they are, without a flag.",
+    "Paths of checkpoints, in the order of the run, or quoted patterns with "
+    "`*` and `?`. Paths may also be given without a flag.",
 )
 flags.DEFINE_string(
     "checkpoint_dir", None, "A directory: the checkpoints in it."
@@ -80,8 +79,8 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "output_path",
     None,
-    "Where to write the average: a path that does not exist and ends as "
-    "the inputs do. With --window a directory that does not exist.",
+    "The path of the average, which does not exist and ends as the inputs "
+    "do. With --window a directory that does not exist.",
 )
 flags.DEFINE_list(
     "weights", None, "A number for each checkpoint: how much it weighs."
@@ -90,10 +89,7 @@ flags.DEFINE_float(
     "decay", None, "Takes the exponential average with this decay."
 )
 flags.DEFINE_integer(
-    "window",
-    None,
-    "Writes the mean of each so many checkpoints in a row.",
-    lower_bound=1,
+    "window", None, "Writes the mean of each so many in a row.", lower_bound=1
 )
 flags.DEFINE_string(
     "soup_metric",
@@ -108,14 +104,14 @@ flags.DEFINE_enum(
     "optimizer_slots",
     "keep",
     ["keep", "drop"],
-    "Whether to keep those of the newest checkpoint. Of Keras's files, "
-    "drop leaves out all that is the optimizer's.",
+    "Whether to keep those of the newest checkpoint. Of Keras's files, drop "
+    "leaves out all that is the optimizer's.",
 )
 flags.DEFINE_multi_string(
     "from_newest",
     [],
-    "A regular expression: tensors whose name it matches are taken from "
-    "the newest checkpoint. May be given several times.",
+    "A regular expression: tensors whose name it matches are taken from the "
+    "newest checkpoint. May be given several times.",
 )
 flags.DEFINE_bool(
     "dry_run", False, "Checks and shows what would be done, no more."
@@ -123,7 +119,7 @@ flags.DEFINE_bool(
 
 
 def run() -> None:
-    """The console script `swa-average-checkpoints`."""
+    """Runs the console script `swa-average-checkpoints`."""
     # `--help` shows the docstring and the flags of the script.
     sys.modules["__main__"].__doc__ = __doc__
     for flag in FLAGS.get_key_flags_for_module(__name__):
@@ -156,15 +152,22 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(given: Sequence[str], console: Console, errors: Console) -> None:
     """Does what the flags say, and shows what it did."""
-    _check_flags()
+    if not FLAGS.output_path:
+        raise ValueError("--output_path must be given. See --help.")
+    all_ways = ("weights", "decay", "window", "soup_metric")
+    ways = [f"--{way}" for way in all_ways if FLAGS[way].value is not None]
+    if len(ways) > 1:
+        raise ValueError(
+            "One of --weights, --decay, --window and --soup_metric may be "
+            f"given. Received: {' and '.join(ways)}"
+        )
     output, inputs = FLAGS.output_path, _inputs(given)
     options: dict[str, Any] = {
         "optimizer_slots": FLAGS.optimizer_slots,
         "from_newest": FLAGS.from_newest,
     }
-    metric = None
-    if FLAGS.soup_metric is not None:
-        metric = _function(FLAGS.soup_metric)
+    name = FLAGS.soup_metric
+    metric = None if name is None else _function(name)
     if FLAGS.dry_run:
         if FLAGS.window is not None:  # show what the last one is made of
             *_, output = checkpoints.average_windows(
@@ -184,35 +187,23 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
         )
         console.print(str(soup))
         _show(soup.report, console)
-    elif FLAGS.window is not None:
-        with _bar(errors) as progress:
-            written = checkpoints.average_windows(
-                inputs, output, FLAGS.window, progress=progress, **options
-            )
-        console.print(*written, sep="\n")
     else:
-        with _bar(errors) as progress:
-            report = checkpoints.average_checkpoints(
-                inputs, output, progress=progress, **_shares(), **options
-            )
-        _show(report, console)
+        with _bar(errors) as options["progress"]:
+            if FLAGS.window is not None:
+                written = checkpoints.average_windows(
+                    inputs, output, FLAGS.window, **options
+                )
+                console.print(*written, sep="\n")
+            else:
+                report = checkpoints.average_checkpoints(
+                    inputs, output, **_shares(), **options
+                )
+                _show(report, console)
     console.print(f"written: {output}")
 
 
-def _check_flags() -> None:
-    if not FLAGS.output_path:
-        raise ValueError("--output_path must be given. See --help.")
-    ways = ["weights", "decay", "window", "soup_metric"]
-    given = [f"--{way}" for way in ways if FLAGS[way].value is not None]
-    if len(given) > 1:
-        raise ValueError(
-            "One of --weights, --decay, --window and --soup_metric may be "
-            f"given. Received: {' and '.join(given)}"
-        )
-
-
 def _inputs(given: Sequence[str]) -> list[str]:
-    """The paths that the flags and the arguments name."""
+    """Returns the paths that the flags and the arguments name."""
     patterns = [*FLAGS.checkpoints, *given]
     if bool(patterns) == bool(FLAGS.checkpoint_dir):
         raise ValueError(
@@ -243,7 +234,7 @@ def _shares() -> dict[str, Any]:
 
 
 def _function(name: str) -> Callable[[str], float]:
-    """The function `module:function`, of a module here or on the path."""
+    """Returns the function `module:function`, with errors that are shown."""
     sys.path.insert(0, os.getcwd())
     try:
         found: Callable[[str], float] = pkgutil.resolve_name(name)
@@ -265,7 +256,7 @@ def _function(name: str) -> Callable[[str], float]:
 
 
 def _console(file: TextIO | None, shown_on: TextIO | None = None) -> Console:
-    """A console that shows text as it is, and folds it on terminals only."""
+    """Makes a console that folds text on terminals only, without markup."""
     shown_on = shown_on or file
     is_terminal = shown_on is not None and shown_on.isatty()
     return Console(
@@ -287,7 +278,7 @@ def _say(
 
 
 def _print(text: str, errors: Console) -> None:
-    """Prints what was done, which no full disk or closed pipe undoes."""
+    """Prints a report. A full disk or a closed pipe is no failure."""
     if sys.stdout is None:  # closed
         return
     encoding = sys.stdout.encoding or "utf-8"
@@ -307,7 +298,7 @@ def _print(text: str, errors: Console) -> None:
 
 @contextlib.contextmanager
 def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Shows on a terminal how far the reading is, where there is much."""
+    """Shows a bar of the bytes read, on a terminal, where they are many."""
     bar = Progress(console=console, transient=True)
     task = bar.add_task("averaging", visible=False)
 
@@ -321,6 +312,7 @@ def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
+    """Shows the inputs, and what became of their tensors."""
     table = Table(Column("checkpoint", overflow="fold"), "share")
     for each in report["inputs"]:
         newest = ", the newest" if each["path"] == report["newest"] else ""
@@ -334,13 +326,14 @@ def _show(report: dict[str, Any], console: Console) -> None:
     )
     statistics = report["batch_norm_statistics"]
     if statistics:
-        said = (
+        _say(
+            console,
+            "batch norm",
             f"{len(statistics)} of the averaged tensors are batch-norm "
             "statistics, which after averaging belong to no weights. Compute "
             "them anew before the model is used: "
-            "swa_tf.refit_batch_norm(model, dataset)"
+            "swa_tf.refit_batch_norm(model, dataset)",
         )
-        _say(console, "batch norm", said)
     if report["guessed"]:
         _say(console, "guessed", checkpoints.guess(report))
 

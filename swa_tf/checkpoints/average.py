@@ -29,10 +29,9 @@ def average_checkpoints(
 
         average <- average + c * (weight - average)
 
-    over the inputs in their order, in float64, with c = 1 / (n + 1) as in
-    `StochasticWeightAveraging`: what `apply` would have made at the moments
-    when the inputs were written. The result is written in the type of the
-    inputs, to a file of their form, which loads as they do.
+    over the inputs in their order, in float64, with c = 1 / (n + 1): what
+    `StochasticWeightAveraging.apply` would have made when the inputs were
+    written. The result has their types and form, and loads as they do.
 
     >>> with tempfile.TemporaryDirectory() as run:
     ...     for value in (1.0, 2.0, 6.0):
@@ -45,66 +44,60 @@ def average_checkpoints(
     3.0
 
     A model with batch normalization must then have its statistics computed
-    anew, by `refit_batch_norm`: those in the result are averages, and belong
-    to no weights. A warning says so.
+    anew, by `refit_batch_norm`, as a warning says.
 
-    What is averaged: every tensor of floating point (or complex) numbers that
-    is no state of the training. What is taken from the newest input instead:
-    integers, booleans and strings; counters of steps and saves; what belongs
-    to optimizers, metrics and `WeightAverage`s. Where a file does not say what
-    is an optimizer's or a counter, its look decides, and a warning names it:
-    scalars called `step`, `epoch`, `learning_rate` and the like that are in no
-    object of an object-based checkpoint, and in `.weights.h5` and `.keras` what
-    is laid out like an optimizer. The newest is the one with the
-    highest number at the end of its name, or that was written last.
+    Every floating point (or complex) tensor is averaged that is no state of
+    the training. From the newest input come all other types; counters of steps
+    and saves; what belongs to optimizers, metrics and `WeightAverage`s. Where
+    a file does not say what is an optimizer's or a counter, names and shapes
+    decide, and a warning says so: scalars called `step`, `epoch`,
+    `learning_rate` and the like that are in no object of an object-based
+    checkpoint, and in `.weights.h5` and `.keras` what is laid out like an
+    optimizer. The newest has the highest number at the end of its name, or was
+    written last.
 
-    The inputs are read tensor by tensor: the memory needed does not depend on
-    their number, and is at most that of two float32 checkpoints and twice the
-    largest tensor. Nothing in them is executed or unpickled, and checksums are
-    checked where the form has them. All paths may be of any file system that
-    `tf.io.gfile` knows, such as `gs://bucket/run/ckpt-1`.
+    Each input is read once, tensor by tensor: memory does not depend on their
+    number. Nothing in them is executed or unpickled, and checksums are checked
+    where the form has them.
 
     Args:
         inputs: Paths of checkpoints of one form: what
             `tf.train.load_checkpoint` takes (object-based or name-based),
             `.weights.h5`, `.h5` or `.keras`. Or a directory: all in it.
         output: The path of the result, which must not exist. `<output>.json`
-            is written beside it and says what was averaged.
+            beside it has the report. Any path may be remote: `gs://bucket/x`.
         weights: One positive number for each input; c is the input's share of
-            the sum so far. So averages of n and m models merge with weights n
-            and m. None weighs all the same.
+            the sum so far: averages of n and m models have weights n and m.
         decay: In [0, 1): c = 1 - decay, the exponential average of the
             sequence, which begins with the first input. Excludes `weights`.
         optimizer_slots: "keep" takes what optimizers keep for each weight,
             such as momenta, from the newest input; "drop" leaves it out (of a
-            Keras file all that is an optimizer's). A compiled model or an
-            optimizer that loads the result then begins with fresh ones.
+            Keras file all that is an optimizer's).
         from_newest: Regular expressions; tensors whose name one of them
             matches somewhere are taken from the newest input as well.
         dry_run: Whether to check and report only, and write nothing.
         progress: Called with the bytes read so far, and to read in all.
 
     Returns:
-        What the JSON file holds: `inputs` with their share in the average,
-        `newest`, the names of the tensors `averaged`, `from_newest` and
-        `dropped`, `batch_norm_statistics` among the averaged, those `guessed`
-        to be no weights, shape and type of all `tensors`, and more.
+        The report: `inputs` with their share in the average, `newest`, the
+        names of the tensors `averaged`, `from_newest` and `dropped`, of the
+        averaged `batch_norm_statistics`, those `guessed` to be no weights,
+        shape and type of all `tensors`, and more.
 
     Raises:
         FileNotFoundError: If an input does not exist.
         FileExistsError: If the output exists, or is one of the inputs.
-        TypeError, ValueError: If an argument is not as above; if an input is
-            damaged or of another form; if inputs differ in the names, shapes
-            or types of their tensors. Nothing has been written then.
+        TypeError, ValueError: If an argument is not as above, an input is
+            damaged, or inputs differ in the names, shapes or types of their
+            tensors. Nothing has been written then.
 
     References:
         Izmailov et al. 2018, section 3.1, https://arxiv.org/abs/1803.05407.
         Averages of the last checkpoints: Vaswani et al. 2017, section 6.1,
         https://arxiv.org/abs/1706.03762.
     """
-    found = paths.resolved(inputs)
+    found = paths.listed(inputs)
     coefficients = _coefficients(len(found), weights, decay)
-    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     report = merge.merge(
         found,
         paths.checked_output(output, found),
@@ -135,8 +128,7 @@ def average_windows(
 ) -> list[str]:
     """Averages each `window` consecutive checkpoints along a run.
 
-    The mean of inputs 1 to n, of 2 to n + 1, and so on: each computed anew,
-    for a mean that drops the oldest input by subtraction drifts.
+    Each mean is computed anew: to subtract the oldest input would drift.
 
     >>> with tempfile.TemporaryDirectory() as run:
     ...     for value in (1.0, 2.0, 6.0):
@@ -153,7 +145,7 @@ def average_windows(
         inputs: As in `average_checkpoints`, in the order of the run.
         output_dir: A folder for the results, which must not exist. Each is
             named like the newest input in it.
-        window: The number n of inputs in each average.
+        window: The number of inputs in each average.
         optimizer_slots: As in `average_checkpoints`.
         from_newest: As in `average_checkpoints`.
         dry_run: Whether to check only, and write nothing.
@@ -168,14 +160,13 @@ def average_windows(
             fewer inputs than `window`, or two of one name. Nothing has been
             written then.
     """
-    found = paths.resolved(inputs)
+    found = paths.listed(inputs)
     names = [os.path.basename(path) for path in found]
     if checks.integer("window", window, at_least=1) > len(found):
         raise ValueError(
             f"`window` must be at most {len(found)}, the number of inputs. "
             f"Received: window={window}"
         )
-    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     if len(set(names)) < len(names):
         raise ValueError(
             "`inputs` must have different names, which the results take. "
@@ -250,5 +241,5 @@ def _coefficients(
     largest = float(max(weights))
     parts = [float(weight) / largest for weight in weights]
     sums = itertools.accumulate(parts)
-    # The first parts can be so small that they are 0 as floats.
+    # The first parts may be 0, if `largest` is very much larger.
     return [part / total if total else 1.0 for part, total in zip(parts, sums)]

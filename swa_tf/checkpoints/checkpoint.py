@@ -3,30 +3,58 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import math
 import pathlib
+import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Union
 
 import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from swa_tf.support import whole_files
 
 Values = Iterable[tuple[str, Union[np.ndarray, None]]]
 
+STATISTIC = re.compile(r"(^|/)moving_(mean|variance)(:0|/|$)")
+"""The names of batch-norm statistics, where they have names."""
+
 
 class DamagedError(ValueError):
-    """A file is not what it should be; the message says what is wrong."""
+    """The error of a file that is damaged, which says how."""
+
+
+@contextlib.contextmanager
+def errors_as_damage(what: str) -> Iterator[None]:
+    """Turns what TensorFlow, h5py and zipfile raise into a DamagedError."""
+    try:
+        yield
+    except DamagedError:
+        raise
+    except (
+        DecodeError,
+        EOFError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        tf.errors.OpError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise DamagedError(f"{what}: {whole_files.reason(error)}") from error
 
 
 class Tensor(NamedTuple):
-    """The kind of a tensor in a file, without its values.
-
-    Attributes:
-        shape: Its shape.
-        dtype: Its type; None for what is not numbers, such as strings.
-    """
+    """The shape and type of a tensor in a file, without its values."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype[Any] | None
+    dtype: np.dtype[Any] | None  # None for other things than numbers
 
     @property
     def size(self) -> int:
@@ -53,40 +81,36 @@ class Tensor(NamedTuple):
 
 
 class Checkpoint(abc.ABC):
-    """A checkpoint, opened: its tensors are known, their values not yet read.
+    """A checkpoint whose tensors are known, and their values not yet read.
 
     Attributes:
-        path: The path that users give.
         form: The kind of file, in words.
         tensors: All tensors, by their key in the file.
-        slots: Keys of what belongs to optimizers; files may differ in them.
+        slots: Keys of the state of optimizers; files may differ in them.
         state: Keys of floats that are no weights.
-        guessed: Keys in `slots` or `state` that only look like it.
+        guessed: Keys in `slots` or `state` for their names or shapes alone.
         batch_norm: Keys of batch-norm statistics.
     """
 
     form: str
+    tensors: dict[str, Tensor]
+    slots: set[str]
+    state: set[str]
+    guessed: set[str]
+    batch_norm: set[str]
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.tensors: dict[str, Tensor] = {}
-        self.slots: set[str] = set()
-        self.state: set[str] = set()
-        self.guessed: set[str] = set()
-        self.batch_norm: set[str] = set()
 
     def name(self, key: str) -> str:
-        """Returns the key as it is shown to users."""
+        """Returns a key as it is shown to users."""
         return key
 
     @abc.abstractmethod
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yields the values of some tensors, one after the other.
+        """Yields the values of some tensors, or raises a DamagedError.
 
         The file is open only as long as the iterator lives.
-
-        Raises:
-            DamagedError: If one cannot be read or its checksum is wrong.
         """
 
     @abc.abstractmethod
@@ -97,10 +121,7 @@ class Checkpoint(abc.ABC):
 
         Args:
             path: The new local path, in a folder for scratch files.
-            values: What the copy has: each key and its new value; None stands
-                for the value that it has in this checkpoint.
+            values: The keys of the copy with their values; None stands for
+                the value in this checkpoint.
             dropped: All other keys.
-
-        Raises:
-            OSError: If it cannot be written.
         """

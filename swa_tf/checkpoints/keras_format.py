@@ -11,7 +11,6 @@ import re
 import shutil
 import struct
 import zipfile
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,30 +19,19 @@ import numpy as np
 import tensorflow as tf
 
 from swa_tf.checkpoints.checkpoint import (
+    STATISTIC,
     Checkpoint,
     DamagedError,
     Tensor,
     Values,
+    errors_as_damage,
 )
 from swa_tf.support import whole_files
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
-_MAX_COMPRESSION = 1032  # the most that deflate, or any other filter, achieves
+_MAX_COMPRESSION = 1032  # no filter, such as deflate, achieves more
 _COPIED_AT_ONCE = 1 << 20  # bytes
-
-# What h5py and zipfile raise about files that are damaged.
-_ERRORS = (
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    tf.errors.OpError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class Hdf5Checkpoint(Checkpoint):
@@ -53,6 +41,7 @@ class Hdf5Checkpoint(Checkpoint):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
+        self.tensors = {}
         places: list[tuple[int, int, str]] = []
         with self._opened() as file:
             self._walk(file, "", places)
@@ -101,15 +90,9 @@ class Hdf5Checkpoint(Checkpoint):
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
-        try:
+        with errors_as_damage("it is no whole HDF5 file"):
             with self._part() as part, h5py.File(part, "r") as file:
                 yield file
-        except DamagedError:
-            raise
-        except _ERRORS as error:
-            raise DamagedError(
-                f"it is no whole HDF5 file: {whole_files.reason(error)}"
-            ) from error
 
     def _copy_without(self, dropped: set[str], path: pathlib.Path) -> None:
         with self._part() as part:
@@ -117,7 +100,7 @@ class Hdf5Checkpoint(Checkpoint):
         try:
             with self._opened() as old, h5py.File(path, "w") as new:
                 _copy(old, new, self.tensors.keys(), dropped)
-        except _ERRORS as error:
+        except DamagedError as error:
             raise ValueError(
                 "`optimizer_slots` cannot be dropped from the newest of "
                 f"`inputs`, '{self.path}': {error}"
@@ -126,7 +109,7 @@ class Hdf5Checkpoint(Checkpoint):
     def _walk(
         self, group: Any, path: str, places: list[tuple[int, int, str]]
     ) -> None:
-        """Notes the tensors of a group, and where in the file they lie."""
+        """Adds the tensors of a group, and where in the file they lie."""
         for name in group:
             key = f"{path}{name}"
             link = group.get(name, getlink=True)
@@ -146,10 +129,7 @@ class Hdf5Checkpoint(Checkpoint):
 
 
 class KerasCheckpoint(Hdf5Checkpoint):
-    """A `.keras` file: its member `model.weights.h5` has the weights.
-
-    Each member has a checksum, which is compared when the file is opened.
-    """
+    """A `.keras` file, whose member `model.weights.h5` has the weights."""
 
     form = ".keras file"
 
@@ -157,7 +137,7 @@ class KerasCheckpoint(Hdf5Checkpoint):
         with _zip(path) as archive:
             if _WEIGHTS not in archive.namelist():
                 raise DamagedError(f"it holds no {_WEIGHTS}")
-            damaged = archive.testzip()
+            damaged = archive.testzip()  # compares the checksums
             if damaged:
                 raise DamagedError(f"the checksum of {damaged} is wrong")
             if archive.getinfo(_WEIGHTS).compress_type != zipfile.ZIP_STORED:
@@ -198,10 +178,10 @@ class KerasCheckpoint(Hdf5Checkpoint):
 
 
 class _Part(io.RawIOBase):
-    """A run of bytes of a file, as a file.
+    """Some consecutive bytes of a file, as a file.
 
-    `zipfile` gives one too, but before Python 3.13 reads from the beginning
-    when it seeks backwards, as h5py does.
+    A member that `zipfile` opens is slow: h5py seeks backwards, and then it
+    reads from its beginning before Python 3.13.
     """
 
     def __init__(self, file: Any, start: int, size: int) -> None:
@@ -221,10 +201,10 @@ class _Part(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)[: max(self._size - self._at, 0)]
         self._file.seek(self._start + self._at)
-        if isinstance(self._file, tf.io.gfile.GFile):
+        if isinstance(self._file, tf.io.gfile.GFile):  # it has no `readinto`
             data = self._file.read(len(view))
-            view[: len(data)] = data
             count = len(data)
+            view[:count] = data
         else:
             count = self._file.readinto(view)
         self._at += count
@@ -240,19 +220,13 @@ def _opened(path: str) -> Any:
 
 @contextlib.contextmanager
 def _zip(path: str) -> Iterator[zipfile.ZipFile]:
-    try:
+    with errors_as_damage("it is no whole zip file"):
         with _opened(path) as file, zipfile.ZipFile(file) as archive:
             yield archive
-    except DamagedError:
-        raise
-    except _ERRORS as error:
-        raise DamagedError(
-            f"it is no whole zip file: {whole_files.reason(error)}"
-        ) from error
 
 
 def _copy(old: Any, new: Any, keys: Collection[str], dropped: set[str]) -> None:
-    """Copies a group without some keys, and without the groups of these."""
+    """Copies a group without the dropped keys and the groups of only these."""
     for name, value in old.attrs.items():
         new.attrs[name] = value
     for name in old:
@@ -266,9 +240,7 @@ def _copy(old: Any, new: Any, keys: Collection[str], dropped: set[str]) -> None:
 
 def _tensor(key: str, dataset: Any) -> Tensor:
     if dataset.is_virtual or dataset.external:
-        raise DamagedError(
-            f"'{key}' lies in another file, where Keras has none"
-        )
+        raise DamagedError(f"'{key}' lies in another file")
     dtype: Any = dataset.dtype
     if dtype == "V2" and str(dataset.attrs.get("dtype")) == "bfloat16":
         dtype = np.dtype(tf.bfloat16.as_numpy_dtype)  # as Keras 3 marks it
@@ -289,37 +261,34 @@ def _tensor(key: str, dataset: Any) -> Tensor:
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Returns the keys of numbered tensors, `dense/vars/0`, by their group."""
-    groups: dict[str, dict[int, str]] = {}
-    for key in tensors:
+    """Returns the keys such as `layers/dense/vars/0`, in order, by group."""
+    groups: dict[str, list[str]] = {}
+    for key in sorted(tensors, key=lambda key: (len(key), key)):
         group, _, number = key.rpartition("/")
         if group.split("/")[-1] == "vars" and number.isdigit():
-            groups.setdefault(group, {})[int(number)] = key
-    return {
-        group: [key for _, key in sorted(numbered.items())]
-        for group, numbered in groups.items()
-    }
+            groups.setdefault(group, []).append(key)
+    return groups
 
 
 def _optimizers(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Returns the keys of what looks like an optimizer, anywhere in a model.
+    """Returns the keys that look like an optimizer's, anywhere in a model.
 
-    Such a group begins with the number of steps, an integer. All else in it is
+    A group of them begins with the number of steps, an integer. Each other is
     a scalar or has the shape of a weight, in Adafactor without one axis.
     """
     groups = _groups(tensors)
     counted = {
         group
         for group, keys in groups.items()
-        if _is_count(tensors[keys[0]])
+        if re.fullmatch(r"\(int\d+, \[\]\)", str(tensors[keys[0]]))
         and any(tensors[key].is_float for key in keys)
     }
     shapes: set[tuple[int, ...]] = {()}
     for group in groups.keys() - counted:
         for shape in {tensors[key].shape for key in groups[group]}:
             shapes.add(shape)
-            for axis in range(len(shape)):
-                shapes.add(shape[:axis] + shape[axis + 1 :])
+            axes = range(len(shape))
+            shapes.update(shape[:axis] + shape[axis + 1 :] for axis in axes)
     return {
         key
         for group in counted
@@ -328,22 +297,13 @@ def _optimizers(tensors: Mapping[str, Tensor]) -> set[str]:
     }
 
 
-def _is_count(tensor: Tensor) -> bool:
-    dtype = tensor.dtype
-    return dtype is not None and dtype.kind == "i" and tensor.shape == ()
-
-
 def _batch_norm(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Returns the keys of batch-norm statistics.
+    """Returns the keys of the batch-norm statistics.
 
     Older files name them. In newer ones they are the last two `vars` of a
-    layer: of four vectors of one length, or of a layer that is called so.
+    layer that has four vectors of one length, or that is called `batch_norm`.
     """
-    found = {
-        key
-        for key in tensors
-        if re.search(r"(^|/)moving_(mean|variance)(:0)?$", key)
-    }
+    found = set(filter(STATISTIC.search, tensors))
     for layer, keys in _groups(tensors).items():
         shapes = {tensors[key].shape for key in keys}
         alike = len(shapes) == 1 and len(*shapes) == 1

@@ -23,24 +23,14 @@ from swa_tf.checkpoints import paths
 from swa_tf.checkpoints.checkpoint import Checkpoint, DamagedError, Tensor
 from swa_tf.checkpoints.keras_format import Hdf5Checkpoint, KerasCheckpoint
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
-from swa_tf.support import whole_files
+from swa_tf.support import checks, whole_files
 
 _BLOCK = 1 << 15  # numbers averaged at a time; in float64 they fit in a cache
 _MAX_GROUP = 1 << 25  # numbers that are held in float64 at a time
 
-_REFIT = (
-    "'{output}' holds averages of batch-norm statistics, which belong to no "
-    "weights. After loading it, compute them anew: "
-    "`swa_tf.refit_batch_norm(model, dataset)`."
-)
-
 
 class Average:
-    """The average of arrays, which is kept in float64 and in their type.
-
-    Args:
-        first: The array that the average begins as.
-    """
+    """The average of arrays, kept in float64; it begins as the first one."""
 
     def __init__(self, first: np.ndarray) -> None:
         self._dtype = first.dtype
@@ -48,28 +38,23 @@ class Average:
         self._value = np.array(first, dtype, order="C")
 
     def update(self, weight: np.ndarray, c: float) -> None:
-        """Moves the average to another array by c of the way."""
-        average, weight = self._value.reshape(-1), weight.reshape(-1)
-        for start in range(0, average.size, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            _move(average[block], weight[block], c)
+        """average <- average + c * (weight - average)"""
+        averages, weights = self._value.reshape(-1), weight.reshape(-1)
+        for start in range(0, averages.size, _BLOCK):
+            at = slice(start, start + _BLOCK)
+            average, step = averages[at], weights[at].astype(averages.dtype)
+            try:
+                with np.errstate(invalid="raise"):
+                    step -= average
+            except FloatingPointError:  # equal infinities have no distance
+                step[weights[at].astype(step.dtype) == average] = 0
+            with np.errstate(invalid="ignore"):
+                step *= c
+                average += step
 
     def value(self) -> np.ndarray:
         """Returns the average in the type of the arrays, rounded once."""
         return self._value.astype(self._dtype)
-
-
-def _move(average: np.ndarray, weight: np.ndarray, c: float) -> None:
-    """average <- average + c * (weight - average), in place."""
-    step = weight.astype(average.dtype)
-    try:
-        with np.errstate(invalid="raise"):
-            step -= average
-    except FloatingPointError:  # infinities: two equal ones have no distance
-        step[weight.astype(step.dtype) == average] = 0
-    with np.errstate(invalid="ignore"):
-        step *= c
-        average += step
 
 
 def merge(
@@ -85,41 +70,65 @@ def merge(
 ) -> dict[str, Any]:
     """Averages checkpoints, as `average_checkpoints` says.
 
-    Args:
-        inputs: Paths, as `paths.checked` returns them.
-        output: The new path, as `paths.checked_output` returns it.
-        coefficients: The c of the equation for each input.
-        optimizer_slots: "keep" or "drop".
-        from_newest: As in `average_checkpoints`.
-        dry_run: As there.
-        progress: As there.
-        about: What else the JSON file is to say.
+    `coefficients` are the c of the equation for each input; `about` is added
+    to the report.
     """
+    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     checkpoints = [opened(path) for path in inputs]
     newest = checkpoints[inputs.index(paths.in_order(inputs)[-1])]
     for checkpoint in checkpoints:
         _check_alike(checkpoint, newest)
     averaged = _averaged(newest, from_newest)
     dropped = newest.slots if optimizer_slots == "drop" else set()
-    report = _report(newest, averaged, dropped, len(inputs))
+    others = newest.tensors.keys() - averaged - dropped
+    shares: list[float] = []
+    for c in coefficients:
+        shares = [share * (1 - c) for share in shares] + [c]
+
+    def names(keys: Iterable[str]) -> list[str]:
+        return sorted(newest.name(key) for key in keys)
+
     report = {
         "output": os.path.basename(output),
         "form": newest.form,
         "inputs": [
             {"path": path, "share": share}
-            for path, share in zip(inputs, _shares(coefficients))
+            for path, share in zip(inputs, shares)
         ],
         "newest": newest.path,
-        **report,
+        "n_parameters": sum(newest.tensors[key].size for key in averaged),
+        "averaged": names(averaged),
+        "from_newest": names(others),
+        "dropped": names(dropped),
+        "tensors": {
+            newest.name(key): {
+                "shape": list(tensor.shape),
+                "dtype": tensor.dtype.name if tensor.dtype else "string",
+            }
+            for key, tensor in sorted(newest.tensors.items())
+        },
+        "guessed": names(newest.guessed),
+        # In a copy of one input they belong to the weights as they did.
+        "batch_norm_statistics": names(newest.batch_norm & averaged)
+        if len(inputs) > 1
+        else [],
         **(about or {}),
         "written": datetime.datetime.now(datetime.timezone.utc).isoformat(),
     }
     if dry_run:
         return report
-    advance = _progress(checkpoints, progress)
+    done = 0
+    total = sum(t.nbytes for c in checkpoints for t in c.tensors.values())
+
+    def advance(tensor: Tensor) -> None:
+        nonlocal done
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, total)
+
     for checkpoint in checkpoints:  # for their checksums
-        others = sorted(checkpoint.tensors.keys() - averaged)
-        for key, _ in read(checkpoint, others):
+        unaveraged = sorted(checkpoint.tensors.keys() - averaged)
+        for key, _ in read(checkpoint, unaveraged):
             advance(checkpoint.tensors[key])
 
     def values() -> Iterator[tuple[str, np.ndarray | None]]:
@@ -135,7 +144,7 @@ def merge(
                     del weight  # before the next one is read
             for key in group:
                 yield key, averages.pop(key).value()
-        for key in newest.tensors.keys() - averaged - dropped:
+        for key in others:
             yield key, None
 
     with whole_files.scratch_folder(output) as scratch:
@@ -148,17 +157,21 @@ def merge(
     return report
 
 
-def warn(report: dict[str, Any], stacklevel: int = 3) -> None:
+def warn(report: dict[str, Any]) -> None:
     """Warns of averaged batch-norm statistics, and of what was guessed."""
     if report["batch_norm_statistics"]:
-        message = _REFIT.format(output=report["output"])
-        warnings.warn(message, stacklevel=stacklevel)
+        warnings.warn(
+            f"'{report['output']}' holds averages of batch-norm statistics, "
+            "which belong to no weights. After loading it, compute them anew: "
+            "`swa_tf.refit_batch_norm(model, dataset)`.",
+            stacklevel=3,
+        )
     if report["guessed"]:
-        warnings.warn(guess(report), stacklevel=stacklevel)
+        warnings.warn(guess(report), stacklevel=3)
 
 
 def guess(report: dict[str, Any]) -> str:
-    """Returns a sentence on what was taken for no weights by its looks."""
+    """Returns a warning of what only looks as if it were no weights."""
     names = report["guessed"]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
@@ -201,16 +214,14 @@ def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
     try:
         yield
     except (DamagedError, OSError) as error:
-        why = whole_files.reason(error)
-    else:
-        return
-    raise ValueError(
-        f"`{argument}` must be whole checkpoints. Received: '{path}': {why}"
-    )
+        raise ValueError(
+            f"`{argument}` must be whole checkpoints. "
+            f"Received: '{path}': {whole_files.reason(error)}"
+        ) from error
 
 
 def read(
-    checkpoint: Checkpoint, keys: Iterable[str], argument: str = "inputs"
+    checkpoint: Checkpoint, keys: Collection[str], argument: str = "inputs"
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields keys and values of a checkpoint, with errors that name it."""
     values = checkpoint.read(keys)
@@ -288,41 +299,6 @@ def _averaged(newest: Checkpoint, from_newest: Iterable[str]) -> set[str]:
     return keys
 
 
-def _report(
-    newest: Checkpoint, averaged: set[str], dropped: set[str], n_inputs: int
-) -> dict[str, Any]:
-    """Returns what becomes of each tensor."""
-
-    def names(keys: Iterable[str]) -> list[str]:
-        return sorted(newest.name(key) for key in keys)
-
-    # In a copy of one input they belong to the weights as they did.
-    batch_norm = newest.batch_norm & averaged if n_inputs > 1 else set()
-    return {
-        "n_parameters": sum(newest.tensors[key].size for key in averaged),
-        "averaged": names(averaged),
-        "from_newest": names(newest.tensors.keys() - averaged - dropped),
-        "dropped": names(dropped),
-        "tensors": {
-            newest.name(key): {
-                "shape": list(tensor.shape),
-                "dtype": tensor.dtype.name if tensor.dtype else "string",
-            }
-            for key, tensor in sorted(newest.tensors.items())
-        },
-        "guessed": names(newest.guessed),
-        "batch_norm_statistics": names(batch_norm),
-    }
-
-
-def _shares(coefficients: Sequence[float]) -> list[float]:
-    """Returns how much of the average is each input."""
-    shares: list[float] = []
-    for c in coefficients:
-        shares = [share * (1 - c) for share in shares] + [c]
-    return shares
-
-
 def _groups(
     keys: Collection[str], tensors: dict[str, Tensor]
 ) -> Iterator[list[str]]:
@@ -336,20 +312,3 @@ def _groups(
         group.append(key)
         held += tensors[key].size
     yield group
-
-
-def _progress(
-    checkpoints: Iterable[Checkpoint],
-    progress: Callable[[int, int], None] | None,
-) -> Callable[[Tensor], None]:
-    """Returns a function that is told of each tensor that has been read."""
-    done = 0
-    total = sum(t.nbytes for c in checkpoints for t in c.tensors.values())
-
-    def advance(tensor: Tensor) -> None:
-        nonlocal done
-        done += tensor.nbytes
-        if progress is not None:
-            progress(done, total)
-
-    return advance

@@ -1,7 +1,7 @@
-"""The object graph of a checkpoint: which tensors are whose.
+"""The object graph of a checkpoint, which tells weights from other tensors.
 
-Keys alone do not say: a tensor is stored under the shortest path to it, and in
-Keras 3 a model's kernels lie under its optimizer's path.
+Keys do not: a tensor is stored under the shortest path to it, and in Keras 3 a
+model's kernels lie under its optimizer's path.
 """
 
 from __future__ import annotations
@@ -16,17 +16,11 @@ SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class AverageKeys(NamedTuple):
-    """The keys under which a `WeightAverage` was saved.
+    """The keys of the variables that a `WeightAverage` saved."""
 
-    Attributes:
-        averages: Of its averages, in their order.
-        n_models: Of the number of models averaged.
-        state: Of whether it is swapped in, and of which variables it is.
-    """
-
-    averages: list[str]
+    averages: list[str]  # in their order
     n_models: str
-    state: str
+    state: str  # a JSON string
 
 
 class ObjectGraph:
@@ -54,8 +48,8 @@ class ObjectGraph:
                 state |= own
                 slots |= set(self._below(children["_variables"])) - own
             # Before, and `tf.compat.v1.train`.
-            if node.slot_variables or {"iter", "learning_rate"} <= set(
-                children
+            if node.slot_variables or (
+                {"iter", "learning_rate"} <= children.keys()
             ):
                 state |= own
             for slot in node.slot_variables:
@@ -63,15 +57,14 @@ class ObjectGraph:
             if {"_averages", "_n_models"} <= children.keys():
                 averages = list(self._below(children["_averages"]))
                 state |= set(averages)
-                # An exponential average, which has begun, does not merge.
+                # Only exponential averages have `_begun`; they do not merge.
                 if "_state" in children and "_begun" not in children:
-                    self.averages += [
-                        AverageKeys(averages, *n_models_and_state)
-                        for n_models_and_state in zip(
-                            self._keys(children["_n_models"]),
-                            self._keys(children["_state"]),
-                        )
-                    ]
+                    for n_models, saved in zip(
+                        self._keys(children["_n_models"]),
+                        self._keys(children["_state"]),
+                    ):
+                        found = AverageKeys(averages, n_models, saved)
+                        self.averages.append(found)
             if {"total", "count"} <= children.keys() or (  # a metric
                 {"current_loss_scale", "good_steps"} <= children.keys()
             ):
@@ -86,32 +79,26 @@ class ObjectGraph:
         for key in keys:
             if key.endswith(SUFFIX) and key not in named:
                 raise LookupError(f"it does not name '{key}'")
+        ids = {child.node_id for node in nodes for child in node.children}
         for node in nodes:
-            ids = [child.node_id for child in node.children]
-            ids += [slot.slot_variable_node_id for slot in node.slot_variables]
-            for node_id in ids:
-                if not 0 <= node_id < len(nodes):
-                    raise LookupError(f"it has no node {node_id}")
+            ids.update(s.slot_variable_node_id for s in node.slot_variables)
+        if not ids <= set(range(len(nodes))):
+            raise LookupError("it refers to nodes that it does not have")
 
     def without(self, keys: Container[str]) -> bytes:
-        """Returns the graph, serialized, without the values of these keys."""
+        """Returns the graph, serialized, without the values of some keys."""
         graph: Any = trackable_object_graph_pb2.TrackableObjectGraph()
         graph.CopyFrom(self._graph)
         emptied = set()
         for i, node in enumerate(graph.nodes):
-            kept = [a for a in node.attributes if a.checkpoint_key not in keys]
-            if len(kept) < len(node.attributes):
-                emptied.add(i)
-                del node.attributes[:]
-                node.attributes.extend(kept)
+            for attribute in list(node.attributes):
+                if attribute.checkpoint_key in keys:
+                    node.attributes.remove(attribute)
+                    emptied.add(i)
         for node in graph.nodes:
-            slots = [
-                s
-                for s in node.slot_variables
-                if s.slot_variable_node_id not in emptied
-            ]
-            del node.slot_variables[:]
-            node.slot_variables.extend(slots)
+            for slot in list(node.slot_variables):
+                if slot.slot_variable_node_id in emptied:
+                    node.slot_variables.remove(slot)
         return bytes(graph.SerializeToString(deterministic=True))
 
     def _keys(self, node_id: int) -> Iterator[str]:
@@ -119,6 +106,6 @@ class ObjectGraph:
             yield attribute.checkpoint_key
 
     def _below(self, node_id: int) -> Iterator[str]:
-        """Yields the keys of a list or dictionary of variables."""
+        """Yields the keys of a list of variables, or of a dictionary."""
         for child in self._graph.nodes[node_id].children:
             yield from self._keys(child.node_id)

@@ -19,7 +19,6 @@ Path = Union[str, "os.PathLike[str]"]
 SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
 """Of Keras's files, one file each. Every other path is a prefix of several."""
 
-_OF_DATA = re.compile(r"\.data-\d{5}-of-\d{5}$")
 _DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")  # `.meta`: no data
 _NUMBER = re.compile(r"\d+(?:\.\d+)*(?:e[+-]\d+)?")
@@ -28,12 +27,12 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)*(?:e[+-]\d+)?")
 def checkpoints_in(
     directory: Path, last: int | None = None, every: int = 1
 ) -> list[str]:
-    """The checkpoints of a directory, the oldest first.
+    """Returns the checkpoints of a directory, the oldest first.
 
-    They are in the order of the last whole number in their names, such as
-    `ckpt-12` or `epoch_03.weights.h5`, or, where they have none or the same, of
-    the time at which they were written. A warning says so if other numbers in
-    their names vary too, and the times contradict the last ones.
+    The order is that of the last whole number in their names, such as `ckpt-12`
+    or `epoch_03.weights.h5`, or, where they have none or the same, of the times
+    of writing. If other numbers vary too, and the times contradict the last
+    ones, a warning says so.
 
     >>> with tempfile.TemporaryDirectory() as run:
     ...     for step in (1, 2, 10):
@@ -44,9 +43,8 @@ def checkpoints_in(
     ['ckpt-2', 'ckpt-10']
 
     Args:
-        directory: A folder as `tf.train.CheckpointManager`, `ModelCheckpoint`
-            or `tf.compat.v1.train.Saver` fill it, with checkpoints of one
-            form.
+        directory: A folder with checkpoints of one form, such as
+            `tf.train.CheckpointManager` or `ModelCheckpoint` fill.
         last: How many to take, the newest ones; None takes all.
         every: Takes every n-th of them, the newest among them.
 
@@ -57,8 +55,7 @@ def checkpoints_in(
         FileNotFoundError: If there is no such directory.
         ValueError: If it holds no checkpoint, checkpoints of several forms,
             fewer than `last`, not all that its `checkpoint` file lists, or
-            some with a number and some without, such as a `best.keras` beside
-            the epochs, which is one of them again.
+            some without a number, such as a `best.keras` beside the epochs.
     """
     every = checks.integer("every", every, at_least=1)
     if last is not None:
@@ -76,27 +73,26 @@ def checkpoints_in(
 
 
 def suffix(path: str) -> str:
-    """Returns the suffix of a file of Keras; of other paths none."""
+    """Returns the suffix of a file of Keras; "" for TensorFlow's."""
     return next((each for each in SUFFIXES if path.endswith(each)), "")
 
 
 def files(path: str) -> list[str]:
-    """Returns the files of a checkpoint; the last one makes it one."""
+    """Returns the files of a checkpoint that exist; the main one is last."""
     folder, name = whole_files.split(path)
     there = whole_files.names_in(folder)
-    names = [each for each in there if _OF_DATA.sub("", each) == name != each]
-    names.sort()
-    own = [name] if suffix(path) else [name, f"{name}.index"]
-    names += [each for each in own if each in there]
-    return [folder + each for each in names]
+    names = {each for each in there if _DATA.sub("", each) == name}
+    if suffix(path):
+        names &= {name}
+    return [folder + each for each in sorted(names)]
 
 
-def resolved(inputs: Any) -> list[str]:
-    """Returns the checkpoints of a list, or in a directory."""
-    one = isinstance(inputs, (str, os.PathLike))
-    if one and tf.io.gfile.isdir(inputs):
+def listed(inputs: Any) -> list[str]:
+    """Returns the checkpoints in a directory, or those of a list."""
+    is_path = isinstance(inputs, (str, os.PathLike))
+    if is_path and tf.io.gfile.isdir(inputs):
         return in_directory(os.fspath(inputs))
-    if one or not isinstance(inputs, Iterable):
+    if is_path or not isinstance(inputs, Iterable):
         raise TypeError(
             "`inputs` must be a list of paths, or a directory that exists. "
             f"Received: inputs={inputs!r}"
@@ -105,16 +101,16 @@ def resolved(inputs: Any) -> list[str]:
 
 
 def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
-    """Returns the paths in a list, without `.index` and `.data-...`."""
-    given = list(inputs)
-    for path in given:
+    """Returns the paths in a list without `.index` and `.data-...`."""
+    given = []
+    for path in inputs:
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(
                 f"`{argument}` must be a list of paths. "
                 f"Received: {path!r} in it"
             )
-    given = [os.fspath(path) for path in given]
-    # A shell makes the index and the data of `ckpt-*`: two of one checkpoint.
+        given.append(os.fspath(path))
+    # For `ckpt-*` a shell gives both the index and the data of a checkpoint.
     paths = list(dict.fromkeys(_PART.sub("", path) for path in given))
     twice = _twice(given, os.path.realpath) + _twice(paths, _real)
     if twice:
@@ -132,14 +128,14 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
 def matching(patterns: Iterable[str]) -> list[str]:
     """Returns the checkpoints that match patterns such as `run/ckpt-*`.
 
-    A path that exists is no pattern, even with brackets in its name; and a
-    pattern that matches nothing is returned as it is.
+    A path that exists matches itself only, also with brackets in its name. A
+    pattern that matches nothing stays as it is.
     """
     found: list[str] = []
     for pattern in patterns:
         matches: set[str] = set()
         if not files(pattern):
-            # The one finds `./x` for `x`, the other knows no remote paths.
+            # TensorFlow's finds `./x` for `x`; `glob` knows no remote paths.
             remote = whole_files.is_remote(pattern)
             find = tf.io.gfile.glob if remote else glob.glob
             matches.update(find(pattern), find(f"{pattern}.index"))
@@ -149,6 +145,13 @@ def matching(patterns: Iterable[str]) -> list[str]:
 
 def in_directory(folder: str) -> list[str]:
     """Returns the checkpoints in a directory, the oldest first."""
+
+    def error(wanted: str, received: str) -> ValueError:
+        return ValueError(
+            f"`directory` must {wanted}, or give a list of paths. "
+            f"Received: directory='{folder}' {received}"
+        )
+
     if not tf.io.gfile.isdir(folder):
         raise FileNotFoundError(
             "`directory` must be a folder with checkpoints. "
@@ -160,30 +163,21 @@ def in_directory(folder: str) -> list[str]:
         for name in there
         if not name.startswith(".") and (_DATA.search(name) or suffix(name))
     }
-    state = _names_in_state(folder)
+    state = _listed(folder)
     # The first version of `Saver` writes one file of no particular name.
     names |= {name for name in state & there if not _PART.search(name)}
     forms = sorted({f"*{suffix(name)}" for name in names})
     if len(forms) != 1:
-        raise ValueError(
-            "`directory` must hold checkpoints of one form, or give a list of "
-            f"paths. Received: directory='{folder}' with "
-            f"{', '.join(forms) if forms else 'no checkpoint'}"
-        )
-    lost = state - names
+        found = ", ".join(forms) or "no checkpoint"
+        raise error("hold checkpoints of one form", f"with {found}")
+    lost = ", ".join(sorted(state - names))
     if lost:
-        raise ValueError(
-            "`directory` must hold what its file 'checkpoint' lists, or give a "
-            f"list of paths. Received: directory='{folder}' without "
-            f"{', '.join(sorted(lost))}"
-        )
+        wanted = "hold what its file 'checkpoint' lists"
+        raise error(wanted, f"without {lost}")
     averages = {name for name in names if f"{name}.json" in there}
     if averages and averages != names:
-        raise ValueError(
-            "`directory` must not hold averages beside checkpoints, or give a "
-            f"list of paths. Received: directory='{folder}' with "
-            f"{', '.join(sorted(averages))}"
-        )
+        wanted = "not hold averages beside checkpoints"
+        raise error(wanted, f"with {', '.join(sorted(averages))}")
     paths = [os.path.join(folder, name) for name in sorted(names)]
     twice = _twice(paths, _real)
     if twice:
@@ -193,22 +187,16 @@ def in_directory(folder: str) -> list[str]:
         )
     numbered = {name for name in names if _numbers(name)}
     if numbered and numbered != names and not averages:
-        raise ValueError(
-            "`directory` must hold checkpoints with numbers in their names, or "
-            "without, or give a list of paths. Received: "
-            f"directory='{folder}' with {', '.join(sorted(names - numbered))} "
-            f"beside {min(numbered)}"
-        )
+        others = ", ".join(sorted(names - numbered))
+        wanted = "hold checkpoints with numbers in their names, or without"
+        raise error(wanted, f"with {others} beside {min(numbered)}")
     return in_order(paths)
 
 
 def in_order(paths: list[str]) -> list[str]:
-    """Returns the paths, the oldest checkpoint first.
+    """Returns paths in the order that `checkpoints_in` describes.
 
-    The order is that of the last whole number in their names, such as 3 in
-    `epoch_03-loss_0.7`, if each has its own; else that of the times when they
-    were last written; and of equal times the order given. A warning says so if
-    other numbers in the names vary too, and the times contradict the last ones.
+    Those without numbers, written at the same time, stay as they come.
     """
     numbers = [_numbers(os.path.basename(path)) for path in paths]
     written = {path: _written(path) for path in paths}
@@ -235,7 +223,7 @@ def _numbers(name: str) -> list[int]:
 
 
 def checked_output(output: Any, paths: list[str]) -> str:
-    """Returns the path of the result, or raises if it cannot go there."""
+    """Returns the path of the result, or raises if it cannot be that."""
     if not isinstance(output, (str, os.PathLike)):
         raise TypeError(f"`output` must be a path. Received: output={output!r}")
     output = os.fspath(output)
@@ -250,10 +238,7 @@ def checked_output(output: Any, paths: list[str]) -> str:
             f"`output` must end in {ending}, as the inputs do. "
             f"Received: output='{output}'"
         )
-    parents = (
-        [] if whole_files.is_remote(output) else pathlib.Path(output).parents
-    )
-    for parent in map(os.fspath, parents):
+    for parent in map(os.fspath, pathlib.Path(output).parents):
         if os.path.exists(parent) and not os.path.isdir(parent):
             raise ValueError(
                 "`output` must be in a folder. "
@@ -272,24 +257,18 @@ def checked_output(output: Any, paths: list[str]) -> str:
 
 
 def _real(path: str) -> str:
-    """Returns one path for all the paths of a checkpoint, by links too."""
+    """Returns the path of a checkpoint without symbolic links."""
     there = [] if whole_files.is_remote(path) else files(path)
     return os.path.realpath([path, *there][-1])
 
 
 def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
-    """Returns the paths whose real path is that of one before them."""
-    seen: set[str] = set()
-    twice = []
-    for path in paths:
-        same = real(path)
-        if same in seen:
-            twice.append(path)
-        seen.add(same)
-    return twice
+    """Returns the paths that are really the same as one before them."""
+    reals = [real(path) for path in paths]
+    return [p for i, p in enumerate(paths) if reals.index(reals[i]) < i]
 
 
-def _names_in_state(folder: str) -> set[str]:
+def _listed(folder: str) -> set[str]:
     """Returns the names in the file `checkpoint`, which TensorFlow keeps."""
     try:
         state = tf.train.get_checkpoint_state(folder)
@@ -301,11 +280,9 @@ def _names_in_state(folder: str) -> set[str]:
 
 def _written(path: str) -> int:
     """Returns when a checkpoint was last written, in nanoseconds."""
-    return max(map(_time_of, files(path)), default=0)
-
-
-def _time_of(file: str) -> int:
-    if whole_files.is_remote(file):
-        return int(tf.io.gfile.stat(file).mtime_nsec)
-    # TensorFlow says it in whole seconds.
-    return os.stat(file).st_mtime_ns if os.path.exists(file) else 0
+    there = files(path)
+    if whole_files.is_remote(path):
+        times = [tf.io.gfile.stat(file).mtime_nsec for file in there]
+    else:  # where TensorFlow says it in whole seconds; broken links have none
+        times = [os.stat(f).st_mtime_ns for f in there if os.path.exists(f)]
+    return max(times, default=0)

@@ -1,4 +1,4 @@
-"""Greedy soups: averages of those checkpoints that do each other good."""
+"""Greedy soups: averages of the checkpoints that improve a metric."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from swa_tf.support import checks, whole_files
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A checkpoint that was tried, in the order of `Soup.trials`.
+    """A checkpoint that was tried.
 
     >>> swa_tf.soups.Trial("ckpt-1", 0.9, 0.9, added=True).added
     True
@@ -24,8 +24,7 @@ class Trial:
     Args:
         path: The checkpoint.
         alone: Its own metric.
-        in_soup: The metric of the average of it and all that were added before
-            it.
+        in_soup: The metric of the soup with it.
         added: Whether that was better than without it.
     """
 
@@ -37,7 +36,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Soup:
-    """What `greedy_soup` tried and made; `print` shows it as a table.
+    """The result of `greedy_soup`; `print` shows it as a table.
 
     >>> trial = swa_tf.soups.Trial("ckpt-1", 0.9, 0.9, added=True)
     >>> swa_tf.soups.Soup([trial], {}).paths
@@ -45,7 +44,7 @@ class Soup:
 
     Args:
         trials: All checkpoints in the order in which they were tried.
-        report: What `average_checkpoints` returns, of those that were added.
+        report: As `average_checkpoints` returns it, of those that were added.
     """
 
     trials: list[Trial]
@@ -105,8 +104,8 @@ def greedy_soup(
 
     The soup begins as the checkpoint with the best metric. The others are
     tried in the order of theirs, and each stays in if the average with it is
-    better than without it. So the soup is at least as good as the best of
-    them, on the data of your metric.
+    better than without it. A soup out of N checkpoints costs 2 N - 1
+    evaluations.
 
     >>> def distance(path):                    # from 3, of the weight `w`
     ...     weights = tf.train.Checkpoint(w=tf.Variable(0.0))
@@ -121,16 +120,13 @@ def greedy_soup(
     ...     [os.path.basename(path) for path in soup.paths], soup.metric
     (['ckpt-2', 'ckpt-5'], 0.5)
 
-    A soup out of N checkpoints costs 2 N - 1 evaluations.
-
     Args:
         inputs: As in `average_checkpoints`.
         output: As in `average_checkpoints`. The JSON file beside it also
             has the trials, as `soup`, with "nan" and "inf" for such metrics.
-        metric: Called with the path of a checkpoint, an input or an average of
-            some, in the form of the inputs; returns a number. It should load
-            the weights, compute batch-norm statistics anew where there are
-            any (`refit_batch_norm`), and evaluate on held-out data.
+        metric: Called with the path of an input or of an average; returns a
+            number. It should load the weights, compute any batch-norm
+            statistics anew (`refit_batch_norm`), and evaluate on held-out data.
         mode: "max" if a larger metric is better, "min" if a smaller one is.
         optimizer_slots: As in `average_checkpoints`.
         from_newest: As in `average_checkpoints`.
@@ -141,17 +137,14 @@ def greedy_soup(
     Raises:
         FileNotFoundError, FileExistsError, TypeError, ValueError: As
             `average_checkpoints` does; if `metric` returns no number, or NaN
-            for every input. Nothing has been written then, and nor if
-            `metric` raises.
+            for every input. Nothing is written then, nor if `metric` raises.
 
     References:
         Wortsman et al. 2022, Model soups, algorithm 1,
-        https://arxiv.org/abs/2203.05482. There a checkpoint that changes
-        nothing is added; here it must improve the metric.
+        https://arxiv.org/abs/2203.05482, where equal metrics are enough.
     """
-    found = paths.resolved(inputs)
+    found = paths.listed(inputs)
     checks.choice("mode", mode, ("max", "min"))
-    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     if not callable(metric):
         raise TypeError(
             "`metric` must be a function of a path. "
@@ -167,8 +160,18 @@ def greedy_soup(
         kwargs.update(optimizer_slots=optimizer_slots, from_newest=from_newest)
         return merge.merge(soup, to, coefficients, **kwargs)
 
+    def measured(path: str) -> float:
+        value: Any = metric(path)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise TypeError(
+                "`metric` must return a number. "
+                f"Received: {value!r} for '{path}'"
+            ) from None
+
     average(found, output, dry_run=True)  # errors come before evaluations
-    alone = {path: _measured(metric, path) for path in found}
+    alone = {path: measured(path) for path in found}
     order = sorted(
         found, key=lambda path: (math.isnan(alone[path]), -sign * alone[path])
     )
@@ -183,7 +186,7 @@ def greedy_soup(
         for i, path in enumerate(order[1:]):
             candidate = f"{scratch / str(i)}{paths.suffix(output)}"
             average([*soup, path], candidate)
-            value = _measured(metric, candidate)
+            value = measured(candidate)
             added = sign * value > sign * best
             trials.append(Trial(path, alone[path], value, added))
             if added:
@@ -197,19 +200,9 @@ def greedy_soup(
 
 
 def _as_json(trial: Trial) -> dict[str, Any]:
-    """Returns its attributes; NaN and infinity as strings: JSON has none."""
+    """Returns its attributes, with NaN and infinity as strings for JSON."""
     attributes = dataclasses.asdict(trial)
     for name in ("alone", "in_soup"):
         if not math.isfinite(attributes[name]):
             attributes[name] = str(attributes[name])
     return attributes
-
-
-def _measured(metric: Callable[[str], float], path: str) -> float:
-    value: Any = metric(path)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"`metric` must return a number. Received: {value!r} for '{path}'"
-        ) from None

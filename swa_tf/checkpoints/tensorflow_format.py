@@ -11,28 +11,19 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
 from swa_tf.checkpoints import object_graph, paths
 from swa_tf.checkpoints.checkpoint import (
+    STATISTIC,
     Checkpoint,
     DamagedError,
     Tensor,
     Values,
+    errors_as_damage,
 )
 from swa_tf.support import whole_files
 
 _MAX_SHARD_BYTES = 1 << 30  # held in memory until they are written at once
-
-# What TensorFlow raises about files that are damaged.
-_ERRORS = (
-    tf.errors.OpError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 _SLOT_OF_V1 = re.compile(
     r"/(?:Adam|AdamW|Adamax|Nadam|Momentum|MomentumW|RMSProp|Adagrad|Adadelta"
@@ -67,20 +58,16 @@ class TensorFlowCheckpoint(Checkpoint):
         super().__init__(path)
         self._read_from = path
         if re.search(r"[*?\[\\]", path) and not whole_files.is_remote(path):
-            # TensorFlow takes the path for a pattern: give it another one.
+            # TensorFlow would take the path for a pattern.
             self._links = tempfile.TemporaryDirectory()
             self._read_from = os.path.join(self._links.name, "checkpoint")
             for file in paths.files(path):
                 link = self._read_from + file[len(path) :]
                 os.symlink(os.path.abspath(file), link)
-        try:
+        with errors_as_damage("its index cannot be read"):
             reader = self._reader()
             shapes = reader.get_variable_to_shape_map()
             self._dtypes = reader.get_variable_to_dtype_map()
-        except _ERRORS as error:
-            raise DamagedError(
-                f"its index cannot be read: {whole_files.reason(error)}"
-            ) from error
         self.tensors = {
             key: Tensor(tuple(shape), _numpy_dtype(self._dtypes[key]))
             for key, shape in shapes.items()
@@ -89,27 +76,27 @@ class TensorFlowCheckpoint(Checkpoint):
         self.averages: list[object_graph.AverageKeys] = []
         known: set[str] = set()
         if object_graph.KEY in self.tensors:
-            try:
+            with errors_as_damage("its object graph cannot be decoded"):
                 self._graph = object_graph.ObjectGraph(
                     self.string(object_graph.KEY), self.tensors.keys()
                 )
-            except (DecodeError, LookupError) as error:
-                raise DamagedError(
-                    f"its object graph cannot be decoded: {error}"
-                ) from error
             self.slots, known = self._graph.slots, self._graph.state
             self.averages = self._graph.averages
         else:
             self.slots = _slots_by_name(self.tensors)
             if self.slots:
                 known.update(filter(_POWER_OF_V1.search, self.tensors))
-        self.guessed = self._state_by_name() - self.slots - known
-        self.state = known | self.guessed
-        self.batch_norm = {
+        scalars = {
             key
-            for key in self.tensors
-            if re.search(r"(^|/)moving_(mean|variance)(/|$)", key)
+            for key, tensor in self.tensors.items()
+            if tensor.shape == () and tensor.is_float
+            # In an object, such as a model, it may be a weight.
+            if not (self._graph and "/" in self.name(key))
         }
+        named = {key for key in scalars if _STATE.search(self.name(key))}
+        self.guessed = named - self.slots - known
+        self.state = known | self.guessed
+        self.batch_norm = set(filter(STATISTIC.search, self.tensors))
 
     def name(self, key: str) -> str:
         return key.removesuffix(object_graph.SUFFIX)
@@ -124,7 +111,7 @@ class TensorFlowCheckpoint(Checkpoint):
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         reader = self._reader()
         for key in keys:
-            try:
+            with errors_as_damage(f"'{self.name(key)}' cannot be read"):
                 if self._dtypes[key].is_numpy_compatible:
                     value = np.asarray(reader.get_tensor(key))
                 else:  # variants, such as of iterators, which are only checked
@@ -132,11 +119,6 @@ class TensorFlowCheckpoint(Checkpoint):
                         (tensor,) = self._restored([key])
                         _run(tensor.op)
                     value = np.empty(0)
-            except _ERRORS as error:
-                raise DamagedError(
-                    f"'{self.name(key)}' cannot be read: "
-                    f"{whole_files.reason(error)}"
-                ) from error
             yield value
             del value  # before the next one is read
 
@@ -154,13 +136,12 @@ class TensorFlowCheckpoint(Checkpoint):
                 self._save(parts[-1], shard)
         joined = os.fspath(path.with_name("joined"))
         with whole_files.errors_named(path), tf.Graph().as_default():
-            _run(
-                tf.raw_ops.MergeV2Checkpoints(
-                    checkpoint_prefixes=parts,
-                    destination_prefix=joined,
-                    delete_old_dirs=False,
-                )
+            op = tf.raw_ops.MergeV2Checkpoints(
+                checkpoint_prefixes=parts,
+                destination_prefix=joined,
+                delete_old_dirs=False,
             )
+            _run(op)
         for file in paths.files(joined):
             os.rename(file, f"{path}{file[len(joined) :]}")
 
@@ -185,15 +166,13 @@ class TensorFlowCheckpoint(Checkpoint):
             for key in values.keys() - tensors.keys():
                 tensors[key] = tf.compat.v1.placeholder(self._dtypes[key])
                 feed[tensors[key]] = values[key]
-            _run(
-                tf.raw_ops.SaveV2(
-                    prefix=path,
-                    tensor_names=list(tensors),
-                    shape_and_slices=[""] * len(tensors),
-                    tensors=list(tensors.values()),
-                ),
-                feed,
+            op = tf.raw_ops.SaveV2(
+                prefix=path,
+                tensor_names=list(tensors),
+                shape_and_slices=[""] * len(tensors),
+                tensors=list(tensors.values()),
             )
+            _run(op, feed)
 
     def _restored(self, keys: list[str]) -> list[tf.Tensor]:
         """Returns tensors of the current graph that read the file."""
@@ -208,20 +187,6 @@ class TensorFlowCheckpoint(Checkpoint):
 
     def _reader(self) -> Any:
         return tf.compat.v1.train.NewCheckpointReader(self._read_from)
-
-    def _state_by_name(self) -> set[str]:
-        """Returns the floats whose names say that they are no weights.
-
-        They are scalars, and in an object-based checkpoint lie beside the
-        model, not in it: what else an object has may be a weight.
-        """
-        return {
-            key
-            for key, tensor in self.tensors.items()
-            if tensor.shape == () and tensor.is_float
-            if _STATE.search(self.name(key))
-            if not (self._graph and "/" in self.name(key))
-        }
 
 
 def _run(op: tf.Operation, feed: Mapping[Any, Any] | None = None) -> None:

@@ -28,10 +28,9 @@ def merge_averages(
         average  <- sum_i n_i * average_i / sum_i n_i
         n_models <- sum_i n_i
 
-    over `target` and the `others`, in float64: what one average would be that
-    had seen the models of all of them. Workers that share no cluster train
-    from one start with different data or seeds, each averages its own models,
-    and the averages meet once, at the end.
+    over `target` and the `others`, in float64: the average of all their
+    models. Workers that share no cluster train from one start with different
+    data or seeds, and their averages are joined once, at the end.
 
     >>> weight = tf.Variable(0.0)
     >>> workers = [swa_tf.StochasticWeightAveraging() for _ in range(2)]
@@ -45,29 +44,26 @@ def merge_averages(
     >>> float(merged.average(weight)), int(merged.n_models)
     (4.0, 4)
 
-    Averages of other processes come as their checkpoints, without a model. As
-    ever after averaging, give `averaged_weights` its `refit_data` for a model
-    with batch normalization.
+    Averages of other processes come as their checkpoints, without a model. A
+    model with batch normalization needs `refit_data` in `averaged_weights`.
 
     Args:
         target: The average that becomes the joint one. It has its variables,
-            by `apply` or `build`, and counts for its `n_models`: for nothing
-            if it has averaged none yet. Its count of calls stays.
+            by `apply` or `build`, and counts for its `n_models`, which may be
+            none. Its count of calls stays.
         others: `StochasticWeightAveraging`s, and paths of checkpoints that a
-            `tf.train.Checkpoint` with one of them wrote, mixed as they come:
-            averages of the same variables as `target`, in the same order and
-            of the same shapes and dtypes. They stay as they are.
+            `tf.train.Checkpoint` with one of them wrote: averages of the same
+            variables as `target`, in the same order and of the same shapes and
+            dtypes. They stay as they are.
 
     Raises:
         RuntimeError: Outside eager mode, or if the averages of `target` or of
             one of `others` are swapped in.
         FileNotFoundError: If a checkpoint does not exist.
-        TypeError, ValueError: If `target` is no `StochasticWeightAveraging` or
-            has no variables yet; if `others` is no list, is empty, names one
-            twice or `target` itself; if one of them has averaged nothing yet
-            or averages other variables; if a checkpoint is damaged, holds no
-            average or several, or was written inside `averaged_weights`.
-            Nothing has changed then.
+        TypeError, ValueError: If an argument is not as above; if one of
+            `others` is named twice or has averaged nothing yet; if a checkpoint
+            is damaged, holds no average or several, or was written inside
+            `averaged_weights`. Nothing has changed then.
 
     References:
         Gupta, Serrano and DeCoste 2020, Stochastic Weight Averaging in
@@ -84,12 +80,11 @@ def merge_averages(
             f"Received: {target!r}"
         )
     live, files = _checked_others(target, others)
-    own = _live("target", target)
-    averages = [own]
-    averages += [_live("others", other) for other in live]
+    averages = [_in_memory("target", target)]
+    averages += [_in_memory("others", other) for other in live]
     averages += [_of_checkpoint(path) for path in files]
     for average in averages[1:]:
-        _check_joins(average, own)
+        _check_joins(average, averages[0])
     merged = _merged([a for a in averages if a.n_models > 0])
     n_models = sum(average.n_models for average in averages)
     variables = [*(average for _, average in target.averaged), target.n_models]
@@ -103,19 +98,11 @@ def merge_averages(
 
 
 class _Average(NamedTuple):
-    """An average, live or in a file.
+    """An average, in memory or in a file."""
 
-    Attributes:
-        name: What it is called in an error.
-        n_models: How many models it averages.
-        names: The names of the variables averaged.
-        tensors: The shape and type of the average of each.
-        values: Yields the average of each.
-    """
-
-    name: str
+    name: str  # its own or the path
     n_models: int
-    names: list[str]
+    names: list[str]  # of the variables
     tensors: list[Tensor]
     values: Iterator[np.ndarray]
 
@@ -131,31 +118,28 @@ def _checked_others(
             "`others` must be a list of averages and paths of checkpoints. "
             f"Received: others={others!r}"
         )
-    live: list[StochasticWeightAveraging] = []
-    files = []
-    for other in others:
-        if isinstance(other, (str, os.PathLike)):
-            files.append(other)
-        elif not isinstance(other, StochasticWeightAveraging):
+    others = list(others)
+    files = [each for each in others if isinstance(each, (str, os.PathLike))]
+    live = [each for each in others if not isinstance(each, (str, os.PathLike))]
+    for i, other in enumerate(live):
+        if not isinstance(other, StochasticWeightAveraging):
             raise TypeError(
                 "`others` must be a list, each a `StochasticWeightAveraging` "
                 f"or the path of a checkpoint. Received in it: {other!r}"
             )
-        elif other is target or other in live:
+        if other in [target, *live[:i]]:
             raise ValueError(
                 "`others` must name each average once, and not `target`. "
                 f"Received twice: {other.name}"
             )
-        else:
-            live.append(other)
-    if not live and not files:
+    if not others:
         raise ValueError(
             "`others` must hold at least one average. Received: others=[]"
         )
     return live, paths.checked(files, "others") if files else []
 
 
-def _live(argument: str, swa: StochasticWeightAveraging) -> _Average:
+def _in_memory(argument: str, swa: StochasticWeightAveraging) -> _Average:
     if swa.swapped:
         raise RuntimeError(
             f"The averages of {swa.name} are swapped in: leave "
@@ -167,9 +151,7 @@ def _live(argument: str, swa: StochasticWeightAveraging) -> _Average:
             f"first. Received: {swa.name}, which has none yet"
         )
     names = [name for name, _ in swa.averaged]
-    averages = [
-        variables_lib.components(average)[0] for _, average in swa.averaged
-    ]
+    averages = [variables_lib.components(v)[0] for _, v in swa.averaged]
     tensors = [
         Tensor(tuple(v.shape), np.dtype(v.dtype.as_numpy_dtype))
         for v in averages
@@ -227,14 +209,13 @@ def _listed(average: _Average) -> str:
 
 
 def _merged(averages: list[_Average]) -> list[np.ndarray]:
-    """Returns the averages by the one equation, with c a share of models."""
+    """Returns the average of each variable, weighted by numbers of models."""
     counts = [each.n_models for each in averages]
-    totals = itertools.accumulate(counts)
-    coefficients = [n / total for n, total in zip(counts, totals)]
+    totals = list(itertools.accumulate(counts))
     merged = []
     for first, *others in zip(*(each.values for each in averages)):
         average = merge.Average(first)
-        for value, c in zip(others, coefficients[1:]):
-            average.update(value, c)
+        for value, n, total in zip(others, counts[1:], totals[1:]):
+            average.update(value, n / total)
         merged.append(average.value())
     return merged

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all.
 
-A path with a scheme, such as `gs://bucket/run`, is remote: of `tf.io.gfile`.
+A path with a scheme, such as `gs://bucket/run`, is remote: only `tf.io.gfile`
+knows its file system.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether only TensorFlow knows the file system of a path."""
+    """Whether a path is remote."""
     return "://" in os.fspath(path)
 
 
@@ -54,9 +55,9 @@ def errors_named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A hidden local folder beside `path`, which is gone at the end.
+    """Makes a hidden local folder beside `path`, which is gone at the end.
 
-    A rename from there is atomic. If the block raises, folders made on the way
+    A rename from there is atomic. If the block raises, parents that were made
     are gone too, and an error of a full disk names `path`. For a remote `path`
     it is a temporary folder.
     """
@@ -90,10 +91,9 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replaced(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A path to write to, which takes the place of a local `path` at the end.
+    """Gives a path of the same name, which replaces `path` at the end.
 
-    It has the same name. A file or folder at `path` stays until the new one is
-    complete, and for good if the block raises.
+    A file or folder at `path` stays if the block raises.
     """
     path = pathlib.Path(path)
     with scratch_folder(path) as scratch:
@@ -111,8 +111,8 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def names_in(folder: str) -> set[str]:
     """Returns the names of all in a folder; none where there is no folder.
 
-    This knows broken links, too, and unlike `tf.io.gfile.exists` takes on
-    `ram://` no path for another that begins with it.
+    Unlike `tf.io.gfile.exists` it knows broken links, and on `ram://` does
+    not take the beginning of a name for the whole.
     """
     try:
         names = tf.io.gfile.listdir(folder or ".")
@@ -136,10 +136,8 @@ def is_there(path: str) -> bool:
 def move(files: Iterable[pathlib.Path], folder: str) -> None:
     """Moves local files into a folder, in order, and all of them or none.
 
-    To a remote folder they are first copied under hidden names.
-
-    Raises:
-        OSError: If that cannot be done, or there is a file of such a name.
+    To a remote folder they are first copied under hidden names. Raises OSError
+    if that fails, or if there is a file of such a name.
     """
     moves = []
     with errors_named(folder or "."):
@@ -147,12 +145,13 @@ def move(files: Iterable[pathlib.Path], folder: str) -> None:
             if is_remote(folder):
                 tf.io.gfile.makedirs(folder)
             for file in files:
-                source = os.fspath(file)
-                moves.append((source, os.path.join(folder, file.name)))
+                target = os.path.join(folder, file.name)
                 if is_remote(folder):
                     hidden = f".{file.name}-{uuid.uuid4().hex[:8]}"
-                    moves[-1] = (os.path.join(folder, hidden), moves[-1][1])
-                    tf.io.gfile.copy(source, moves[-1][0])
+                    moves.append((os.path.join(folder, hidden), target))
+                    tf.io.gfile.copy(os.fspath(file), moves[-1][0])
+                else:
+                    moves.append((os.fspath(file), target))
             for source, target in moves:
                 if is_there(target):
                     raise FileExistsError(f"'{target}' exists")
@@ -185,7 +184,7 @@ def check_model_path(name: str, path: Any) -> None:
 
 
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a model as the suffix says, without one for serving."""
+    """Writes a model in the form of the suffix; without one, for serving."""
     with replaced(path) as new, errors_named(path):
         if new.suffix == ".h5":
             reserve(new, _size_in_hdf5(model))
@@ -212,7 +211,7 @@ def reserve(path: str | os.PathLike[str], size: int) -> None:
 
 
 def _size_in_hdf5(model: Any) -> int:
-    """Returns how many bytes a model takes at most, for what Keras has."""
+    """Returns how many bytes Keras writes for a model, at most."""
     optimizer = getattr(model, "optimizer", None)
     variables = [*model.weights, *stack.optimizer_variables(optimizer)]
     values = sum(

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import signal
 import zipfile
 
 import numpy as np
@@ -335,4 +336,23 @@ def test_the_program_refuses_a_damaged_input(form, damage, three, tmp_path):
     assert "\nerror: `inputs` must be whole" in f"\n{done.stderr}"
     assert f"'{paths[1]}'" in done.stderr
     assert "Traceback" not in done.stderr
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "forged", [{"dims": [-1]}, {"dims": [1 << 40, 1 << 40]}], ids=str
+)
+def test_a_forged_index_ends_the_process_and_writes_nothing(
+    forged, three, tmp_path
+):
+    """TensorFlow aborts, as `SECURITY.md` says; no Python code can catch it."""
+    paths = three(OBJECT)
+    claims(**forged)(random.Random(0), paths[1])
+    before = contents(tmp_path)
+    output = checkpoint_files.path_of(OBJECT, tmp_path / "new", "average")
+    done = programs.run_module(
+        "swa_tf.average_checkpoints_main", f"--output_path={output}", *paths
+    )
+    assert done.returncode == -signal.SIGABRT
     assert contents(tmp_path) == before
