@@ -17,7 +17,6 @@ import swa_tf
 # Names that need no full docstring, and why. One that has since got a full
 # docstring must leave this list.
 EXEMPT = {
-    "averaging.WeightAverage": "abstract; its subclasses have examples",
     "batch_norm.MovingFreeBatchNormalization.build": "Keras calls it",
     "batch_norm.MovingFreeBatchNormalization.call": "Keras calls it",
     "callbacks.SWACallback.on_epoch_end": "Keras calls it",
