@@ -1,4 +1,4 @@
-"""What an average keeps in checkpoints beside its variables."""
+"""The state of an average in checkpoints, beside its variables."""
 
 from __future__ import annotations
 

@@ -343,7 +343,7 @@ class ExponentialMovingAverage(WeightAverage):
         ]
 
     def _assign_initial_values(self, keys: Iterable[Any]) -> list[Any]:
-        """average <- weight; that of a tensor <- 0"""
+        """Assigns each average its weight, or 0 to that of a tensor."""
         assigned = []
         for key in keys:
             variable, average = key.deref(), self._average_of.value[key]

@@ -100,8 +100,9 @@ class ShadowVariables(tf.Module):
         return self._state.swapped
 
     def _mark_swapped(self, swapped: bool) -> None:
-        # No setter: TensorFlow's modules leave out one that changes nothing,
-        # such as the one that finishes what an interrupt left half done.
+        # Not a setter of `swapped`: `tf.Module` skips the assignment of a value
+        # that an attribute has already, but after an interrupt `set` may still
+        # have to write the variable.
         self._state.set(swapped)
 
     @property

@@ -94,7 +94,7 @@ def check_each(variables: list[Any], device: str | None) -> None:
 
 
 def _differs_by_replica(variable: Any) -> bool:
-    """Whether replicas have numbers of their own, with no mean to read."""
+    """Whether each replica has its own number, and no mean can be read."""
     if getattr(variable, "synchronization", None) != _ON_READ:
         return False
     if variable.aggregation == tf.VariableAggregation.NONE:
