@@ -26,24 +26,15 @@ class ForwardPass:
     twice where the last batch is short, and warn of each new trace.
 
     On several replicas, of one process or of many, each takes a part of every
-    batch and normalizes by the moments of the whole batch. So they compute
-    what one replica would.
-
-    Args:
-        model: The model, called as `model(inputs, training=False)`.
-        layers: The layers of it whose moments are collected.
-        kinds: The classes that normalize; a user's derive from them.
+    batch and normalizes by the moments of the whole batch.
     """
 
-    def __init__(
-        self, model: Any, layers: list[Any], kinds: tuple[type, ...]
-    ) -> None:
+    def __init__(self, model: Any, layers: list[Any]) -> None:
         self.layers = layers
         self._accumulators = moments.Accumulators(
             [layer.moving_mean.shape.num_elements() for layer in layers]
         )
         self._model = model
-        self._kinds = kinds
         self._strategy = replicas.strategy_of(layers[0].moving_mean)
         self._traces: list[tuple[Any, Any]] = []  # specs of inputs, function
         # What follows is of use while the model is traced.
@@ -63,15 +54,16 @@ class ForwardPass:
             The number of batches taken, at most `steps`, and each layer's
             statistics.
         """
-        if self._strategy is not None:
-            dataset = replicas.distributed(
-                self._strategy, dataset, lambda batch: (_inputs_of(batch),)
-            )
-        elif replicas.is_distributed(dataset):
-            replicas.check_one_replica(dataset, argument)
+        dataset = replicas.distributed(
+            self._strategy,
+            dataset,
+            lambda batch: (_inputs_of(batch),),
+            argument,
+        )
         self._accumulators.reset()
         specs = _inputs_of(getattr(dataset, "element_spec", None))
-        if specs is not None and not _have_ranks(specs):
+        flat = tf.nest.flatten(specs, expand_composites=True)
+        if any(spec is None or spec.shape.rank is None for spec in flat):
             specs = None
         function: Any = None
         taken = 0
@@ -115,7 +107,7 @@ class ForwardPass:
         self._graph = tf.compat.v1.get_default_graph()
         self._shared = {}
         with interception.intercepted(
-            self.layers, self._kinds, self._is_traced_here, self._normalize
+            self.layers, self._is_traced_here, self._normalize
         ):
             if self._strategy is None:
                 found = self._forward(inputs)
@@ -159,10 +151,9 @@ class ForwardPass:
     def _call(self, function: Any, *tensors: Any, **settings: Any) -> Any:
         """Calls a function of tensors that all layers share in the graph.
 
-        TensorFlow then optimizes it and prepares it to run once, for all
-        shapes, and not once a layer, which took most of a first refit. It is
-        never inlined, and no tensor may be a constant: TensorFlow would make a
-        copy of the function for each.
+        TensorFlow then optimizes it once, for all shapes, and not once a layer,
+        which took most of a first refit. It is never inlined, and no tensor
+        may be a constant: TensorFlow would copy the function for each.
         """
         specs = [
             None
@@ -216,13 +207,6 @@ def _tensor(value: Any) -> Any:
     if tf.is_tensor(value) or replicas.is_distributed(value):
         return value
     return tf.convert_to_tensor(value)
-
-
-def _have_ranks(specs: Any) -> bool:
-    return all(
-        spec.shape.rank is not None
-        for spec in tf.nest.flatten(specs, expand_composites=True)
-    )
 
 
 def _common(known: Any, specs: Any) -> Any:

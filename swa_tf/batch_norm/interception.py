@@ -10,34 +10,26 @@ from typing import Any
 
 import tensorflow as tf
 
-Normalize = Callable[[Any, Any, Any], Any]
+from swa_tf.batch_norm.layer import MovingFreeBatchNormalization
+from swa_tf.support import stack
 
 
 @contextlib.contextmanager
 def intercepted(
     layers: list[Any],
-    kinds: tuple[type, ...],
     is_traced_here: Callable[[], bool],
-    normalize: Normalize,
+    normalize: Callable[[Any, Any, Any], Any],
 ) -> Iterator[None]:
-    """Lends layers a class of which `normalize` is the normalizing `call`.
+    """Lends layers a class that calls `normalize(layer, inputs, mask)`.
 
-    The class stands between the user's classes and the one of Keras, so that
-    a subclass with a `call` of its own keeps it, and is met where it calls
-    `super().call`. Only the given layers have it: no class is changed, and
-    other models see nothing.
-
-    Args:
-        layers: The layers to intercept.
-        kinds: The classes that normalize; a user's derive from them.
-        is_traced_here: Whether a call belongs to the graph that is traced. A
-            layer that another thread calls meanwhile does what it always does.
-        normalize: Given a layer, its inputs and its mask, the outputs.
+    The class stands between the user's classes and Keras's or ours. So a
+    subclass with a `call` of its own keeps it, and is met where it calls
+    `super().call`. No class is changed, and other models see nothing. Where
+    not `is_traced_here()`, as in another thread, layers do what they always do.
     """
-    own = [type(layer) for layer in layers]
+    own: list[Any] = [type(layer) for layer in layers]
     lent = {
-        each: _lent_class(each, kinds, is_traced_here, normalize)
-        for each in set(own)
+        each: _lent_class(each, is_traced_here, normalize) for each in set(own)
     }
     try:
         for layer, cls in zip(layers, own):
@@ -54,10 +46,10 @@ def intercepted(
 
 def _lent_class(
     own: Any,
-    kinds: tuple[type, ...],
     is_traced_here: Callable[[], bool],
-    normalize: Normalize,
+    normalize: Callable[[Any, Any, Any], Any],
 ) -> type:
+    kinds = (MovingFreeBatchNormalization, *stack.batch_norm_layers())
     kind: Any = next(each for each in own.__mro__ if each in kinds)
     original = kind.call
     signature = inspect.signature(original)

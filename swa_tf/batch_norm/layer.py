@@ -1,12 +1,8 @@
-"""A batch-norm layer that holds moving and refit statistics side by side.
-
-The moving statistics of batch normalization describe the activations of the
-weights that were trained. Averaged weights have other activations: their
-statistics must be computed, from forward passes over the data.
-"""
+"""A batch-norm layer that holds moving and refit statistics side by side."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -49,28 +45,21 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
             axis=-1, momentum=0.99, epsilon=1e-3, center=True, scale=True, ...
 
     References:
-        Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 2
+        Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167, algorithm 2,
         for statistics of the population; Chan et al. 1979, Updating Formulae
-        and a Pairwise Algorithm for Computing Sample Variances, for their
-        merging.
+        and a Pairwise Algorithm for Computing Sample Variances.
     """
 
     def build(self, input_shape: Any) -> None:
         """Makes the weights, for inputs of `input_shape`."""
         super().build(input_shape)
+        add = functools.partial(stack.add_statistic, self)
         shape = self.moving_mean.shape
-        self.mean = stack.add_statistic(
-            self, "mean", shape=shape, initializer="zeros"
-        )
-        self.variance = stack.add_statistic(
-            self, "variance", shape=shape, initializer="ones"
-        )
-        self.n_updates = stack.add_statistic(
-            self, "n_updates", shape=(), dtype="int64", initializer="zeros"
-        )
-        self.n_samples = stack.add_statistic(
-            self, "n_samples", shape=(), dtype="int64", initializer="zeros"
-        )
+        self.mean = add("mean", shape=shape, initializer="zeros")
+        self.variance = add("variance", shape=shape, initializer="ones")
+        count = {"shape": (), "dtype": "int64", "initializer": "zeros"}
+        self.n_updates = add("n_updates", **count)
+        self.n_samples = add("n_samples", **count)
 
     def reset_statistics(self) -> None:
         """Forgets `mean` and `variance`: the next pass starts anew.
@@ -82,12 +71,11 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         >>> int(layer.n_updates)
         0
         """
-        if not self.built:
-            return
-        self.mean.assign(tf.zeros_like(self.mean))
-        self.variance.assign(tf.ones_like(self.variance))
-        self.n_updates.assign(0)
-        self.n_samples.assign(0)
+        if self.built:
+            self.mean.assign(tf.zeros_like(self.mean))
+            self.variance.assign(tf.ones_like(self.variance))
+            self.n_updates.assign(0)
+            self.n_samples.assign(0)
 
     def call(
         self,

@@ -13,9 +13,8 @@ from swa_tf.support import variables as variables_lib
 
 # Inputs are summed in their own dtype over blocks of at most this many
 # samples, and the sums of blocks in float64. A float32 sum of n terms of one
-# sign is off by at most (n - 1) * 2^-24 of itself, here 3.8e-6. That is where
-# all terms are equal; otherwise the errors mostly cancel, and 1e-7 is left in
-# the tests, where a float32 sum over a whole batch is off by up to 8e-4.
+# sign is off by at most (n - 1) * 2^-24 of itself, here 3.8e-6; in the tests
+# by 1e-7, where a float32 sum over a whole batch is off by up to 8e-4.
 _MAX_BLOCK = 64
 
 # With u the relative error of the mean of squares, by the above,
@@ -179,9 +178,8 @@ def _vector(parameter: Any) -> tf.Tensor | None:
     if parameter is None:
         return None
     vector = tf.convert_to_tensor(parameter)
-    if vector.shape.rank > 1:  # of a layer of Keras 2 with several axes
-        vector = tf.reshape(vector, [-1])
-    return vector
+    # A layer of Keras 2 may normalize several axes.
+    return vector if vector.shape.rank == 1 else tf.reshape(vector, [-1])
 
 
 def _dtype_of_sums(x: tf.Tensor) -> tf.DType:

@@ -10,36 +10,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.batch_norm import forward_pass
+from swa_tf.batch_norm.forward_pass import ForwardPass
 from swa_tf.batch_norm.layer import MovingFreeBatchNormalization
 from swa_tf.batch_norm.moments import Statistics
 from swa_tf.support import checks, model_parts, stack
 from swa_tf.support import variables as variables_lib
 
-_ONE_AT_A_TIME = threading.RLock()
-"""Lets one thread refit at a time: two models may share layers."""
+_ONE_AT_A_TIME = threading.RLock()  # two models may share layers
 
 
 class ArgumentNames(NamedTuple):
-    """The names of the arguments of a refit, for its errors.
-
-    `level` is the `stacklevel` of its warnings.
-    """
+    """The names of the arguments of a refit, for its errors and warnings."""
 
     model: str = "model"
     dataset: str = "dataset"
     steps: str = "steps"
-    level: int = 3
+    level: int = 3  # the `stacklevel` of warnings
 
 
 class BatchNormRefit:
     """Computes the statistics of every batch-norm layer of a model anew.
 
     Without it, averaged weights are evaluated with statistics of other
-    weights, and can be no better than chance. The model runs over the data
-    with dropout and all else in inference mode, but each batch-norm layer
-    normalizes by the moments of its batch, as in training. The moments of the
-    batches are merged into those of all samples,
+    weights, and can be no better than chance. The model runs over the data in
+    inference mode, without dropout, but each batch-norm layer normalizes by
+    the moments of its batch. These are merged into those of all samples,
 
         d = mean_b - mean            n' = n + n_b
         mean <- mean + d * n_b / n'
@@ -73,18 +68,15 @@ class BatchNormRefit:
     `tf.function`, a loop or a condition of TensorFlow inside is traced by way
     of `tf.config.run_functions_eagerly`, which other threads see meanwhile.
 
-    On several replicas each takes a part of every batch, and each layer
-    normalizes by the moments of the whole batch: the result is that of one
-    replica. The strategy of the model distributes a `tf.data.Dataset`, unless
-    it is distributed already; batches of other iterables, which must be the
-    same in every worker, are split. All workers must call it, and have equally
-    many batches. Under `tf.distribute.ParameterServerStrategy` the coordinator
-    computes.
+    Several replicas give the result of one. The strategy of the model
+    distributes a `tf.data.Dataset`, unless it is distributed already; batches
+    of other iterables, which must be the same in every worker, are split. All
+    workers must call it, and have equally many batches. Under
+    `tf.distribute.ParameterServerStrategy` the coordinator computes.
 
     Args:
         model: A model or layer, built when the refit is called; its batch-norm
-            layers are found however deeply they are nested. It is called as
-            `model(x, training=False)`.
+            layers may be nested. It is called as `model(x, training=False)`.
         variance: "pooled" as above, with the variance between batches; or
             "mean_of_batches", the plain mean of the batches' variances, as in
             the first published TensorFlow implementation: too small wherever
@@ -110,7 +102,7 @@ class BatchNormRefit:
         checks.choice("variance", variance, ("pooled", "mean_of_batches"))
         self._model = model
         self._variance = variance
-        self._pass: forward_pass.ForwardPass | None = None
+        self._pass: ForwardPass | None = None
         self._parts: list[tuple[int, Any, Any]] = []
 
     @property
@@ -138,16 +130,14 @@ class BatchNormRefit:
             steps: The number of batches to take, > 0. None takes all.
 
         Raises:
-            TypeError: If `dataset` cannot be iterated over batch by batch.
-            ValueError: If the model is not built, if `steps` is not as above,
-                if `dataset` is empty, is infinite with no `steps` given, or
-                ends before `steps`, if it is distributed and the model is not,
-                if a statistic comes out NaN or infinite, or if no layer was
-                reached. No statistic has changed then, nor if `dataset` or the
-                model raises.
-            RuntimeError: In a graph or `tf.function`; or if, on several
-                replicas, a batch-norm layer is inside a loop or a condition of
-                TensorFlow.
+            TypeError: If `dataset` is no iterable of batches.
+            ValueError: If the model is not built; if `steps` is not as above;
+                if `dataset` is empty, infinite without `steps`, too short for
+                them, or distributed and the model is not; if a statistic is
+                not finite; or if no layer was reached. No statistic has
+                changed then, nor if `dataset` or the model raises.
+            RuntimeError: In a graph or `tf.function`; or, on several replicas,
+                if a batch-norm layer is inside a loop or a condition.
         """
         self._run(dataset, steps, ArgumentNames())
 
@@ -173,15 +163,22 @@ class BatchNormRefit:
                 )
                 return
             taken, found = forward.run(dataset, steps, names.dataset)
-            _check_number(taken, steps, names)
+            if taken == 0:
+                raise ValueError(
+                    f"`{names.dataset}` must hold at least one batch. "
+                    "Received an empty one"
+                )
+            if steps is not None and taken < steps:
+                raise ValueError(
+                    f"`{names.dataset}` must hold `{names.steps}`={steps} "
+                    f"batches. Received: {taken} batches"
+                )
             values: list[tuple[tf.Variable, np.ndarray]] = []
             for layer, statistics in _reached(forward.layers, found, names):
                 values += self._new_values(layer, statistics, names)
             _write(values)
 
-    def _forward_pass(
-        self, names: ArgumentNames
-    ) -> forward_pass.ForwardPass | None:
+    def _forward_pass(self, names: ArgumentNames) -> ForwardPass | None:
         """Returns the last pass, or a new one if the model has changed."""
         # Parts are compared by `id`, which lasts while they are held here:
         # variables have another meaning of `==`.
@@ -201,11 +198,7 @@ class BatchNormRefit:
             )
         self._pass, self._parts = None, parts
         if layers:
-            self._pass = forward_pass.ForwardPass(
-                self._model,
-                layers,
-                (MovingFreeBatchNormalization, *stack.batch_norm_layers()),
-            )
+            self._pass = ForwardPass(self._model, layers)
         return self._pass
 
     def _new_values(
@@ -256,19 +249,6 @@ def refit_batch_norm(
         TypeError, ValueError, RuntimeError: As `BatchNormRefit` and its call.
     """
     BatchNormRefit(model, variance)._run(dataset, steps, ArgumentNames())
-
-
-def _check_number(taken: int, steps: int | None, names: ArgumentNames) -> None:
-    if taken == 0:
-        raise ValueError(
-            f"`{names.dataset}` must hold at least one batch. "
-            "Received an empty one"
-        )
-    if steps is not None and taken < steps:
-        raise ValueError(
-            f"`{names.dataset}` must hold `{names.steps}`={steps} batches. "
-            f"Received: {taken} batches"
-        )
 
 
 def _reached(

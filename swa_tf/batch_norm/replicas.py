@@ -19,13 +19,10 @@ def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
     With parameter servers the coordinator alone does, and reads the variables.
     """
     strategy = variables_lib.strategy_of(stack.tf_variable(variable))
-    if (
-        strategy is None
-        or strategy.num_replicas_in_sync == 1
-        or isinstance(strategy, tf.distribute.ParameterServerStrategy)
-    ):
+    if strategy is None or strategy.num_replicas_in_sync == 1:
         return None
-    return strategy
+    is_server = isinstance(strategy, tf.distribute.ParameterServerStrategy)
+    return None if is_server else strategy
 
 
 def is_distributed(data: Any) -> bool:
@@ -40,27 +37,27 @@ def is_distributed(data: Any) -> bool:
     )
 
 
-def check_one_replica(dataset: Any, argument: str) -> None:
-    """Raises unless a distributed data set has one replica."""
-    specs = tf.nest.flatten(dataset.element_spec)
-    if not all(isinstance(spec, tf.TensorSpec) for spec in specs):
-        raise ValueError(
-            f"`{argument}` must be distributed by the strategy of the model. "
-            "Received: a distributed one, and a model of one replica"
-        )
-
-
 def distributed(
-    strategy: tf.distribute.Strategy,
-    dataset: Iterable[Any],
+    strategy: tf.distribute.Strategy | None,
+    dataset: Any,
     wanted: Callable[[Any], Any],
+    argument: str,
 ) -> Iterable[Any]:
-    """Returns the batches of `dataset`, split into the replicas' parts.
+    """Returns the batches of `dataset`, split into the parts of replicas.
 
     `wanted` selects what to keep of a batch of a plain iterable: labels need
-    not be tensors that can be split.
+    not be tensors that can be split. `argument` names `dataset` in an error.
     """
     if is_distributed(dataset):
+        specs = tf.nest.flatten(dataset.element_spec)
+        are_of_one = all(isinstance(spec, tf.TensorSpec) for spec in specs)
+        if strategy is None and not are_of_one:
+            raise ValueError(
+                f"`{argument}` must be distributed by the strategy of the "
+                "model. Received: a distributed one, and a model of one replica"
+            )
+        return dataset
+    if strategy is None:
         return dataset
     if isinstance(dataset, tf.data.Dataset):
         return strategy.experimental_distribute_dataset(dataset)
@@ -121,12 +118,11 @@ def merged(
     replica = tf.distribute.get_replica_context()
     replicas = replica.num_replicas_in_sync
     if isinstance(replica.strategy, tf.distribute.MirroredStrategy):
-        # One process need not send anything, and TensorFlow mixes up the
+        # One process need not send anything, and TensorFlow confuses the
         # collective exchanges of two such strategies.
         table = replica.merge_call(_stacked, args=(own,))
     else:
-        # Each replica fills its own row of a table of zeros; the sum of
-        # these tables is the whole one.
+        # Each replica fills its own row of a table of zeros, to be summed.
         row = tf.one_hot(
             replica.replica_id_in_sync_group, replicas, dtype=tf.float64
         )
