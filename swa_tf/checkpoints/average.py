@@ -1,4 +1,4 @@
-"""Averages of checkpoints: files in, one file out."""
+"""Averages of the checkpoints of a run, and along it."""
 
 from __future__ import annotations
 

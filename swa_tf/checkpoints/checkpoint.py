@@ -9,14 +9,16 @@ import pathlib
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Union
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar, Union
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from swa_tf.support import whole_files
+
+_T = TypeVar("_T")
 
 Values = Iterable[tuple[str, Union[np.ndarray, None]]]
 
@@ -48,6 +50,21 @@ def errors_as_damage(what: str) -> Iterator[None]:
         zlib.error,
     ) as error:
         raise DamagedError(f"{what}: {whole_files.reason(error)}") from error
+
+
+def groups(
+    items: Iterable[_T], size: Callable[[_T], int], at_most: int
+) -> Iterator[list[_T]]:
+    """Yields items in groups whose sizes sum to `at_most`, or of one item."""
+    group: list[_T] = []
+    total = 0
+    for item in items:
+        if group and total + size(item) > at_most:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size(item)
+    yield group
 
 
 class Tensor(NamedTuple):

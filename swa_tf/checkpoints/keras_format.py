@@ -84,7 +84,7 @@ class Hdf5Checkpoint(Checkpoint):
     @contextlib.contextmanager
     def _part(self) -> Iterator[Any]:
         """Opens the HDF5 file as a file of bytes."""
-        with _opened(self.path) as file:
+        with _open(self.path) as file:
             size = file.seek(0, io.SEEK_END) or file.tell()
             yield io.BufferedReader(_Part(file, 0, size))
 
@@ -154,12 +154,12 @@ class KerasCheckpoint(Hdf5Checkpoint):
         super().write(weights, values, dropped)
         with contextlib.ExitStack() as files:
             enter = files.enter_context
-            source = enter(zipfile.ZipFile(enter(_opened(self.path))))
+            source = enter(zipfile.ZipFile(enter(_open(self.path))))
             target = enter(zipfile.ZipFile(path, "w"))
             for member in source.infolist():
                 new = copy.copy(member)
                 if member.filename == _WEIGHTS:
-                    content: Any = enter(_opened(os.fspath(weights)))
+                    content: Any = enter(_open(os.fspath(weights)))
                     new.file_size = os.path.getsize(weights)
                 else:
                     content = enter(source.open(member))
@@ -170,7 +170,7 @@ class KerasCheckpoint(Hdf5Checkpoint):
     def _part(self) -> Iterator[Any]:
         with _zip(self.path) as archive:
             member = archive.getinfo(_WEIGHTS)
-        with _opened(self.path) as file:
+        with _open(self.path) as file:
             file.seek(member.header_offset + 26)
             name, extra = struct.unpack("<HH", file.read(4))
             start = member.header_offset + 30 + name + extra
@@ -211,7 +211,7 @@ class _Part(io.RawIOBase):
         return count
 
 
-def _opened(path: str) -> Any:
+def _open(path: str) -> Any:
     """Opens a file, local or remote, to read its bytes."""
     if whole_files.is_remote(path):
         return tf.io.gfile.GFile(path, "rb")
@@ -221,7 +221,7 @@ def _opened(path: str) -> Any:
 @contextlib.contextmanager
 def _zip(path: str) -> Iterator[zipfile.ZipFile]:
     with errors_as_damage("it is no whole zip file"):
-        with _opened(path) as file, zipfile.ZipFile(file) as archive:
+        with _open(path) as file, zipfile.ZipFile(file) as archive:
             yield archive
 
 

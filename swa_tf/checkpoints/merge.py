@@ -1,7 +1,4 @@
-"""Files in, one file out: the average of some, by given coefficients.
-
-average <- average + c * (weight - average), in float64
-"""
+"""The average of checkpoints by given coefficients, written whole."""
 
 from __future__ import annotations
 
@@ -20,7 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from swa_tf.checkpoints import paths
-from swa_tf.checkpoints.checkpoint import Checkpoint, DamagedError, Tensor
+from swa_tf.checkpoints.checkpoint import (
+    Checkpoint,
+    DamagedError,
+    Tensor,
+    groups,
+)
 from swa_tf.checkpoints.keras_format import Hdf5Checkpoint, KerasCheckpoint
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import checks, whole_files
@@ -132,7 +134,8 @@ def merge(
             advance(checkpoint.tensors[key])
 
     def values() -> Iterator[tuple[str, np.ndarray | None]]:
-        for group in _groups(averaged, newest.tensors):
+        sizes = {key: newest.tensors[key].size for key in sorted(averaged)}
+        for group in groups(sizes, sizes.__getitem__, _MAX_GROUP):
             averages: dict[str, Average] = {}
             for checkpoint, c in zip(checkpoints, coefficients):
                 for key, weight in read(checkpoint, group):
@@ -241,30 +244,29 @@ def _check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:
             f"'{newest.path}', a {newest.form}"
         )
     slots = checkpoint.slots | newest.slots
-    ours, others = checkpoint.tensors, newest.tensors
+    ours, others = (
+        {k: str(v) for k, v in each.tensors.items() if k not in slots}
+        for each in (checkpoint, newest)
+    )
     differ = {
-        "without": others.keys() - ours.keys() - slots,
-        "with, in addition,": ours.keys() - others.keys() - slots,
-        "with another shape or type of": {
-            key
-            for key in (ours.keys() & others.keys()) - slots
-            if str(ours[key]) != str(others[key])  # strings vary in shape
-        },
+        "without": others.keys() - ours.keys(),
+        "with, in addition,": ours.keys() - others.keys(),
+        "with another shape or type of": dict(ours.items() - others.items()),
     }
     for how, keys in differ.items():
         if keys:
             tensors = ", ".join(
                 f"'{newest.name(key)}' "
                 + " instead of ".join(
-                    str(each[key]) for each in (ours, others) if key in each
+                    t[key] for t in (ours, others) if key in t
                 )
                 for key in sorted(keys)[:3]
             )
+            more = " and more" if len(keys) > 3 else ""
             raise ValueError(
                 "`inputs` must hold the same tensors. "
-                f"Received: '{checkpoint.path}' {how} {tensors}"
-                f"{' and more' if len(keys) > 3 else ''}, against "
-                f"'{newest.path}'"
+                f"Received: '{checkpoint.path}' {how} {tensors}{more}, "
+                f"against '{newest.path}'"
             )
 
 
@@ -297,18 +299,3 @@ def _averaged(newest: Checkpoint, from_newest: Iterable[str]) -> set[str]:
             f"Received: none in '{newest.path}'"
         )
     return keys
-
-
-def _groups(
-    keys: Collection[str], tensors: dict[str, Tensor]
-) -> Iterator[list[str]]:
-    """Yields the keys in groups whose averages fit into memory."""
-    group: list[str] = []
-    held = 0
-    for key in sorted(keys):
-        if group and held + tensors[key].size > _MAX_GROUP:
-            yield group
-            group, held = [], 0
-        group.append(key)
-        held += tensors[key].size
-    yield group

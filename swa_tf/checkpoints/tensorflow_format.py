@@ -20,6 +20,7 @@ from swa_tf.checkpoints.checkpoint import (
     Tensor,
     Values,
     errors_as_damage,
+    groups,
 )
 from swa_tf.support import whole_files
 
@@ -126,7 +127,9 @@ class TensorFlowCheckpoint(Checkpoint):
         self, path: pathlib.Path, values: Values, dropped: set[str]
     ) -> None:
         parts: list[str] = []
-        for shard in self._shards(values):
+        sizes = {key: tensor.nbytes for key, tensor in self.tensors.items()}
+        for items in groups(values, lambda v: sizes[v[0]], _MAX_SHARD_BYTES):
+            shard: dict[str, Any] = dict(items)
             if self._graph and dropped and object_graph.KEY in shard:
                 graph = self._graph.without(dropped)
                 shard[object_graph.KEY] = np.array(graph, object)
@@ -144,19 +147,6 @@ class TensorFlowCheckpoint(Checkpoint):
             _run(op)
         for file in paths.files(joined):
             os.rename(file, f"{path}{file[len(joined) :]}")
-
-    def _shards(self, values: Values) -> Iterator[dict[str, Any]]:
-        """Yields the values in parts that fit into memory."""
-        shard: dict[str, Any] = {}
-        held = 0
-        for key, value in values:
-            nbytes = self.tensors[key].nbytes
-            if shard and held + nbytes > _MAX_SHARD_BYTES:
-                yield shard
-                shard, held = {}, 0
-            shard[key] = value
-            held += nbytes
-        yield shard
 
     def _save(self, path: str, values: dict[str, Any]) -> None:
         with tf.Graph().as_default():
