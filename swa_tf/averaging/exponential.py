@@ -237,8 +237,9 @@ class ExponentialMovingAverage(WeightAverage):
         super()._make_averages(variables, begin)
         if self._begun is None:
             for key in list(self._average_of.value)[n_before:]:
-                if self._zero_debias and tf.is_tensor(key.deref()):
-                    self._make_debias_variables(key.deref())
+                tensor = key.deref()
+                if self._zero_debias and not isinstance(tensor, tf.Variable):
+                    self._make_debias_variables(tensor)
             return
         with tf.init_scope():
             n_known = max(n_before, len(self._state.restored))
