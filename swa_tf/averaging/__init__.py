@@ -1,7 +1,4 @@
-"""Averages of weights: the one equation and the classes that choose its c.
-
-average <- average + c * (weight - average)
-"""
+"""Averages of weights: average <- average + c * (weight - average)."""
 
 from swa_tf.averaging import rounding
 from swa_tf.averaging.decay import scaled_decay

@@ -237,8 +237,9 @@ class ExponentialMovingAverage(WeightAverage):
         super()._make_averages(variables, begin)
         if self._begun is None:
             for key in list(self._average_of.value)[n_before:]:
-                if self._zero_debias and tf.is_tensor(key.deref()):
-                    self._make_debias_variables(key.deref())
+                tensor = key.deref()
+                if self._zero_debias and not isinstance(tensor, tf.Variable):
+                    self._make_debias_variables(tensor)
             return
         with tf.init_scope():
             n_known = max(n_before, len(self._state.restored))
@@ -260,11 +261,15 @@ class ExponentialMovingAverage(WeightAverage):
         # The rounding alone depends on it. It is no global variable, which a
         # `Saver` would look for in checkpoints of TensorFlow's class, and so
         # may not be initialized.
-        v1, name = tf.compat.v1, self._own_name(name)
-        local = [v1.GraphKeys.LOCAL_VARIABLES]
+        v1 = tf.compat.v1
         with tf.init_scope():
             return v1.Variable(
-                0, False, local, name=name, dtype=tf.int64, use_resource=True
+                0,
+                trainable=False,
+                collections=[v1.GraphKeys.LOCAL_VARIABLES],
+                dtype=tf.int64,
+                use_resource=True,
+                name=self._own_name(name),
             )
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:

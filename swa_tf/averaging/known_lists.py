@@ -27,16 +27,13 @@ class KnownList:
 
 
 class KnownLists:
-    """The lists used last, by the identities of the variables given.
-
-    A copy of an average starts without any.
-    """
+    """The lists used last, by the identities of their variables."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, ...], KnownList] = {}
 
     def __deepcopy__(self, memo: Any) -> KnownLists:
-        return KnownLists()
+        return KnownLists()  # of the variables of the copy
 
     def get(self, given: Sequence[Any]) -> KnownList | None:
         """Returns the list of the same variables, or None."""

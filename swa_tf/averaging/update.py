@@ -28,11 +28,10 @@ _MAX_CACHED_FUNCTIONS = 512
 
 
 class Update:
-    """average <- average + c * (weight - average), for given variables.
+    """average <- average + c * (weight - average), for pairs of these.
 
-    Args:
-        pairs: Each average, a variable on one device, with its weight: a
-            variable of any kind or, in a v1 graph, a tensor.
+    An average is a variable on one device, its weight a variable of any kind
+    or, in a v1 graph, a tensor.
     """
 
     def __init__(self, pairs: Iterable[tuple[tf.Variable, Any]]) -> None:
@@ -74,7 +73,7 @@ class Update:
 
 
 class _Kind(NamedTuple):
-    """The properties that variables of one bundle have in common.
+    """The properties that pairs of one bundle share.
 
     Weights that come from other devices are sent, as tensors.
     """
