@@ -1,7 +1,7 @@
-"""Learning rates of training whose weights are averaged; steps count from 0.
+"""Learning rates of training whose weights are averaged.
 
-Rates are computed in float64, where legacy optimizers, which count steps in
-float32, have exact steps up to 2^24 only.
+Steps count from 0. Rates are computed in float64: float32 has exact steps up
+to 2^24 only.
 """
 
 from __future__ import annotations
@@ -15,14 +15,6 @@ import tensorflow as tf
 from swa_tf.support import checks, stack
 
 _keras = tf.keras.optimizers.schedules
-
-
-def _check_schedule(schedule: Any) -> None:
-    if not callable(schedule) or isinstance(schedule, type):
-        raise TypeError(
-            "`schedule` must be a LearningRateSchedule, or a function of the "
-            f"step. Received: schedule={schedule!r}"
-        )
 
 
 def _progress(step: tf.Tensor, start: float, length: float) -> tf.Tensor:
@@ -68,23 +60,21 @@ class LinearRamp(_Plan):
         rate(step) = final                    if step >= start + ramp_steps
 
     with `f = (step - start) / ramp_steps`. Both rates are exact, and the rate
-    is never outside them. With `ramp_steps` 0 it jumps after `ramp_start`:
-    that step still has the initial rate.
+    is never outside them. With `ramp_steps` 0 it jumps after `ramp_start`.
 
     >>> rate = swa_tf.schedules.LinearRamp(0.5, 0.1, ramp_start=2, ramp_steps=4)
     >>> [round(float(rate(step)), 3) for step in range(8)]
     [0.5, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1]
 
     Args:
-        initial_learning_rate: The rate up to and including step `ramp_start`,
-            finite and >= 0.
+        initial_learning_rate: The rate before the ramp, finite and >= 0.
         final_learning_rate: The rate after the ramp, finite and >= 0.
-        ramp_start: The end of the first rate, in steps, finite and >= 0.
+        ramp_start: The last step before the ramp, finite and >= 0.
         ramp_steps: The ramp's length in steps, finite and >= 0.
         name: The name of the schedule's operations.
 
     Raises:
-        ValueError: If a number is negative, not finite, or no number.
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -119,17 +109,15 @@ def published_plan(
 ) -> LinearRamp:
     """Returns the plan of the first TensorFlow SWA: high, a ramp, low.
 
-    `learning_rate` up to step `swa_start`, from which weights are averaged, and
-    a straight line to `swa_learning_rate` at step floor(0.9 * total_steps).
+    Weights are averaged from `swa_start`, where a straight line begins that
+    ends at step floor(0.9 * total_steps), or at once if that is earlier.
 
     >>> rate = swa_tf.schedules.published_plan(0.5, 0.1, 10, total_steps=20)
     >>> [round(float(rate(step)), 3) for step in (0, 10, 14, 18, 20)]
     [0.5, 0.5, 0.3, 0.1, 0.1]
 
-    If SWA starts in the last tenth, the rate falls at once, after `swa_start`.
-
     Args:
-        learning_rate: The rate before SWA, finite and >= 0.
+        learning_rate: The rate up to step `swa_start`, finite and >= 0.
         swa_learning_rate: The rate at the end, finite and >= 0.
         swa_start: The step at which SWA starts, an integer >= 0.
         total_steps: The steps of the training, an integer >= `swa_start`.
@@ -161,23 +149,20 @@ def paper_plan(
 ) -> LinearRamp:
     """Returns the plan of the SWA paper's code: SWA starts at its low rate.
 
-    `learning_rate` up to step 0.5 * swa_start, and a straight line to
-    `swa_learning_rate` at step 0.9 * swa_start. Weights are averaged from
-    `swa_start`.
+    A straight line leads from step 0.5 * swa_start to 0.9 * swa_start; weights
+    are averaged from `swa_start`. Step 0 always has `learning_rate`.
 
     >>> rate = swa_tf.schedules.paper_plan(0.5, 0.1, swa_start=10)
     >>> [round(float(rate(step)), 3) for step in (0, 5, 6, 8, 9, 10)]
     [0.5, 0.5, 0.4, 0.2, 0.1, 0.1]
 
-    With `swa_start` 0 only step 0 has `learning_rate`, as step 0 always has.
-
     Args:
-        learning_rate: The rate at the start, finite and >= 0.
-        swa_learning_rate: The rate during SWA, finite and >= 0.
+        learning_rate: The rate before the line, finite and >= 0.
+        swa_learning_rate: The rate after it, finite and >= 0.
         swa_start: The step at which SWA starts, finite and >= 0.
 
     Raises:
-        ValueError: If a number is negative, not finite, or no number.
+        ValueError: If an argument is out of its range.
 
     Source: https://github.com/timgaripov/swa, train.py, `schedule`, by the
     authors of Izmailov et al. (2018), arXiv:1803.05407.
@@ -200,19 +185,16 @@ class Cyclical(_Plan):
         t          = (mod(step - start, period) + 1) / period
 
     and the maximum before `start`. The last step of each cycle has exactly
-    the minimum; average the weights after it. The next step jumps back up.
-    With `period` 1 the rate is the minimum from `start` on.
+    the minimum: average the weights after it. The next step jumps back up.
 
     >>> rate = swa_tf.schedules.Cyclical(0.5, 0.1, period=4, start=2)
     >>> [round(float(rate(step)), 3) for step in range(8)]
     [0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.4, 0.3]
 
     Args:
-        max_learning_rate: The rate that each cycle falls from, the paper's
-            alpha_1, finite and >= 0.
-        min_learning_rate: The rate that each cycle ends with, the paper's
-            alpha_2, from 0 to `max_learning_rate`.
-        period: The length c of a cycle in steps, an integer >= 1.
+        max_learning_rate: The paper's alpha_1, finite and >= 0.
+        min_learning_rate: The paper's alpha_2, from 0 to `max_learning_rate`.
+        period: The paper's c, a cycle's length in steps, an integer >= 1.
         start: The first step of the first cycle, an integer >= 0.
         name: The name of the schedule's operations.
 
@@ -261,7 +243,7 @@ class SWALearningRate(_Plan):
 
     with `t = min((step - swa_start) / anneal_steps, 1)` and `w = t` ("linear")
     or `w = (1 - cos(pi * t)) / 2` ("cos"). With `anneal_steps` 0 it jumps
-    after `swa_start`. The SWA rate may be above the initial one.
+    after `swa_start`. SWA's rate may be above the initial one.
 
     >>> decay = tf.keras.optimizers.schedules.CosineDecay(0.4, decay_steps=8)
     >>> rate = swa_tf.schedules.SWALearningRate(
@@ -271,9 +253,8 @@ class SWALearningRate(_Plan):
     [0.4, 0.2, 0.15, 0.1, 0.1]
 
     Args:
-        initial_learning_rate: The rate up to and including step `swa_start`: a
-            float, finite and >= 0, or a
-            `tf.keras.optimizers.schedules.LearningRateSchedule`.
+        initial_learning_rate: The rate up to step `swa_start`: a float, finite
+            and >= 0, or a `LearningRateSchedule` of Keras.
         swa_learning_rate: The rate after the annealing, finite and >= 0.
         swa_start: The last step before the annealing, an integer >= 0.
         anneal_steps: The annealing's length in steps, an integer >= 0.
@@ -304,9 +285,7 @@ class SWALearningRate(_Plan):
             )
         self.initial_learning_rate = initial_learning_rate
         self.swa_start = checks.integer("swa_start", swa_start, at_least=0)
-        self.anneal_steps = checks.integer(
-            "anneal_steps", anneal_steps, at_least=0
-        )
+        self.anneal_steps = checks.integer("anneal_steps", anneal_steps, 0)
         checks.choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
         self.anneal_strategy = anneal_strategy
 
@@ -334,6 +313,14 @@ class SWALearningRate(_Plan):
         if isinstance(initial, dict):
             initial = _keras.deserialize(initial)
         return cls(**{**config, "initial_learning_rate": initial})
+
+
+def _check_schedule(schedule: Any) -> None:
+    if not callable(schedule) or isinstance(schedule, type):
+        raise TypeError(
+            "`schedule` must be a LearningRateSchedule, or a function of the "
+            f"step. Received: schedule={schedule!r}"
+        )
 
 
 def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
@@ -366,7 +353,7 @@ def plot_schedule(
 ) -> Any:
     """Draws the learning rate over the steps 0 to `steps - 1`.
 
-    Needs matplotlib, and no display.
+    It needs matplotlib, and no display.
 
     >>> plan = swa_tf.schedules.Cyclical(0.5, 0.1, period=10)
     >>> ax = swa_tf.schedules.plot_schedule(plan, steps=40)
@@ -395,7 +382,7 @@ def plot_schedule(
             raise ImportError(
                 "`plot_schedule` needs matplotlib: pip install matplotlib"
             ) from error
-        # Not by way of pyplot, which would ask for a display.
+        # pyplot would ask for a display.
         ax = Figure().add_subplot()
     rates: Any = [float(schedule(step)) for step in range(steps)]
     ax.plot(range(steps), rates)

@@ -46,19 +46,13 @@ class ForwardPass:
     def run(
         self, dataset: Iterable[Any], steps: int | None, argument: str
     ) -> tuple[int, list[moments.Statistics]]:
-        """Runs the model, and restores each variable that it may change.
+        """Returns the number of batches taken, and each layer's statistics.
 
-        `argument` is the name of `dataset` in errors.
-
-        Returns:
-            The number of batches taken, at most `steps`, and each layer's
-            statistics.
+        Every variable that the model may have changed is restored. `argument`
+        is the name of `dataset` in errors.
         """
         dataset = replicas.distributed(
-            self._strategy,
-            dataset,
-            lambda batch: (_inputs_of(batch),),
-            argument,
+            self._strategy, dataset, _inputs_of, argument
         )
         self._accumulators.reset()
         specs = _inputs_of(getattr(dataset, "element_spec", None))
@@ -67,7 +61,7 @@ class ForwardPass:
             specs = None
         function: Any = None
         taken = 0
-        with contextlib.ExitStack() as at_the_end:
+        with contextlib.ExitStack() as undo:
             for batch in itertools.islice(dataset, steps):
                 inputs = _inputs_of(batch)
                 if inputs is None:
@@ -82,9 +76,7 @@ class ForwardPass:
                 )
                 if function is None or common != specs:
                     specs, function = self._trace_for(common)
-                    at_the_end.callback(
-                        variables_lib.snapshot(function.variables)
-                    )
+                    undo.callback(variables_lib.snapshot(function.variables))
                 function(inputs)
                 taken += 1
             return taken, self._accumulators.read()
@@ -112,10 +104,9 @@ class ForwardPass:
             if self._strategy is None:
                 found = self._forward(inputs)
             else:
-                found = replicas.first(
-                    self._strategy,
-                    self._strategy.run(self._forward, args=(inputs,)),
-                )
+                of_all = self._strategy.run(self._forward, args=(inputs,))
+                local = self._strategy.experimental_local_results
+                found = tf.nest.map_structure(lambda x: local(x)[0], of_all)
         self._accumulators.merge(found)
 
     def _forward(self, inputs: Any) -> dict[int, list[moments.Moments]]:
@@ -186,10 +177,9 @@ class ForwardPass:
 def _inlining(inlines: bool) -> Iterator[None]:
     """Whether a graph that is traced inlines the `tf.function`s that it calls.
 
-    One inside the model may have been traced before, with the layer's own
-    `call` in it; and a trace of this pass must not be used after it. TensorFlow
-    has no way to do this for one thread: meanwhile functions of others run
-    op by op, which is slower and gives the same.
+    A trace of one from before has the layer's own `call` in it, and one of this
+    pass must not be used after it. TensorFlow inlines in all threads: meanwhile
+    functions of others run op by op, which is slower and gives the same.
     """
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(before or inlines)
@@ -204,7 +194,7 @@ def _inputs_of(batch: Any) -> Any:
 
 
 def _tensor(value: Any) -> Any:
-    if tf.is_tensor(value) or replicas.is_distributed(value):
+    if tf.is_tensor(value) or isinstance(value, replicas.DISTRIBUTED):
         return value
     return tf.convert_to_tensor(value)
 

@@ -129,10 +129,9 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
                 "moments of one replica only. Call "
                 "`swa_tf.refit_batch_norm` outside `strategy.run`."
             )
+        statistics = (self.n_samples, self.mean, self.variance)
         merged = moments.Moments(
-            tf.cast(self.n_samples, tf.float64),
-            tf.cast(self.mean, tf.float64),
-            tf.cast(self.variance, tf.float64),
+            *(tf.cast(each, tf.float64) for each in statistics)
         ).merge(batch)
         self.mean.assign(tf.cast(merged.mean, self.mean.dtype))
         self.variance.assign(tf.cast(merged.variance, self.variance.dtype))

@@ -17,12 +17,9 @@ from swa_tf.support import variables as variables_lib
 # by 1e-7, where a float32 sum over a whole batch is off by up to 8e-4.
 _MAX_BLOCK = 64
 
-# With u the relative error of the mean of squares, by the above,
-#
-#     variance = mean of squares - mean^2
-#
-# is off by at most u * (1 + mean^2 / variance) of itself. Where that factor is
-# larger than this for any channel, deviations from the mean are squared.
+# The relative error of the variance, mean of squares - mean^2, is at most
+# 1 + mean^2 / variance times that of the mean of squares. Where this factor is
+# larger for any channel, deviations from the mean are squared.
 _MAX_ERROR_FACTOR = 9.0
 
 # Vectors of few channels are repeated to about this length: TensorFlow's
@@ -214,8 +211,8 @@ def _largest_divisor(x: tf.Tensor, n_channels: int, at_most: int) -> int:
 class Statistics(NamedTuple):
     """The moments of all samples that a pass has shown to a layer."""
 
-    n_updates: int
-    n_samples: float
+    n_updates: Any
+    n_samples: Any
     mean: np.ndarray
     variance: np.ndarray
     mean_of_variances: np.ndarray
@@ -272,7 +269,7 @@ class Accumulators:
         table[-1] /= np.maximum(table[0], 1.0)
         ends = np.cumsum(self._channels)[:-1]
         return [
-            Statistics(int(n_updates[0]), n_samples[0], *vectors)
+            Statistics(n_updates[0], n_samples[0], *vectors)
             for n_updates, n_samples, *vectors in np.split(table, ends, axis=1)
         ]
 

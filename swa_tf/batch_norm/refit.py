@@ -118,9 +118,7 @@ class BatchNormRefit:
     def __call__(
         self, dataset: Iterable[Any], steps: int | None = None
     ) -> None:
-        """Computes the statistics from `dataset`.
-
-        A model without a layer to refit gives a warning.
+        """Computes the statistics; warns if the model has no layer to refit.
 
         Args:
             dataset: Batches, as `tf.data.Dataset`, distributed by a strategy
@@ -196,9 +194,8 @@ class BatchNormRefit:
                 f"`{names.model}` must be built: call it once on a batch. "
                 f"Received a model with unbuilt layers: {', '.join(unbuilt)}"
             )
-        self._pass, self._parts = None, parts
-        if layers:
-            self._pass = ForwardPass(self._model, layers)
+        self._pass = ForwardPass(self._model, layers) if layers else None
+        self._parts = parts
         return self._pass
 
     def _new_values(
@@ -212,12 +209,22 @@ class BatchNormRefit:
             new = {
                 "mean": found.mean,
                 "variance": variance,
-                "n_updates": np.asarray(found.n_updates),
-                "n_samples": np.asarray(found.n_samples),
+                "n_updates": found.n_updates,
+                "n_samples": found.n_samples,
             }
-        return [
-            _fitting(layer, name, each, names) for name, each in new.items()
-        ]
+        values = []
+        for name, value in new.items():
+            variable = stack.tf_variable(getattr(layer, name))
+            with np.errstate(over="ignore"):  # checked in the next line
+                value = value.astype(variable.dtype.as_numpy_dtype)
+            if not np.all(np.isfinite(value.astype(np.float64))):
+                raise ValueError(
+                    f"`{names.dataset}` must give finite statistics. "
+                    f"Received: data that make {name} of layer {layer.name} "
+                    "NaN or infinite"
+                )
+            values.append((variable, value.reshape(variable.shape)))
+        return values
 
 
 def refit_batch_norm(
@@ -240,10 +247,10 @@ def refit_batch_norm(
     3.0
 
     Args:
-        model: A built model or layer, as `BatchNormRefit` takes it.
-        dataset: Batches, as its call takes them.
-        steps: The number of batches to take, > 0. None takes all.
-        variance: "pooled" or "mean_of_batches", as `BatchNormRefit` takes it.
+        model: As in `BatchNormRefit`.
+        dataset: As in its call.
+        steps: As in its call.
+        variance: As in `BatchNormRefit`.
 
     Raises:
         TypeError, ValueError, RuntimeError: As `BatchNormRefit` and its call.
@@ -272,22 +279,6 @@ def _reached(
             stacklevel=names.level + 1,
         )
     return reached
-
-
-def _fitting(
-    layer: Any, name: str, value: np.ndarray, names: ArgumentNames
-) -> tuple[tf.Variable, np.ndarray]:
-    """Returns a variable and a finite value of its dtype and shape."""
-    variable = stack.tf_variable(getattr(layer, name))
-    with np.errstate(over="ignore"):  # checked in the next line
-        value = value.astype(variable.dtype.as_numpy_dtype)
-    if not np.all(np.isfinite(value.astype(np.float64))):
-        raise ValueError(
-            f"`{names.dataset}` must give finite statistics. "
-            f"Received: data that make {name} of layer {layer.name} NaN or "
-            "infinite"
-        )
-    return variable, value.reshape(variable.shape)
 
 
 def _write(values: list[tuple[tf.Variable, np.ndarray]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -11,6 +11,13 @@ import tensorflow as tf
 from swa_tf.batch_norm.moments import Moments
 from swa_tf.support import stack
 from swa_tf.support import variables as variables_lib
+
+DISTRIBUTED = (
+    tf.distribute.DistributedDataset,
+    tf.distribute.DistributedIterator,
+    tf.distribute.DistributedValues,
+)
+"""The classes of data sets and batches that a strategy has distributed."""
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
@@ -25,18 +32,6 @@ def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
     return None if is_server else strategy
 
 
-def is_distributed(data: Any) -> bool:
-    """Whether a strategy distributes this data set or batch to replicas."""
-    return isinstance(
-        data,
-        (
-            tf.distribute.DistributedDataset,
-            tf.distribute.DistributedIterator,
-            tf.distribute.DistributedValues,
-        ),
-    )
-
-
 def distributed(
     strategy: tf.distribute.Strategy | None,
     dataset: Any,
@@ -45,10 +40,10 @@ def distributed(
 ) -> Iterable[Any]:
     """Returns the batches of `dataset`, split into the parts of replicas.
 
-    `wanted` selects what to keep of a batch of a plain iterable: labels need
+    Of a batch of a plain iterable only `(wanted(batch),)` is kept: labels need
     not be tensors that can be split. `argument` names `dataset` in an error.
     """
-    if is_distributed(dataset):
+    if isinstance(dataset, DISTRIBUTED):
         specs = tf.nest.flatten(dataset.element_spec)
         are_of_one = all(isinstance(spec, tf.TensorSpec) for spec in specs)
         if strategy is None and not are_of_one:
@@ -61,7 +56,7 @@ def distributed(
         return dataset
     if isinstance(dataset, tf.data.Dataset):
         return strategy.experimental_distribute_dataset(dataset)
-    return _split_batches(strategy, map(wanted, dataset))
+    return (_split(strategy, (wanted(batch),)) for batch in dataset)
 
 
 def filled(inputs: Any) -> tuple[Any, tf.Tensor]:
@@ -89,13 +84,6 @@ def filled(inputs: Any) -> tuple[Any, tf.Tensor]:
 def _has(value: Any) -> bool:
     """Whether a value is a tensor with an axis of samples."""
     return isinstance(value, tf.Tensor) and value.shape.rank != 0
-
-
-def first(strategy: tf.distribute.Strategy, values: Any) -> Any:
-    """Returns the values of the first replica of this process."""
-    return tf.nest.map_structure(
-        lambda value: strategy.experimental_local_results(value)[0], values
-    )
 
 
 def merged(
@@ -140,23 +128,18 @@ def _stacked(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:
     return tf.stack(strategy.experimental_local_results(values))
 
 
-def _split_batches(
-    strategy: tf.distribute.Strategy, batches: Iterable[Any]
-) -> Iterator[Any]:
-    replicas = strategy.num_replicas_in_sync
+def _split(strategy: tf.distribute.Strategy, batch: Any) -> Any:
+    n_replicas = strategy.num_replicas_in_sync
 
     def part(value: Any, replica: int) -> tf.Tensor:
         value = value if tf.is_tensor(value) else tf.convert_to_tensor(value)
         if value.shape.rank == 0:
             return value
-        size = len(value)
-        start, end = ((replica + i) * size // replicas for i in (0, 1))
+        start, end = ((replica + i) * len(value) // n_replicas for i in (0, 1))
         return value[start:end]
 
-    for batch in batches:
-        yield strategy.experimental_distribute_values_from_function(
-            lambda context, batch=batch: tf.nest.map_structure(
-                lambda value: part(value, context.replica_id_in_sync_group),
-                batch,
-            )
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: tf.nest.map_structure(
+            lambda value: part(value, context.replica_id_in_sync_group), batch
         )
+    )
