@@ -96,7 +96,7 @@ def average_checkpoints(
         Averages of the last checkpoints: Vaswani et al. 2017, section 6.1,
         https://arxiv.org/abs/1706.03762.
     """
-    found = paths.listed(inputs)
+    found = paths.resolved(inputs)
     coefficients = _coefficients(len(found), weights, decay)
     report = merge.merge(
         found,
@@ -160,7 +160,7 @@ def average_windows(
             fewer inputs than `window`, or two of one name. Nothing has been
             written then.
     """
-    found = paths.listed(inputs)
+    found = paths.resolved(inputs)
     names = [os.path.basename(path) for path in found]
     if checks.integer("window", window, at_least=1) > len(found):
         raise ValueError(

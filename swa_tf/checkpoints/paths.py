@@ -87,7 +87,7 @@ def files(path: str) -> list[str]:
     return [folder + each for each in sorted(names)]
 
 
-def listed(inputs: Any) -> list[str]:
+def resolved(inputs: Any) -> list[str]:
     """Returns the checkpoints in a directory, or those of a list."""
     is_path = isinstance(inputs, (str, os.PathLike))
     if is_path and tf.io.gfile.isdir(inputs):

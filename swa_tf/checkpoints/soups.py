@@ -143,7 +143,7 @@ def greedy_soup(
         Wortsman et al. 2022, Model soups, algorithm 1,
         https://arxiv.org/abs/2203.05482, where equal metrics are enough.
     """
-    found = paths.listed(inputs)
+    found = paths.resolved(inputs)
     checks.choice("mode", mode, ("max", "min"))
     if not callable(metric):
         raise TypeError(

@@ -628,6 +628,7 @@ for compiled in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_resumed_in_a_new_process_bit_for_bit(tmp_path):
     def run(what):
         done = programs.run_code(RESUME, tmp_path / "c", what)

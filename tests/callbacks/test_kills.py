@@ -106,6 +106,7 @@ def kill(trainings, times, seed):
 FIT = "manager" if stack.KERAS_3 else "backup"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["loop", FIT])
 def test_killed_once(way, tmp_path):
     kill(Trainings(way, tmp_path), 1, seed=5)  # past the middle

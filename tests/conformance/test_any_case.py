@@ -144,7 +144,7 @@ def test_merged_workers(n_cases):
 # --- Refits ---------------------------------------------------------------
 
 
-@properties.numbers_of_cases(40, 500)
+@properties.numbers_of_cases(15, 500)
 def test_splits_of_the_data(n_cases):
     """The same samples in any batches: the same for the first layer."""
     model = batch_norm_model.make(("float32", "float32"))

@@ -40,6 +40,7 @@ def check(found, expected):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2, exhaustive(4)])
 def test_a_loop_of_ones_own(replicas, on_one):
     strategy = mirrored(replicas)
@@ -54,6 +55,7 @@ def test_a_loop_of_ones_own(replicas, on_one):
                 np.testing.assert_array_equal(part.numpy(), parts[0].numpy())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_goes_on_on_two(half_way, on_one):
     training = distributed.Training(mirrored(2))
     training.checkpoint.restore(half_way)
@@ -73,6 +75,7 @@ def test_a_checkpoint_of_four_goes_on_on_one(on_one, tmp_path):
     check(after.results(), on_one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2, exhaustive(4)])
 def test_fit(replicas):
     found = distributed.fit(mirrored(replicas))

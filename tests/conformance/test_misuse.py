@@ -455,7 +455,7 @@ def test_checkpoint_of_averages_of_another_dtype(
         steps.pop(0)()
     _raises_and_changes_nothing(
         ValueError,
-        f"here {saved}. Received: 'v', whose average is "
+        rf"in their order: 'v' \(\) {saved}. Received: 'v' \(\) "
         + ("float64" if given == "float64" else "float32"),
         average,
         [variable, other],

@@ -87,6 +87,7 @@ def test_mistakes_are_told_without_a_traceback(script):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_averaging_cost(tmp_path, capsys, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
@@ -128,6 +129,7 @@ def test_averaging_cost(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "cost/chart.png").read_bytes()[:8] == PNG
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path, capsys):
     values = parsed(
         scaling,

@@ -34,6 +34,7 @@ def fixture_measured():
         return first_calls.measure("Tiny", 2, alone), calls
 
 
+@pytest.mark.slow
 def test_each_call_is_timed(measured):
     found, _ = measured
     assert found["variables"] == 4  # kernel, bias, gamma, beta
@@ -45,6 +46,7 @@ def test_each_call_is_timed(measured):
         )
 
 
+@pytest.mark.slow
 def test_each_first_call_has_a_process_of_its_own(measured):
     _, calls = measured
     names = list(first_calls.WORKS)

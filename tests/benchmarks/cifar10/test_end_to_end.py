@@ -52,6 +52,7 @@ def fixture_whole(tmp_path_factory):
     return path, output, time.monotonic() - begun
 
 
+@pytest.mark.slow
 class TestEndToEnd:
     def test_console(self, whole):
         _, output, _ = whole
