@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import rounding, started_averages
+from swa_tf.averaging import first_updates, rounding
 from swa_tf.averaging.decay import DECAY, NUM_UPDATES, float32, is_known
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update import Update
@@ -206,7 +206,7 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _have_begun(self, variables: list[Any]) -> Any:
         """Returns for each of `variables` whether it has been averaged."""
-        begun = started_averages.read(self._begun, len(self._averages))
+        begun = first_updates.read(self._begun, len(self._averages))
         return tf.gather(begun, self._indices(variables))
 
     def _indices(self, variables: list[Any]) -> list[int]:
@@ -222,13 +222,13 @@ class ExponentialMovingAverage(WeightAverage):
         self._begun: Any = None
         if self._graph is None:
             with tf.init_scope():
-                self._begun = started_averages.made(self._own_name("begun"))
+                self._begun = first_updates.made(self._own_name("begun"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExponentialMovingAverage:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         if self._begun is not None:
-            memo[id(self._begun)] = started_averages.copied(self._begun)
+            memo[id(self._begun)] = first_updates.copied(self._begun)
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
         return copied
 
@@ -253,7 +253,7 @@ class ExponentialMovingAverage(WeightAverage):
                 self._assign_initial_values(itertools.compress(joined, there))
             starts = begin and self._starts_as_tensorflow()
             begun = [starts and is_there for is_there in there]
-            started_averages.join(self._begun, begun, n_known)
+            first_updates.join(self._begun, begun, n_known)
 
     def _counter(self, name: str) -> tf.Variable:
         if not self._has_averages_from_the_start():
@@ -317,7 +317,7 @@ class ExponentialMovingAverage(WeightAverage):
             # Averages that are swapped in have c = 0, and begin later.
             indices, n_averages = self._indices(variables), len(self._averages)
             moved.append(
-                started_averages.begin(self._begun, indices, c > 0, n_averages)
+                first_updates.begin(self._begun, indices, c > 0, n_averages)
             )
         for tensor in variables:
             if tensor.ref() in debiased:

@@ -12,10 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import variable_lists
+from swa_tf.averaging import variable_checks
 from swa_tf.averaging.checkpoint_state import CheckpointState
-from swa_tf.averaging.known_lists import KnownLists
 from swa_tf.averaging.schedule import AveragingSchedule
+from swa_tf.averaging.update_cache import UpdateCache
 from swa_tf.support import stack
 from swa_tf.support import variables as variables_lib
 
@@ -68,7 +68,7 @@ class ShadowVariables(tf.Module):
     @when.setter
     def when(self, when: AveragingSchedule | None) -> None:
         self._when = _checked_when(when)
-        self._lists = KnownLists()  # traced with the old one
+        self._lists = UpdateCache()  # traced with the old one
         if when is not None and self._n_calls is None:
             self._n_calls = self._counter("n_calls")
 
@@ -208,7 +208,7 @@ class ShadowVariables(tf.Module):
         """
         v1 = tf.compat.v1
         if moving_avg_variables is None:
-            variable_lists.require_v1_graph("moving_avg_variables")
+            variable_checks.require_v1_graph("moving_avg_variables")
             moving_avg_variables = (
                 v1.trainable_variables() + v1.moving_average_variables()
             )
@@ -288,16 +288,16 @@ class ShadowVariables(tf.Module):
             "var_list", var_list, tensors=True
         )
         averages = [self.average(v) for v in variables]
-        variable_lists.check_strategies(
+        variable_checks.check_strategies(
             variables, averages, self._n_models, self.name
         )
-        variable_lists.check_each(variables, self._device)
+        variable_checks.check_each(variables, self._device)
         if self._average_of.value:
-            variable_lists.check_graph(variables, self._graph)
+            variable_checks.check_graph(variables, self._graph)
             if not self._takes_others:
                 averaged = [key.deref() for key in self._average_of.value]
-                variable_lists.check_same(variables, averaged)
-            variable_lists.check_shapes(variables, averages)
+                variable_checks.check_same(variables, averaged)
+            variable_checks.check_shapes(variables, averages)
         return variables
 
     def _prepared(self, var_list: Iterable[Any], begin: bool = True) -> Any:
@@ -323,7 +323,7 @@ class ShadowVariables(tf.Module):
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""
         self._graph = variables_lib.outermost_graph()
-        self._lists = KnownLists()
+        self._lists = UpdateCache()
         with tf.init_scope():
             self._state = CheckpointState(self._takes_others)
         self._n_models = self._counter("n_models")

@@ -9,10 +9,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import variable_lists
-from swa_tf.averaging.known_lists import KnownList
+from swa_tf.averaging import variable_checks
 from swa_tf.averaging.shadow import ShadowVariables
 from swa_tf.averaging.update import Update
+from swa_tf.averaging.update_cache import CachedUpdate
 from swa_tf.support import variables as variables_lib
 
 _MAX_UNTRACED_UPDATES = 50
@@ -112,7 +112,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 function that workers of parameter servers run.
         """
         if tf.distribute.has_strategy():
-            variable_lists.require_coordinator()
+            variable_checks.require_coordinator()
             replica_context = tf.distribute.get_replica_context()
             if replica_context is not None:
                 return replica_context.merge_call(
@@ -145,7 +145,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         with ONE_AT_A_TIME:
             self._state.check(self.name)
             if var_list is None:
-                variable_lists.require_v1_graph("var_list")
+                variable_checks.require_v1_graph("var_list")
                 var_list = tf.compat.v1.trainable_variables()
             if tf.executing_eagerly():
                 return self._apply_eagerly(var_list)
@@ -159,7 +159,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         if known is None:
             variables = self._prepared(var_list)
             update = Update(self._pairs(variables))
-            known = KnownList(var_list, variables, update)
+            known = CachedUpdate(var_list, variables, update)
             if all(v.shape.is_fully_defined() for v in variables):
                 self._lists.add(known)
         if known.n_op_by_op < _MAX_UNTRACED_UPDATES:
@@ -176,7 +176,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             known.traced = traced.get_concrete_function()
         known.traced()
 
-    def _update_op_by_op(self, known: KnownList) -> None:
+    def _update_op_by_op(self, known: CachedUpdate) -> None:
         """Updates all averages, or none if it is interrupted."""
         if self._when and not self._when.due(int(self._n_calls)):
             self._n_calls.assign_add(1)
@@ -213,7 +213,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         """
         averages = [self.average(variable) for variable in variables]
         is_own = update is not None
-        checks = variable_lists.shape_checks(variables, averages)
+        checks = variable_checks.shape_checks(variables, averages)
         if not is_own:
             checks += self._state.assertions(self.name)
         # Eager mode allows names of averages that a scope may not have.

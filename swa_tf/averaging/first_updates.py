@@ -1,4 +1,4 @@
-"""For each average of an EMA, whether its first model has come.
+"""Which averages of an EMA have had their first update.
 
 A boolean vector in one variable, in the order in which the variables joined.
 It takes any length from a checkpoint: averages beyond its end have not begun.

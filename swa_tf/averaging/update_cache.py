@@ -1,4 +1,4 @@
-"""The lists of variables that an average has updated in eager mode."""
+"""The updates of the lists of variables that `apply` was given last."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swa_tf.averaging.update import Update
 _MAX_LISTS = 8
 
 
-class KnownList:
+class CachedUpdate:
     """A list given to `apply`, as `tf.Variable`s, and their update.
 
     It ran op by op `n_op_by_op` times; `traced` is its function, if there is.
@@ -26,23 +26,23 @@ class KnownList:
         self.traced: Callable[[], Any] | None = None
 
 
-class KnownLists:
-    """The lists used last, by the identities of their variables."""
+class UpdateCache:
+    """The updates used last, by the identities of their variables."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, ...], KnownList] = {}
+        self._known: dict[tuple[int, ...], CachedUpdate] = {}
 
-    def __deepcopy__(self, memo: Any) -> KnownLists:
-        return KnownLists()  # of the variables of the copy
+    def __deepcopy__(self, memo: Any) -> UpdateCache:
+        return UpdateCache()  # of the variables of the copy
 
-    def get(self, given: Sequence[Any]) -> KnownList | None:
+    def get(self, given: Sequence[Any]) -> CachedUpdate | None:
         """Returns the list of the same variables, or None."""
         key = tuple(map(id, given))
         if key in self._known:
             self._known[key] = self._known.pop(key)  # now the latest
         return self._known.get(key)
 
-    def add(self, known: KnownList) -> None:
+    def add(self, known: CachedUpdate) -> None:
         """Adds a list, which keeps its variables and so their identities."""
         self._known[tuple(map(id, known.given))] = known
         if len(self._known) > _MAX_LISTS:
