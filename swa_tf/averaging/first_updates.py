@@ -1,4 +1,4 @@
-"""Which averages of an EMA have had their first update.
+"""Flags that say which averages of an EMA have had their first update.
 
 A boolean vector in one variable, in the order in which the variables joined.
 It takes any length from a checkpoint: averages beyond its end have not begun.
