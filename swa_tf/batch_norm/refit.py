@@ -94,8 +94,11 @@ class BatchNormRefit:
     """
 
     def __init__(self, model: Any, variance: str = "pooled") -> None:
-        is_model = callable(model) and hasattr(model, "variables")
-        if not is_model or isinstance(model, type):
+        # Keras 2 raises where the variables of an unbuilt model are asked for.
+        has_variables = any(
+            hasattr(x, "variables") for x in (type(model), model)
+        )
+        if not callable(model) or not has_variables or isinstance(model, type):
             raise TypeError(
                 f"`model` must be a model or layer. Received: model={model!r}"
             )

@@ -447,3 +447,12 @@ def test_a_model_that_counts_its_calls():
     refit(data())
     assert model.n_calls == calls
     close(model.norm.moving_mean, MEAN)
+
+
+def test_a_model_may_be_built_after_its_refit_is_made():
+    model = tf.keras.Sequential([tf.keras.layers.BatchNormalization()])
+    refit = swa_tf.BatchNormRefit(model)
+    data = tf.constant([[1.0], [2.0], [6.0]])
+    model(data)
+    refit([data])
+    np.testing.assert_allclose(model.layers[0].moving_mean, [3.0], rtol=1e-6)
