@@ -109,7 +109,7 @@ def _forward_pass(model: tf.keras.Model) -> Callable[[], Any]:
 def _refit(model: tf.keras.Model) -> Callable[[], Any]:
     images = _images(model, REFIT_BATCHES)
     data = tf.data.Dataset.from_tensor_slices(images).batch(BATCH_SIZE)
-    return functools.partial(swa_tf.refit_batch_norm, model, data)
+    return functools.partial(swa_tf.BatchNormRefit(model), data)
 
 
 def _apply(model: tf.keras.Model) -> Callable[[], Any]:

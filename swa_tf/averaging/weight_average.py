@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -216,9 +217,10 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         checks = variable_checks.shape_checks(variables, averages)
         if not is_own:
             checks += self._state.assertions(self.name)
-        # Eager mode allows names of averages that a scope may not have.
-        is_named = not is_own and self.name is not None
-        with tf.name_scope(self.name if is_named else "average") as scope:
+        named: Any = contextlib.nullcontext()  # where nobody sees the names
+        if not is_own:
+            named = tf.name_scope("average" if self.name is None else self.name)
+        with named as scope:
             with tf.control_dependencies(checks):
                 due = self._due()
                 live = tf.ones([], tf.int64) if is_own else self._state.live()
