@@ -1,7 +1,4 @@
-"""Optimizers whose weight decay is the same on every stack.
-
-It is that of TensorFlow Addons, `w <- w - weight_decay * w` beside the step.
-"""
+"""Optimizers with `w <- w - weight_decay * w` beside the step, everywhere."""
 
 from __future__ import annotations
 
@@ -126,32 +123,28 @@ class MomentumW(_Decay, _SGD):
     Addons, otherwise `tf.keras.optimizers.SGD`; the results are the same. The
     decay does not shrink with the rate, and can be too large at its low end:
     see `scale_decay_by_learning_rate`. A variable without a gradient does not
-    decay. A sparse gradient has the effect of the equal dense one: every row
-    decays and keeps its momentum.
+    decay. A sparse gradient has the effect of the equal dense one.
 
     `exclude_from_weight_decay` is Keras's method, to be called before the
-    first step. Under TensorFlow Addons it is an argument instead, a list of
-    regular expressions for names; `weight_decay` becomes a variable; and
-    `.keras` files lack the velocity, which checkpoints and `.h5` files have.
+    first step. Under TensorFlow Addons it is an argument, a list of regular
+    expressions for names; `weight_decay` becomes a variable; and `.keras` files
+    lack the velocity, which checkpoints and `.h5` files have.
 
     Args:
-        learning_rate: A float >= 0, or a
-            `tf.keras.optimizers.schedules.LearningRateSchedule`.
+        learning_rate: A float >= 0, or a `LearningRateSchedule` of Keras.
         momentum: A float between 0 and 1.
-        weight_decay: A float >= 0: the part of a weight that one step removes.
+        weight_decay: The part of a weight that one step removes, >= 0.
         nesterov: Whether to look one step ahead.
         weight_decay_on: "all", or "kernels": variables of rank 2 and more,
             which leaves out biases and the scales and offsets of batch norm.
         scale_decay_by_learning_rate: Whether to decay as Keras does, by
             `w <- w - learning_rate * weight_decay * w`.
         name: The optimizer's name.
-        **kwargs: What else the base class takes, `clipnorm` for one.
+        **kwargs: Other arguments of the base class, such as `clipnorm`.
 
     Raises:
-        ValueError: If a number is out of its range or not finite, or
-            `weight_decay_on` is neither of its values.
-        TypeError: If `learning_rate` is neither a number nor a schedule, or
-            `nesterov` or `scale_decay_by_learning_rate` no bool.
+        ValueError: If a number, or `weight_decay_on`, is none of the above.
+        TypeError: If another argument is of another type.
 
     Source: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101, algorithm
     1, with eta_t = 1 for the decay.
@@ -203,10 +196,9 @@ class AdamW(_Decay, _Adam):
     >>> print(f"{float(w[0, 0]):.4f}")  # 2 - 0.25 * 2 - 0.5
     1.0000
 
-    All else is as in `MomentumW`; the base class is `tfa.optimizers.AdamW` or
-    `tf.keras.optimizers.Adam`. `tf.keras.optimizers.AdamW` multiplies the decay
-    by the learning rate: its `weight_decay=0.004` at the rate 0.001 is 4e-6
-    here.
+    The base class is `tfa.optimizers.AdamW` or `tf.keras.optimizers.Adam`; all
+    else is as in `MomentumW`. The `weight_decay=0.004` of Keras's own `AdamW`,
+    which multiplies it by the learning rate, is 4e-6 here at the rate 0.001.
 
     Args:
         learning_rate: As in `MomentumW`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,7 @@ from swa_tf.averaging import rounding
 from swa_tf.support import parameter_names
 from swa_tf.support import variables as variables_lib
 
-_N_MODELS = "n_models"
-"""The key of the count beside the averages."""
+_N_MODELS = "n_models"  # the key of the count beside the averages
 _MAX_LISTED_PROBLEMS = 10
 
 
@@ -38,13 +37,11 @@ def copy_parameters(target: Any) -> dict[str, np.ndarray]:
             weights, with batch-norm statistics, without optimizer and metrics.
 
     Returns:
-        A dictionary from name to array, of the parameter's shape and dtype,
-        in the order of `target.weights`.
+        A dictionary from name to array, in the order of `target.weights`.
 
     Raises:
         TypeError: If `target` is none of these.
-        ValueError: If it has no parameters (yet), or several in a set, whose
-            order differs between processes.
+        ValueError: If it has no parameters (yet), or a set of several.
         RuntimeError: If called in a graph or `tf.function`.
     """
     variables = _named_variables(target, "copy_parameters")
@@ -92,7 +89,7 @@ def assign_parameters(
     given = dict(dictionary)
     if _N_MODELS not in variables:
         given.pop(_N_MODELS, None)
-    values = _checked(variables, given, _value_of, strict)
+    values = _checked(variables, given, strict)
     put_back = variables_lib.snapshot(variables[name] for name in values)
     try:
         for name, value in values.items():
@@ -109,9 +106,9 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
         average <- average + (parameter - average) / (n_models + 1)
 
     as `swa_tf.StochasticWeightAveraging` does, to the bit, and in at least
-    float32. Parameters that are not floating-point are copied. The dictionary
-    also holds the number of models, so it can be saved with `np.savez`, loaded
-    with `dict(np.load(...))`, and averaged into again.
+    float32. Parameters that are not floating-point are copied. With the number
+    of models in it, the dictionary can be saved with `np.savez`, loaded with
+    `dict(np.load(...))`, and averaged into again.
 
     >>> layer = tf.keras.layers.Dense(1, use_bias=False)
     >>> layer.build([None, 1])
@@ -122,21 +119,16 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
     >>> averages["kernel"].tolist(), int(averages["n_models"])
     ([[3.0]], 3)
 
-    After `assign_parameters(model, averages)` compute the statistics of batch
-    normalization anew with `swa_tf.refit_batch_norm`.
-
     Args:
         target: As in `copy_parameters`.
-        dictionary: The averages, changed in place. An empty one is filled
-            with the present parameters, as the first model. One of
+        dictionary: The averages, changed in place: empty at first. One of
             `copy_parameters` counts as one model.
 
     Raises:
         TypeError: If `target` is none of these, or `dictionary` no dictionary.
-        ValueError: If the names are not those of `target`, if a value does not
-            fit, or if "n_models" is no whole number >= 1, or is the name of a
-            parameter. The dictionary has not changed then, nor if reading a
-            parameter fails.
+        ValueError: If the names are not those of `target`, a value does not
+            fit, or "n_models" is no whole number >= 1, or is the name of a
+            parameter. The dictionary has not changed then.
         RuntimeError: If called in a graph or `tf.function`.
 
     References:
@@ -165,7 +157,7 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
                 f"Received: {count!r}"
             )
         n_models = int(array)
-        averages = _checked(variables, given, _average_of)
+        averages = _checked(variables, given, averages=True)
     c = tf.constant(1.0 / (n_models + 1), tf.float64)
     threshold = rounding.threshold(tf.constant(n_models, tf.int64))
     new = {}
@@ -210,16 +202,21 @@ def _average_dtype(variable: Any) -> Any:
 def _checked(
     variables: Mapping[str, Any],
     given: Mapping[str, Any],
-    fitted: Callable[[Any, Any], np.ndarray],
     strict: bool = True,
+    averages: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Returns the given values as `fitted` to variables, in their order."""
-    problems = [_unknown(n, variables) for n in given if n not in variables]
+    """Returns the given values, or `averages`, in the order of variables."""
+    problems = []
+    for name in given:
+        if name not in variables:
+            close = difflib.get_close_matches(str(name), variables, 1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            problems.append(f"{name!r}, which is no parameter{hint}")
     values = {}
     for name, variable in variables.items():
         if name in given:
             try:
-                values[name] = fitted(given[name], variable)
+                values[name] = _fitted(given[name], variable, averages)
             except _MisfitError as error:
                 problems.append(f"'{name}' {error}")
         elif strict:
@@ -239,42 +236,23 @@ class _MisfitError(Exception):
     """Says how a value does not fit its parameter."""
 
 
-def _unknown(name: Any, variables: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(name), variables, 1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
-    return f"{name!r}, which is no parameter{hint}"
-
-
-def _value_of(value: Any, variable: Any) -> np.ndarray:
-    """Returns a new array to assign; one number fills it."""
-    array = _as_array(value, variable.dtype)
-    if array.shape == ():
-        array = np.broadcast_to(array, variable.read_value().shape)
-    return _cast(array, variable, variable.dtype)
-
-
-def _average_of(value: Any, variable: Any) -> np.ndarray:
-    """Returns a new array to average into."""
-    array = _as_array(value, variable.dtype)
-    return _cast(array, variable, _average_dtype(variable))
-
-
-def _as_array(value: Any, dtype: Any) -> np.ndarray:
+def _fitted(value: Any, variable: Any, is_average: bool) -> np.ndarray:
+    """Returns `value` in a new array; raises if its dtype cannot hold it."""
     try:
         array = np.asarray(value)
     except ValueError as error:  # lists of different lengths
         raise _MisfitError(f"that is no array ({error})") from error
-    own = np.dtype(dtype.as_numpy_dtype)
+    own = np.dtype(variable.dtype.as_numpy_dtype)
     raw = array.dtype.type is np.void and array.dtype.itemsize == own.itemsize
-    # `np.load` gives back the bits of bfloat16, but not the name.
-    return array.view(own) if raw and own.isbuiltin != 1 else array
-
-
-def _cast(array: np.ndarray, variable: Any, dtype: Any) -> np.ndarray:
-    """Returns a new array; raises if it would not hold the same values."""
+    if raw and own.isbuiltin != 1:
+        # `np.load` gives back the bits of bfloat16, but not the name.
+        array = array.view(own)
     shape = tuple(variable.read_value().shape)
+    if array.shape == () and not is_average:  # one number fills a parameter
+        array = np.broadcast_to(array, shape)
     if array.shape != shape:
         raise _MisfitError(f"of shape {array.shape} instead of {shape}")
+    dtype = _average_dtype(variable) if is_average else variable.dtype
     try:
         given = tf.as_dtype(array.dtype)
     except TypeError:

@@ -1,8 +1,4 @@
-"""Learning rates of training whose weights are averaged.
-
-Steps count from 0. Rates are computed in float64: float32 has exact steps up
-to 2^24 only.
-"""
+"""Learning rates of training whose weights are averaged; steps count from 0."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ _keras = tf.keras.optimizers.schedules
 
 def _progress(step: tf.Tensor, start: float, length: float) -> tf.Tensor:
     """Returns 0 up to `start`, 1 from `start + length` on, linear between."""
-    done = tf.cast(step, tf.float64) - start
+    done = tf.cast(step, tf.float64) - start  # float32 is exact up to 2^24
     if length == 0:
         return tf.cast(done > 0.0, tf.float64)
     return tf.clip_by_value(done / length, 0.0, 1.0)
@@ -135,13 +131,8 @@ def published_plan(
             "`swa_start` must be <= `total_steps`. Received: "
             f"swa_start={swa_start!r}, total_steps={total_steps!r}"
         )
-    ramp_end = 9 * total_steps // 10
-    return LinearRamp(
-        learning_rate,
-        swa_learning_rate,
-        ramp_start=swa_start,
-        ramp_steps=max(ramp_end - swa_start, 0),
-    )
+    ramp_steps = max(9 * total_steps // 10 - swa_start, 0)
+    return LinearRamp(learning_rate, swa_learning_rate, swa_start, ramp_steps)
 
 
 def paper_plan(
@@ -169,12 +160,8 @@ def paper_plan(
     """
     swa_start = checks.real("swa_start", swa_start)
     ramp_start = swa_start / 2
-    return LinearRamp(
-        learning_rate,
-        swa_learning_rate,
-        ramp_start=ramp_start,
-        ramp_steps=9 * swa_start / 10 - ramp_start,
-    )
+    ramp_steps = 9 * swa_start / 10 - ramp_start
+    return LinearRamp(learning_rate, swa_learning_rate, ramp_start, ramp_steps)
 
 
 @stack.register
@@ -301,10 +288,9 @@ class SWALearningRate(_Plan):
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
-        if isinstance(self.initial_learning_rate, _keras.LearningRateSchedule):
-            config["initial_learning_rate"] = _keras.serialize(
-                self.initial_learning_rate
-            )
+        initial = self.initial_learning_rate
+        if isinstance(initial, _keras.LearningRateSchedule):
+            config["initial_learning_rate"] = _keras.serialize(initial)
         return config
 
     @classmethod
@@ -324,7 +310,7 @@ def _check_schedule(schedule: Any) -> None:
 
 
 def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
-    """Returns a schedule as a function of the epoch.
+    """Returns a schedule as a function from an epoch to a Python float.
 
     `LearningRateScheduler` sets such a rate, if the optimizer's is a number.
 
@@ -335,11 +321,7 @@ def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
     >>> callback = tf.keras.callbacks.LearningRateScheduler(rate)
 
     Args:
-        schedule: A `LearningRateSchedule`, or a function of the step, of which
-            an epoch is one.
-
-    Returns:
-        A function from an epoch to its rate as a Python float.
+        schedule: A `LearningRateSchedule`, or a function of the epoch.
 
     Raises:
         TypeError: If `schedule` is neither.
@@ -363,10 +345,7 @@ def plot_schedule(
     Args:
         schedule: A `LearningRateSchedule`, or a function of the step.
         steps: The number of steps to draw, an integer >= 1.
-        ax: The matplotlib axes to draw on; None makes a figure.
-
-    Returns:
-        The axes.
+        ax: The matplotlib axes to draw on and return; None makes a figure.
 
     Raises:
         ImportError: If matplotlib is missing.
@@ -384,8 +363,7 @@ def plot_schedule(
             ) from error
         # pyplot would ask for a display.
         ax = Figure().add_subplot()
-    rates: Any = [float(schedule(step)) for step in range(steps)]
-    ax.plot(range(steps), rates)
+    ax.plot([float(schedule(step)) for step in range(steps)])
     ax.set_xlabel("step")
     ax.set_ylabel("learning rate")
     return ax
