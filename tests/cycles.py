@@ -59,6 +59,7 @@ def main(folder, n, control):
         max_to_keep=2,
     )
     data = fitting.data()
+    refit = swa_tf.BatchNormRefit(model)
 
     @tf.function
     def train(inputs, targets):
@@ -69,7 +70,9 @@ def main(folder, n, control):
             train(inputs, targets)
         if not control:
             swa.apply(model.trainable_variables)
-            with swa_tf.averaged_weights(swa, model, refit_data=data):
+            with swa_tf.averaged_weights(
+                swa, model, refit_data=data, refit=refit
+            ):
                 model.save_weights(os.path.join(folder, "m.weights.h5"))
         checkpoints.save()
         if cycle in (100, 250, 500, 1000, 1500, 2000):
