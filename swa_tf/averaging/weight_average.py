@@ -179,7 +179,9 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
     def _update_op_by_op(self, known: CachedUpdate) -> None:
         """Updates all averages, or none if it is interrupted."""
-        if self._when and not self._when.due(int(self._n_calls)):
+        if self._when and not self._when.due(
+            int(variables_lib.read(self._n_calls))
+        ):
             self._n_calls.assign_add(1)
             return
         averages = [self.average(variable) for variable in known.variables]
