@@ -60,7 +60,7 @@ def run(written, tmp_path, monkeypatch):
 
 
 class Ran:
-    """What a command did: `status`, `out`, `err`, and the rows of its table."""
+    """The outcome of a command: `status`, `out`, `err`, and table rows."""
 
     def __init__(self, status, out, err):
         self.status, self.out, self.err = status, out, err

@@ -17,7 +17,7 @@ from swa_tf.support import checks, whole_files
 Path = Union[str, "os.PathLike[str]"]
 
 SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
-"""Of Keras's files, one file each. Every other path is a prefix of several."""
+"""The suffixes of Keras's files. Other paths are prefixes of several files."""
 
 _DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")  # `.meta`: no data

@@ -219,7 +219,7 @@ def compiled(monkeypatch):
 
 @pytest.fixture
 def traced(monkeypatch):
-    """What is made a `tf.function` of."""
+    """The arguments of each call of `tf.function`."""
     traced = []
     function = tf.function
 
@@ -383,7 +383,7 @@ def test_variables_on_two_devices(compiled):
 
 
 def _mirrored_updates(context):
-    """What `averages_of` wants: an `apply` of mirrored variables."""
+    """Returns an average, mirrored variables, and an update for both."""
     strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
     with strategy.scope():
         variables = [

@@ -1,4 +1,4 @@
-"""Which checkpoints are averaged, how much each weighs, and what is told."""
+"""The choice of checkpoints, their weights, and the report."""
 
 import contextlib
 import datetime

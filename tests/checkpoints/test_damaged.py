@@ -249,7 +249,7 @@ def test_a_damaged_input(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_three_sound_inputs(form, three, tmp_path, capsys):
-    """Else the tests here would show nothing."""
+    """Sound inputs are averaged: the other tests here depend on it."""
     output = checkpoint_files.path_of(form, tmp_path / "new", "average")
     assert command_line(f"--output_path={output}", *three(form)) == 0
     assert all(map(os.path.isfile, checkpoint_files.files(form, output)))

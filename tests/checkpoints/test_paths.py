@@ -1,4 +1,4 @@
-"""Which files a checkpoint is, which is the newest, where a result may go."""
+"""The files of a checkpoint, the newest one, and places for a result."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""What can be done wrong, and what comes of it: docs/misuse.md, row by row.
+"""Mistakes and their outcome: docs/misuse.md, row by row.
 
 Each test holds the error, or the result, and the state after it.
 """
@@ -92,7 +92,7 @@ def _enter(average, target, **kwargs):
 
 
 def _of(average, swa, ema):
-    """What is expected of one class, and of the other."""
+    """Returns `swa` for an average of that class, else `ema`."""
     is_swa = isinstance(average, swa_tf.StochasticWeightAveraging)
     return swa if is_swa else ema
 
@@ -896,7 +896,7 @@ def _held(variable):
 
 
 def _averaged_mirrored(make, scope):
-    """As `_averaged`, with a variable made in `scope`, and applied outside."""
+    """Returns as `_averaged` does; the variable is made in `scope`."""
     with scope:
         variable = tf.Variable(1.0, name="v")
     average = make()
