@@ -22,7 +22,7 @@ ADDONS = ["tensorflow==2.15.*", "tensorflow-addons==0.23.*"]
 # it is not in `test`, which is also installed beside `addons`.
 LEGACY = ["tf_keras"]
 EXAMPLES = ["matplotlib>=3.6", "scikit-learn>=1.2"]
-BENCHMARKS = [*EXAMPLES, "tensorboard>=2.15", "tqdm>=4.64"]
+BENCHMARKS = [*EXAMPLES, "scipy>=1.10", "tensorboard>=2.15", "tqdm>=4.64"]
 TEST = [
     *BENCHMARKS,
     "hypothesis>=6.60",

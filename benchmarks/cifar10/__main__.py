@@ -3,12 +3,14 @@ r"""SWA and batch-norm refitting, measured on CIFAR-10 or on bundled digits.
     python -m benchmarks.cifar10 --preset=digits
     python -m benchmarks.cifar10 --preset=small --data_dir=DIRECTORY
 
-trains a ResNet v2, averages its weights at the end of each epoch, and prints
-one table: accuracy and loss, on validation and test, with moving batch-norm
-statistics, with refit ones, and of the averaged weights with either. The
-output directory gets `results.json`, `results.md`, `curves.png`, TensorBoard
-scalars and a checkpoint. A run that was killed goes on with `--resume`, and
-ends with the same figures.
+trains a ResNet v2 at a constant rate, averages its weights at the end of each
+epoch, and trains from the same point with a rate that decays to zero. It prints
+one table: accuracy and loss, on validation and test, of the decayed weights, of
+the last ones at the constant rate and of the average, each with moving
+batch-norm statistics and with refit ones. The output directory gets
+`results.json`, `results.md`, `curves.png`, TensorBoard scalars and a
+checkpoint. A run that was killed goes on with `--resume`, and ends with the
+same figures.
 """
 
 from __future__ import annotations
@@ -71,6 +73,12 @@ _enum(
     "swa: --learning_rate until averaging starts, then a line to "
     "--swa_learning_rate at nine tenths of the epochs. constant: "
     "--learning_rate throughout. Both average.",
+)
+flags.DEFINE_bool(
+    "compare_decay",
+    None,
+    "Whether to train a second branch from --epochs_before_swa on, which "
+    "averages nothing and whose rate goes to zero in a line.",
 )
 _integer("epochs_before_swa", "Epochs before the first one averaged.")
 _integer("epochs", "Epochs in all.")

@@ -41,6 +41,7 @@ class Config:
     weight_decay: float
     weight_decay_on: str
     strategy: str
+    compare_decay: bool
     epochs_before_swa: int
     epochs: int
     batch_size: int
@@ -62,7 +63,7 @@ _COMMON: dict[str, Any] = {
     "batch_norm_momentum": 0.99,
     "optimizer": "momentumw",
     "weight_decay_on": "all",
-    "strategy": "swa",
+    "compare_decay": True,
     "seed": 0,
     "distribution": "none",
     "num_replicas": 1,
@@ -75,6 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "resnet_size": 18,
         "width": 16,
         "weight_decay": 2e-4,
+        "strategy": "constant",
         "epochs_before_swa": 15,
         "epochs": 30,
         "batch_size": 64,
@@ -87,7 +89,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset": "cifar10",
         "resnet_size": 34,
         "width": 8,
-        "weight_decay": 5e-5,
+        "weight_decay": 1e-4,
+        "strategy": "constant",
         "epochs_before_swa": 8,
         "epochs": 16,
         "batch_size": 128,
@@ -101,6 +104,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "resnet_size": 34,
         "width": 64,
         "weight_decay": 1e-4,
+        "strategy": "swa",
+        "compare_decay": False,
         "epochs_before_swa": 100,
         "epochs": 200,
         "batch_size": 128,

@@ -1,4 +1,4 @@
-"""The four ways to evaluate a model whose weights are averaged."""
+"""The ways to evaluate a model whose weights are averaged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 import swa_tf
@@ -14,20 +15,28 @@ MOVING = "moving"
 REFIT = "refit"
 SWA = "swa"
 SWA_REFIT = "swa_refit"
+DECAYED = {MOVING: "decayed_moving", REFIT: "decayed_refit"}
+"""From a way to evaluate to its key for the branch that decays."""
 WAYS: dict[str, str] = {
-    MOVING: "moving statistics",
-    REFIT: "refit statistics",
-    SWA: "SWA, moving statistics",
-    SWA_REFIT: "SWA, refit statistics",
+    DECAYED[MOVING]: "decayed to zero, moving",
+    DECAYED[REFIT]: "decayed to zero, refit",
+    MOVING: "last weights, moving",
+    REFIT: "last weights, refit",
+    SWA: "SWA, moving",
+    SWA_REFIT: "SWA, refit",
 }
 """From the key in `results.json` to the row of the table."""
 
-Figures = dict[str, dict[str, float]]
-"""From the way to {"accuracy", in per cent; "loss", cross-entropy in nats}."""
+Figures = dict[str, dict[str, Any]]
+"""From the way to {"accuracy", in per cent; "loss", cross-entropy in nats}.
+
+Where each image counts also "right": bits in hexadecimal, 1 for an image whose
+class was found, in the order of the images.
+"""
 
 
 class Evaluator:
-    """Evaluates a model in all four ways, and leaves it as it was.
+    """Evaluates a model in all ways, and leaves it as it was.
 
     Made inside the scope of a strategy, its replicas share each batch.
 
@@ -61,18 +70,25 @@ class Evaluator:
         self._step = tf.function(self._all_replicas, reduce_retracing=True)
 
     def __call__(
-        self, datasets: Mapping[str, tf.data.Dataset]
+        self,
+        datasets: Mapping[str, tf.data.Dataset],
+        each_image: bool = False,
     ) -> dict[str, Figures]:
         """Returns figures on each dataset; those of SWA once it has started.
 
         Args:
             datasets: From a name to batches of (images, labels).
+            each_image: Whether to say of each image if it was right.
         """
         figures: dict[str, Figures] = {name: {} for name in datasets}
 
         def record(way: str, refit: bool) -> None:
             for name, dataset in datasets.items():
-                figures[name][way] = self._metrics(dataset, refit)
+                figures[name][way], right = self._metrics(dataset, refit)
+                if each_image:
+                    figures[name][way]["right"] = (
+                        np.packbits(right).tobytes().hex()
+                    )
 
         record(MOVING, refit=False)
         with self._refitted():
@@ -95,29 +111,32 @@ class Evaluator:
 
     def _metrics(
         self, dataset: tf.data.Dataset, refit: bool
-    ) -> dict[str, float]:
-        """Returns accuracy and loss with the present weights and statistics."""
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Returns accuracy and loss, and of each image whether it was right."""
         self._accuracy.reset_state()
         self._loss.reset_state()
         use_moving_statistics = not (refit and self._moving_free)
         batches = self._strategy.experimental_distribute_dataset(dataset)
+        right: list[Any] = []
         for images, labels in batches:
-            self._step(images, labels, use_moving_statistics)
-        return {
+            found = self._step(images, labels, use_moving_statistics)
+            right += self._strategy.experimental_local_results(found)
+        figures = {
             "accuracy": 100.0 * float(self._accuracy.result()),
             "loss": float(self._loss.result()),
         }
+        return figures, np.concatenate(right)
 
     def _all_replicas(
         self, images: Any, labels: Any, use_moving_statistics: bool
-    ) -> None:
-        self._strategy.run(
+    ) -> Any:
+        return self._strategy.run(
             self._update_metrics, args=(images, labels, use_moving_statistics)
         )
 
     def _update_metrics(
         self, images: Any, labels: Any, use_moving_statistics: bool
-    ) -> None:
+    ) -> tf.Tensor:
         logits = self._model(
             images,
             training=False,
@@ -125,3 +144,4 @@ class Evaluator:
         )
         self._accuracy.update_state(labels, logits)
         self._loss.update_state(labels, logits)
+        return tf.equal(tf.argmax(logits, -1, labels.dtype), labels)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cifar10.evaluation import MOVING, REFIT, SWA_REFIT, WAYS
+from benchmarks.cifar10 import comparison
+from benchmarks.cifar10.evaluation import DECAYED, WAYS
 from benchmarks.cifar10.run_directory import RESULTS, Records, RunDirectory
 from benchmarks.common import provenance
 
 _HEADINGS = {"validation": "val.", "test": "test"}
 _MEASURES = {"accuracy": ("acc. %", 2), "loss": ("loss", 4)}
-_CURVES = (MOVING, REFIT, SWA_REFIT)
+# Of the validation accuracies from the branch on, this share may lie below the
+# axis: a single epoch with useless statistics would flatten all curves.
+_HIDDEN_PERCENT = 5.0
 
 
 def results(
@@ -34,6 +38,7 @@ def results(
         "seed": flags["seed"],
         "stack": provenance.stack(),
         "epochs": records.epochs,
+        "decayed": records.decayed,
         "final": records.final,
         "invocation": invocation,
         "timings": {
@@ -49,23 +54,24 @@ def write(directory: RunDirectory, contents: dict[str, Any]) -> None:
 
     So where that file is there, the run is finished.
     """
-    directory.write(
-        "tensorboard", lambda path: _write_scalars(path, contents["epochs"])
-    )
-    directory.write("curves.png", lambda path: _draw(path, contents["epochs"]))
+    directory.write("tensorboard", lambda path: _write_scalars(path, contents))
+    directory.write("curves.png", lambda path: _draw(path, contents))
     directory.write_text("results.md", markdown(contents))
     directory.write_json(RESULTS, contents)
 
 
 def show(contents: dict[str, Any], console: Console | None = None) -> None:
-    """Prints the table."""
+    """Prints the table, and what it shows."""
+    console = console or Console()
     table = Table(title=_title(contents))
     table.add_column("weights, statistics")
     for heading in _headings():
         table.add_column(heading, justify="right")
     for way, cells in _rows(contents["final"]):
         table.add_row(way, *cells)
-    (console or Console()).print(table)
+    console.print(table)
+    for sentence in comparison.sentences(contents["final"]):
+        console.print(sentence)
 
 
 def markdown(contents: dict[str, Any]) -> str:
@@ -77,10 +83,12 @@ def markdown(contents: dict[str, Any]) -> str:
         *(_line([way, *cells]) for way, cells in _rows(contents["final"])),
     ]
     minutes = contents["timings"]["total_seconds"] / 60.0
+    sentences = comparison.sentences(contents["final"])
     return (
         f"# {_title(contents)}\n\n"
         + "\n".join(lines)
         + "\n\n"
+        + "".join(f"{sentence}\n\n" for sentence in sentences)
         + provenance.made_by(
             contents["invocation"]["command"],
             contents["stack"],
@@ -118,6 +126,7 @@ def _rows(final: dict[str, Any]) -> list[tuple[str, list[str]]]:
             ],
         )
         for way, label in WAYS.items()
+        if way in final["test"]
     ]
 
 
@@ -125,43 +134,87 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _write_scalars(path: str, epochs: list[dict[str, Any]]) -> None:
+def _branches(
+    contents: dict[str, Any],
+) -> Iterator[tuple[dict[str, str], list[dict[str, Any]]]]:
+    """Yields for each branch the names of its ways, and its epochs."""
+    yield {way: way for way in WAYS}, contents["epochs"]
+    if contents["decayed"]:
+        yield DECAYED, contents["decayed"]
+
+
+def _write_scalars(path: str, contents: dict[str, Any]) -> None:
     """Writes TensorBoard's files from the records: no epoch twice."""
     writer = tf.summary.create_file_writer(path)
     with writer.as_default():
-        for figures in epochs:
-            step = figures["epoch"]
-            for name in ("learning_rate", "loss", "accuracy", "n_models"):
-                tf.summary.scalar(f"train/{name}", figures[name], step)
-            for way, values in figures["validation"].items():
-                for measure, value in values.items():
-                    tf.summary.scalar(
-                        f"validation_{measure}/{way}", value, step
-                    )
+        for names, epochs in _branches(contents):
+            train = "decayed_train" if names is DECAYED else "train"
+            for figures in epochs:
+                step = figures["epoch"]
+                for name in ("learning_rate", "loss", "accuracy", "n_models"):
+                    tf.summary.scalar(f"{train}/{name}", figures[name], step)
+                for way, values in figures["validation"].items():
+                    for measure in _MEASURES:
+                        tf.summary.scalar(
+                            f"validation_{measure}/{names[way]}",
+                            values[measure],
+                            step,
+                        )
     writer.close()
 
 
-def _draw(path: str, epochs: list[dict[str, Any]]) -> None:
+def _draw(path: str, contents: dict[str, Any]) -> None:
     """Draws validation accuracy and learning rate by epoch."""
-    numbers = [figures["epoch"] for figures in epochs]
+    branch = contents["flags"]["epochs_before_swa"]
     with matplotlib.rc_context({"figure.dpi": 120}):
-        figure = Figure(figsize=(7.0, 5.0), layout="constrained")
+        figure = Figure(figsize=(7.0, 6.0), layout="constrained")
+        figure.suptitle(_title(contents), fontsize="medium")
         above, below = figure.subplots(
             2, 1, sharex=True, height_ratios=(3.0, 1.0)
         )
-        for way in _CURVES:
-            points = [
-                (figures["epoch"], figures["validation"][way]["accuracy"])
-                for figures in epochs
-                if way in figures["validation"]
-            ]
-            above.plot(*zip(*points), marker=".", label=WAYS[way])
+        shown: list[float] = []
+        for color, way in enumerate(WAYS):
+            points = list(_points(contents, way))
+            if not points:
+                continue
+            above.plot(
+                *zip(*points),
+                color=f"C{color // 2}",
+                linestyle="-" if color % 2 else ":",
+                label=WAYS[way],
+            )
+            shown += [value for epoch, value in points if epoch > branch]
+        top = max(shown)
+        bottom = float(np.percentile(shown, _HIDDEN_PERCENT))
+        margin = max(0.1 * (top - bottom), 0.5)
+        above.set_ylim(bottom - margin, min(top + margin, 100.5))
         above.set_ylabel("validation accuracy (%)")
-        above.legend()
-        above.grid(alpha=0.3)
-        below.plot(numbers, [f["learning_rate"] for f in epochs], color="black")
+        for names, epochs in _branches(contents):
+            below.plot(
+                [figures["epoch"] for figures in epochs],
+                [figures["learning_rate"] for figures in epochs],
+                color="C0" if names is DECAYED else "C1",
+            )
         below.set_ylabel("learning rate")
         below.set_ylim(bottom=0.0)
         below.set_xlabel("epoch")
-        below.grid(alpha=0.3)
+        for axes in (above, below):
+            axes.axvline(branch, color="black", linewidth=0.8, linestyle="--")
+            axes.grid(alpha=0.3)
+        above.annotate(
+            " averaging begins",
+            (branch, 0.02),
+            xycoords=("data", "axes fraction"),
+            fontsize="small",
+        )
+        figure.legend(loc="outside lower center", ncols=3, fontsize="small")
         figure.savefig(path, format="png")
+
+
+def _points(contents: dict[str, Any], way: str) -> Iterator[tuple[int, float]]:
+    """Yields epochs with the validation accuracy of a way in each."""
+    for names, epochs in _branches(contents):
+        for figures in epochs:
+            for evaluated, values in figures["validation"].items():
+                if names[evaluated] == way:
+                    yield figures["epoch"], values["accuracy"]

@@ -24,6 +24,8 @@ from benchmarks.common.errors import BenchmarkError
 SETTINGS = "settings.json"
 RESULTS = "results.json"
 _CHECKPOINTS = "checkpoints"
+_BRANCH = "branch"
+_VARIABLES = "variables"
 _PARTIAL = ".partial-"
 _EPOCH = re.compile(r"epoch-(\d+)")
 
@@ -34,12 +36,14 @@ class Records:
 
     Attributes:
         epochs: The figures of each epoch, from the first.
+        decayed: The figures of each epoch of the branch whose rate decays.
         final: The figures of the end, on validation and test; None before.
         seconds: The times of each epoch, apart from the figures, for they
             are all that may differ between two runs with the same seed.
     """
 
     epochs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    decayed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     final: dict[str, Any] | None = None
     seconds: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
@@ -124,7 +128,7 @@ class RunDirectory:
 
         def make(path: str) -> None:
             os.mkdir(path)
-            checkpoint.write(os.path.join(path, "variables"))
+            checkpoint.write(os.path.join(path, _VARIABLES))
             _write_text(
                 os.path.join(path, "records.json"),
                 _as_json(dataclasses.asdict(records)),
@@ -132,9 +136,27 @@ class RunDirectory:
 
         os.makedirs(self._checkpoints, exist_ok=True)
         older = self._epochs()
-        epoch = len(records.epochs)
+        epoch = len(records.epochs) + len(records.decayed)
         _publish(self._epoch_path(epoch), make)
         self._remove_epochs(older)
+
+    def save_branch(self, checkpoint: tf.train.Checkpoint) -> None:
+        """Saves the state that both branches start from."""
+
+        def make(path: str) -> None:
+            os.mkdir(path)
+            checkpoint.write(os.path.join(path, _VARIABLES))
+
+        os.makedirs(self._checkpoints, exist_ok=True)
+        _publish(os.path.join(self._checkpoints, _BRANCH), make)
+
+    def restore_branch(self, checkpoint: tf.train.Checkpoint) -> None:
+        """Restores the state that both branches start from.
+
+        Raises:
+            BenchmarkError: If it is missing or damaged.
+        """
+        _restore(checkpoint, os.path.join(self._checkpoints, _BRANCH))
 
     def restore(self, checkpoint: tf.train.Checkpoint) -> Records:
         """Restores the newest checkpoint, if there is one.
@@ -150,13 +172,7 @@ class RunDirectory:
             return Records()
         path = self._epoch_path(max(epochs))
         records = Records(**_read_json(os.path.join(path, "records.json")))
-        try:
-            status = checkpoint.read(os.path.join(path, "variables"))
-            status.assert_existing_objects_matched()
-        except (tf.errors.OpError, ValueError, AssertionError) as error:
-            raise BenchmarkError(
-                f"The checkpoint in {path} cannot be restored: {error}"
-            ) from error
+        _restore(checkpoint, path)
         return records
 
     def _epochs(self) -> list[int]:
@@ -195,6 +211,16 @@ class RunDirectory:
                     f"and this is {value}: the figures would not be the same. "
                     "Resume it with the former, or start in another directory."
                 )
+
+
+def _restore(checkpoint: tf.train.Checkpoint, path: str) -> None:
+    try:
+        status = checkpoint.read(os.path.join(path, _VARIABLES))
+        status.assert_existing_objects_matched().expect_partial()
+    except (tf.errors.OpError, ValueError, AssertionError) as error:
+        raise BenchmarkError(
+            f"The checkpoint in {path} cannot be restored: {error}"
+        ) from error
 
 
 def _remove_partial(directory: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
@@ -13,7 +14,7 @@ from tqdm import tqdm
 import swa_tf
 from benchmarks.cifar10 import data, distribution
 from benchmarks.cifar10.config import Config
-from benchmarks.cifar10.evaluation import Evaluator
+from benchmarks.cifar10.evaluation import DECAYED, Evaluator
 from benchmarks.cifar10.run_directory import Records, RunDirectory
 from benchmarks.common.errors import BenchmarkError
 from benchmarks.common.resnet import ResNet
@@ -47,7 +48,8 @@ class Trainer:
             config.batch_norm_momentum,
         )
         self.model(tf.zeros([1, *splits.train.images.shape[1:]]))
-        self._schedule = learning_rate(config, self.steps)
+        self._decays = tf.Variable(False, trainable=False)
+        self._schedule = LearningRate(config, self.steps, self._decays)
         self.optimizer = make_optimizer(config, self._schedule)
         if hasattr(self.optimizer, "build"):
             self.optimizer.build(self.model.trainable_variables)
@@ -55,10 +57,18 @@ class Trainer:
         self.checkpoint = tf.train.Checkpoint(
             model=self.model, optimizer=self.optimizer, swa=self.swa
         )
+        self.without_averages = tf.train.Checkpoint(
+            model=self.model, optimizer=self.optimizer
+        )
         self._decayed = _l2_variables(config, self.model)
         self._loss = tf.keras.metrics.Mean()
         self._accuracy = tf.keras.metrics.SparseCategoricalAccuracy()
         self._step = tf.function(self._train_replicas)
+
+    def decay(self) -> None:
+        """Makes all epochs from now on those of the branch that decays."""
+        self._decays.assign(True)
+        self.swa.reset()
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Trains for one epoch, and averages at its end if it is time.
@@ -84,7 +94,7 @@ class Trainer:
         with tqdm(
             batches,
             total=self.steps,
-            desc=f"epoch {epoch}/{config.epochs}",
+            desc=_name(epoch, config.epochs, self._is_decayed()),
             unit="batch",
             leave=False,
             dynamic_ncols=True,
@@ -100,17 +110,17 @@ class Trainer:
                 "Give a smaller `--learning_rate`. "
                 f"Received: --learning_rate={config.learning_rate}"
             )
-        if epoch > config.epochs_before_swa:
+        if epoch > config.epochs_before_swa and not self._is_decayed():
             self.swa.apply(self.model.trainable_variables)
-        rate: Any = self._schedule
-        if callable(rate):
-            rate = rate(epoch * self.steps - 1)
         return {
-            "learning_rate": float(rate),
+            "learning_rate": float(self._schedule(epoch * self.steps - 1)),
             "loss": loss,
             "accuracy": 100.0 * float(self._accuracy.result()),
             "n_models": int(self.swa.n_models),
         }
+
+    def _is_decayed(self) -> bool:
+        return bool(tf.identity(self._decays))
 
     def _train_replicas(self, images: Any, labels: Any) -> None:
         self._strategy.run(self._train_step, args=(images, labels))
@@ -140,7 +150,9 @@ def run(
     """Trains, or goes on training, and evaluates.
 
     Each epoch is evaluated on the validation images, and ends with a
-    checkpoint. The last one is evaluated on the test images, too.
+    checkpoint. The last one is evaluated on the test images, too. With
+    `compare_decay` the epochs from `epochs_before_swa` on are then trained once
+    more, from the same state and with the same data: the branch that decays.
 
     Args:
         config: The settings.
@@ -165,36 +177,80 @@ def run(
     test = data.plain_batches(splits.test, _EVALUATION_BATCH)
     sets = {"validation": validation, "test": test}
     records = directory.restore(trainer.checkpoint)
-    for epoch in range(len(records.epochs) + 1, config.epochs + 1):
+
+    def train_epoch(epoch: int, of_branch: list[dict[str, Any]]) -> Any:
         last = epoch == config.epochs
         start = time.perf_counter()
         figures: dict[str, Any] = {"epoch": epoch, **trainer.train_epoch(epoch)}
         trained = time.perf_counter()
-        evaluated = evaluator(sets if last else {"validation": validation})
+        evaluated = evaluator(
+            sets if last else {"validation": validation}, each_image=last
+        )
         seconds = {
             "train": trained - start,
             "evaluate": time.perf_counter() - trained,
         }
         figures["validation"] = evaluated["validation"]
-        records.epochs.append(figures)
+        of_branch.append(figures)
         records.seconds.append(seconds)
-        if last:
-            records.final = evaluated
+        return evaluated
+
+    def end_epoch() -> None:
         directory.save(trainer.checkpoint, records)
-        print(_line(figures, config.epochs), flush=True)
+        print(_line(records, config.epochs), flush=True)
+
+    branch = config.epochs_before_swa
+    for epoch in range(len(records.epochs) + 1, config.epochs + 1):
+        if config.compare_decay and epoch == branch + 1:
+            directory.save_branch(trainer.checkpoint)
+        evaluated = train_epoch(epoch, records.epochs)
+        if epoch == config.epochs:
+            records.final = copy.deepcopy(evaluated)
+        end_epoch()
+    if not config.compare_decay:
+        return records
+    trainer.decay()
+    if not records.decayed:
+        directory.restore_branch(trainer.without_averages)
+    for epoch in range(branch + len(records.decayed) + 1, config.epochs + 1):
+        evaluated = train_epoch(epoch, records.decayed)
+        if epoch == config.epochs:
+            for name, figures in evaluated.items():
+                for way, values in figures.items():
+                    records.final[name][DECAYED[way]] = values
+        end_epoch()
     return records
 
 
-def learning_rate(config: Config, steps: int) -> Any:
-    """Returns a float or the published plan, for `steps` an epoch."""
-    if config.strategy == "constant":
-        return config.learning_rate
-    return swa_tf.schedules.published_plan(
-        config.learning_rate,
-        config.swa_learning_rate,
-        swa_start=config.epochs_before_swa * steps,
-        total_steps=config.epochs * steps,
-    )
+class LearningRate(tf.keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """The rate of a step: of the plan, or while `decays`, of a line to zero.
+
+    Args:
+        config: The settings.
+        steps: The number of steps in an epoch.
+        decays: A boolean variable.
+    """
+
+    def __init__(self, config: Config, steps: int, decays: tf.Variable) -> None:
+        high, start = config.learning_rate, config.epochs_before_swa * steps
+        total = config.epochs * steps
+        self._decays = decays
+        self._decayed = swa_tf.schedules.LinearRamp(
+            high, 0.0, start, total - start
+        )
+        if config.strategy == "constant":
+            self._plan = swa_tf.schedules.LinearRamp(high, high, 0, 0)
+        else:
+            self._plan = swa_tf.schedules.published_plan(
+                high, config.swa_learning_rate, start, total
+            )
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """Returns the rate of step number `step`, from 0."""
+        return tf.where(self._decays, self._decayed(step), self._plan(step))
+
+    def get_config(self) -> Any:
+        raise NotImplementedError("A benchmark saves no configurations.")
 
 
 def make_optimizer(config: Config, rate: Any) -> Any:
@@ -223,14 +279,19 @@ def _l2_variables(config: Config, model: tf.keras.Model) -> list[Any]:
     ]
 
 
-def _line(figures: dict[str, Any], epochs: int) -> str:
-    """Returns the line of an epoch on the console."""
+def _line(records: Records, epochs: int) -> str:
+    """Returns the line on the console of the epoch that was last."""
+    figures = (records.decayed or records.epochs)[-1]
     shown = [
         f"{way} {values['accuracy']:.2f}"
         for way, values in figures["validation"].items()
     ]
     return (
-        f"epoch {figures['epoch']}/{epochs}  "
+        f"{_name(figures['epoch'], epochs, bool(records.decayed))}  "
         f"rate {figures['learning_rate']:.4g}  loss {figures['loss']:.3f}  "
         f"validation %: {', '.join(shown)}"
     )
+
+
+def _name(epoch: int, epochs: int, decayed: bool) -> str:
+    return f"{'decayed, ' if decayed else ''}epoch {epoch}/{epochs}"

@@ -74,14 +74,32 @@ class TestEndToEnd:
         assert [e["epoch"] for e in epochs] == [1, 2, 3]
         assert [e["n_models"] for e in epochs] == [0, 1, 2]
         ways = [list(e["validation"]) for e in epochs]
-        assert ways == [["moving", "refit"]] + [list(evaluation.WAYS)] * 2
+        of_swa = ["moving", "refit", "swa", "swa_refit"]
+        assert ways == [["moving", "refit"]] + [of_swa] * 2
         # One model averaged is that model.
         second = epochs[1]["validation"]
         assert second["swa"] == second["moving"]
         assert second["swa_refit"] == second["refit"]
-        # The end, on validation, is the last epoch.
-        assert contents["final"]["validation"] == epochs[2]["validation"]
-        assert list(contents["final"]["test"]) == list(evaluation.WAYS)
+        decayed = contents["decayed"]
+        assert [e["epoch"] for e in decayed] == [2, 3]
+        assert [e["n_models"] for e in decayed] == [0, 0]
+        assert [list(e["validation"]) for e in decayed] == [ways[0]] * 2
+        # 240 images are 7 steps of 32 each epoch: the last of 14 has 1 / 14.
+        high = contents["flags"]["learning_rate"]
+        assert decayed[1]["learning_rate"] == pytest.approx(high / 14)
+        assert epochs[2]["learning_rate"] == pytest.approx(high)
+        # The first steps of both branches are alike, but for the rate.
+        assert decayed[0]["loss"] == pytest.approx(epochs[1]["loss"], rel=0.5)
+        # The end, on validation, is the last epoch of each branch.
+        final = contents["final"]
+        assert final["validation"] == {
+            **epochs[2]["validation"],
+            **{
+                f"decayed_{way}": figures
+                for way, figures in decayed[1]["validation"].items()
+            },
+        }
+        assert set(final["test"]) == set(evaluation.WAYS)
 
     def test_reports(self, whole):
         path, _, _ = whole
@@ -111,6 +129,8 @@ class TestEndToEnd:
                 for e in epochs[first - 1 :]
             ]
         assert [s for s, _ in scalars["train/learning_rate"]] == [1, 2, 3]
+        assert [s for s, _ in scalars["decayed_train/loss"]] == [2, 3]
+        assert len(scalars["validation_accuracy/decayed_refit"]) == 2
 
     @pytest.mark.slow
     def test_killed_and_resumed(self, whole, tmp_path):
@@ -123,7 +143,7 @@ class TestEndToEnd:
         while not (killed / "checkpoints").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        time.sleep(random.SystemRandom().uniform(0.0, 0.3 * seconds))
+        time.sleep(random.SystemRandom().uniform(0.0, 0.6 * seconds))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         last = [p.name for p in (killed / "checkpoints").iterdir()]
@@ -220,5 +240,9 @@ def test_replicas_find_what_one_device_finds(monkeypatch, tmp_path):
     assert one.keys() == two.keys()
     for name, value in one.items():
         # An image at the border of two classes may fall to either side.
+        if name.endswith("right"):
+            bits = int(value, 16) ^ int(two[name], 16)
+            assert bin(bits).count("1") <= 0.02 * 4 * len(value), name
+            continue
         tolerance = {"abs": 2.0} if "accuracy" in name else {"rel": 1e-3}
         assert two[name] == pytest.approx(value, **tolerance), name

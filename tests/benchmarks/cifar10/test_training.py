@@ -22,8 +22,10 @@ def _shallow(monkeypatch):
 
 
 def test_published_plan():
-    settings = config.resolve({"epochs": 10, "epochs_before_swa": 5})
-    rate = training.learning_rate(settings, steps=100)
+    settings = config.resolve(
+        {"strategy": "swa", "epochs": 10, "epochs_before_swa": 5}
+    )
+    rate = training.LearningRate(settings, 100, tf.Variable(False))
     high, low = settings.learning_rate, settings.swa_learning_rate
     for step, wanted in ((0, high), (499, high), (900, low), (999, low)):
         assert float(rate(step)) == pytest.approx(wanted)
@@ -32,8 +34,27 @@ def test_published_plan():
 
 def test_constant():
     settings = config.resolve({"strategy": "constant"})
-    rate = training.learning_rate(settings, steps=100)
-    assert rate == settings.learning_rate
+    rate = training.LearningRate(settings, 100, tf.Variable(False))
+    for step in (0, 99, 2999):
+        assert float(rate(step)) == np.float32(settings.learning_rate)
+
+
+@pytest.mark.parametrize("strategy", config.CHOICES["strategy"])
+def test_decayed_to_zero(strategy):
+    settings = config.resolve(
+        {
+            "strategy": strategy,
+            "epochs": 10,
+            "epochs_before_swa": 5,
+            "learning_rate": 0.5,
+        }
+    )
+    decays = tf.Variable(False)
+    rate = training.LearningRate(settings, 100, decays)
+    assert float(rate(750)) > 0.25 or strategy == "swa"
+    decays.assign(True)
+    for step, expected in ((0, 0.5), (500, 0.5), (750, 0.25), (999, 0.001)):
+        assert float(rate(step)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("optimizer", ["momentumw", "adamw"])
