@@ -100,28 +100,45 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
             tf.errors.InvalidArgumentError: If `mean` and `variance` are to be
                 used before a pre-inference pass has filled them.
         """
-        if tf.is_tensor(use_moving_statistics):
-            return tf.cond(
-                use_moving_statistics,
-                lambda: self.call(inputs, training, True, mask),
-                lambda: self.call(inputs, training, False, mask),
+        call = functools.partial(self._outputs, inputs, training, mask)
+        if not tf.is_tensor(use_moving_statistics):
+            outputs = call(bool(use_moving_statistics))
+        else:
+            outputs = tf.cond(
+                use_moving_statistics, lambda: call(True), lambda: call(False)
             )
+        in_v1_graph = not tf.compat.v1.executing_eagerly_outside_functions()
+        if in_v1_graph and use_moving_statistics is not True and training:
+            name = tf.compat.v1.GraphKeys.UPDATE_OPS
+            tf.compat.v1.add_to_collection(name, outputs.op)
+        return outputs
+
+    def _outputs(
+        self, inputs: Any, training: Any, mask: Any, use_moving_statistics: bool
+    ) -> Any:
         if use_moving_statistics:
             return super().call(inputs, training=training, mask=mask)
         if training and self.trainable:
+            rank = inputs.shape.rank
+            last = moments.channel_axes(self, rank) == [rank - 1]
+            if mask is not None and not last:
+                raise ValueError(
+                    "`mask` needs a batch-norm layer whose `axis` is the last. "
+                    f"Received: axis={self.axis} in layer {self.name}"
+                )
             batch = moments.batch_moments(self, inputs, mask)
-            self._merge(batch)
-            return moments.normalize(self, inputs, batch.mean, batch.variance)
+            with tf.control_dependencies([self._merged(batch)]):
+                return moments.normalize(self, inputs, *batch[1:])
         filled = tf.debugging.assert_positive(
             tf.convert_to_tensor(self.n_updates),
             message=f"Layer {self.name} has no refit statistics yet: call "
             "`swa_tf.refit_batch_norm` first",
         )
-        with tf.control_dependencies([filled] if filled is not None else []):
+        with tf.control_dependencies([filled]):
             mean = tf.identity(self.mean)
         return moments.normalize(self, inputs, mean, self.variance)
 
-    def _merge(self, batch: moments.Moments) -> None:
+    def _merged(self, batch: moments.Moments) -> Any:
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
             raise RuntimeError(
@@ -133,7 +150,9 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         merged = moments.Moments(
             *(tf.cast(each, tf.float64) for each in statistics)
         ).merge(batch)
-        self.mean.assign(tf.cast(merged.mean, self.mean.dtype))
-        self.variance.assign(tf.cast(merged.variance, self.variance.dtype))
-        self.n_samples.assign(tf.cast(merged.count, tf.int64))
-        self.n_updates.assign_add(1)
+        return tf.group(
+            self.mean.assign(tf.cast(merged.mean, self.mean.dtype)),
+            self.variance.assign(tf.cast(merged.variance, self.variance.dtype)),
+            self.n_samples.assign(tf.cast(merged.count[0], tf.int64)),
+            self.n_updates.assign_add(1),
+        )

@@ -102,7 +102,7 @@ def merged(
             f"Received: layer {layer.name} inside one"
         )
     count = tf.where(empty, tf.zeros_like(batch.count), batch.count)
-    own = tf.concat([[count], batch.mean, batch.variance], axis=0)
+    own = tf.stack([count, batch.mean, batch.variance])
     replica = tf.distribute.get_replica_context()
     replicas = replica.num_replicas_in_sync
     if isinstance(replica.strategy, tf.distribute.MirroredStrategy):
@@ -115,12 +115,9 @@ def merged(
             replica.replica_id_in_sync_group, replicas, dtype=tf.float64
         )
         table = replica.all_reduce(
-            tf.distribute.ReduceOp.SUM, row[:, tf.newaxis] * own
+            tf.distribute.ReduceOp.SUM, row[:, tf.newaxis, tf.newaxis] * own
         )
-    parts = []
-    for each in tf.unstack(table, replicas):
-        mean, variance = tf.split(each[1:], 2)
-        parts.append(Moments(each[0], mean, variance))
+    parts = [Moments(*tf.unstack(x, 3)) for x in tf.unstack(table, replicas)]
     return functools.reduce(Moments.merge, parts)
 
 
