@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from swa_tf.support import checks, model_parts, stack
 from swa_tf.support import variables as variables_lib
 
 _ONE_AT_A_TIME = threading.RLock()  # two models may share layers
+_FOREIGN = re.compile("(moving|running)_var(iance)?")  # of other libraries
 
 
 class ArgumentNames(NamedTuple):
@@ -55,18 +57,19 @@ class BatchNormRefit:
 
     Nothing but these statistics changes: every other variable that the pass
     writes has its old value at the end. A layer with `trainable=False` is left
-    alone; so is one that no batch reached, with a warning. A layer that the
-    model always calls with `training=False`, to keep it as it is, should have
-    `trainable=False` too: nothing else tells the refit. Use training data
-    without augmentation; 1,000 to 10,000 samples are enough in practice.
+    alone; so is one that `model(x, training=True)` calls with `training=False`,
+    as in transfer learning, in each such call. One that no batch reached, and
+    batch norms of other libraries, are left alone with a warning. Use training
+    data without augmentation; 1,000 to 10,000 samples are enough in practice.
 
     A call costs about one forward pass over the data. The first one also
-    traces the model, once a shape of inputs: keep the object to refit again.
-    It traces anew when layers or variables were added, replaced, frozen or
-    unfrozen. As with any `tf.function`, all other Python state is what it was
-    at the trace: make a new object after changing it. A model with a
-    `tf.function`, a loop or a condition of TensorFlow inside is traced by way
-    of `tf.config.run_functions_eagerly`, which other threads see meanwhile.
+    traces the model, once a shape of inputs, and before that in training mode,
+    to see how layers are called: keep the object to refit again. It traces anew
+    when layers or variables were added, replaced, frozen or unfrozen. As with
+    any `tf.function`, all other Python state is what it was at the trace: make
+    a new object after changing it. A model with a `tf.function`, a loop or a
+    condition of TensorFlow inside is traced by way of
+    `tf.config.run_functions_eagerly`, which other threads see meanwhile.
 
     Several replicas give the result of one. The strategy of the model
     distributes a `tf.data.Dataset`, unless it is distributed already; batches
@@ -107,6 +110,7 @@ class BatchNormRefit:
         self._variance = variance
         self._pass: ForwardPass | None = None
         self._parts: list[tuple[int, Any, Any]] = []
+        self._others: list[str] = []  # batch norms that cannot be refitted
 
     @property
     def model(self) -> Any:
@@ -154,16 +158,18 @@ class BatchNormRefit:
         checks.batches(dataset, steps, names.dataset, names.steps)
         with _ONE_AT_A_TIME:
             forward = self._forward_pass(names)
-            if forward is None:
-                frozen = model_parts.batch_norm_layers(self._model)
-                kind = "with `trainable=True`" if frozen else "of `tf.keras`"
+            found: list[Any] = []
+            if forward is not None:
+                taken, found = forward.run(dataset, steps, names.dataset)
+            if not found:
                 warnings.warn(
-                    f"`{names.model}` holds no batch-norm layer {kind} to "
-                    f"refit. Received: {names.model}={self._model!r}",
+                    f"`{names.model}` holds no batch-norm layer to refit: one "
+                    "of `tf.keras` with `trainable=True`, which the model "
+                    "calls, and not with `training=False` only. Received: "
+                    f"{names.model}={self._model!r}, others: {self._others}",
                     stacklevel=names.level,
                 )
                 return
-            taken, found = forward.run(dataset, steps, names.dataset)
             if taken == 0:
                 raise ValueError(
                     f"`{names.dataset}` must hold at least one batch. "
@@ -175,7 +181,7 @@ class BatchNormRefit:
                     f"batches. Received: {taken} batches"
                 )
             values: list[tuple[tf.Variable, np.ndarray]] = []
-            for layer, statistics in _reached(forward.layers, found, names):
+            for layer, statistics in _reached(found, self._others, names):
                 values += self._new_values(layer, statistics, names)
             _write(values)
 
@@ -191,13 +197,22 @@ class BatchNormRefit:
         if self._pass is not None and parts == self._parts:
             return self._pass
         layers = model_parts.batch_norm_layers(self._model, trainable=True)
+        built = [layer for layer in layers if layer.built]
+        # In a model that is built, unbuilt layers are never called.
         unbuilt = [layer.name for layer in layers if not layer.built]
-        if unbuilt:
+        if unbuilt and not getattr(self._model, "built", built):
             raise ValueError(
                 f"`{names.model}` must be built: call it once on a batch. "
                 f"Received a model with unbuilt layers: {', '.join(unbuilt)}"
             )
-        self._pass = ForwardPass(self._model, layers) if layers else None
+        self._others = unbuilt + [
+            f"{part.name} ({type(part).__module__}.{type(part).__name__})"
+            for part in model_parts.parts(self._model)
+            if not isinstance(part, stack.batch_norm_layers())
+            and getattr(part, "trainable", True)
+            and any(map(_FOREIGN.fullmatch, vars(part)))
+        ]
+        self._pass = ForwardPass(self._model, built) if built else None
         self._parts = parts
         return self._pass
 
@@ -208,13 +223,13 @@ class BatchNormRefit:
         pooled = self._variance == "pooled"
         variance = found.variance if pooled else found.mean_of_variances
         new = {"moving_mean": found.mean, "moving_variance": variance}
+        if getattr(layer, "renorm", False):
+            stddev = np.sqrt(variance + layer.epsilon)
+            new |= {"moving_stddev": stddev, "renorm_stddev": stddev}
+            new["renorm_mean"] = found.mean
         if isinstance(layer, MovingFreeBatchNormalization):
-            new = {
-                "mean": found.mean,
-                "variance": variance,
-                "n_updates": found.n_updates,
-                "n_samples": found.n_samples,
-            }
+            new = found._replace(variance=variance)._asdict()
+            del new["mean_of_variances"]
         values = []
         for name, value in new.items():
             variable = stack.tf_variable(getattr(layer, name))
@@ -262,23 +277,21 @@ def refit_batch_norm(
 
 
 def _reached(
-    layers: list[Any], found: list[Statistics], names: ArgumentNames
+    pairs: list[tuple[Any, Statistics]], others: list[str], names: ArgumentNames
 ) -> list[tuple[Any, Statistics]]:
     """Returns the layers that samples reached; warns of the others."""
-    pairs = list(zip(layers, found))
     reached = [pair for pair in pairs if pair[1].n_updates > 0]
-    missed = ", ".join(
-        sorted(layer.name for layer, each in pairs if each.n_updates == 0)
-    )
+    missed = [layer.name for layer, each in pairs if each.n_updates == 0]
     if not reached:
         raise ValueError(
             f"`{names.dataset}` must hold samples that reach a batch-norm "
-            f"layer. Received samples for none of {missed}"
+            f"layer. Received samples for none of {', '.join(missed)}"
         )
-    if missed:
+    if missed + others:
         warnings.warn(
-            "No sample reached these batch-norm layers, and their statistics "
-            f"stay as they are: {missed}",
+            "No sample reached these batch norms, or they are none of "
+            "`tf.keras`. A refit leaves their statistics as they are: "
+            + ", ".join(sorted(missed + others)),
             stacklevel=names.level + 1,
         )
     return reached
