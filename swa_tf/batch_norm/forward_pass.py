@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
 import threading
@@ -123,20 +122,19 @@ class ForwardPass:
                 local = self._strategy.experimental_local_results
                 found = tf.nest.map_structure(lambda x: local(x)[0], of_all)
         if training:
-            numbers = range(len(self._layers))
-            self._trains = [found.get(number, [True]) for number in numbers]
+            self._trains = [calls or [True] for calls in found]
         else:
             self._accumulators.merge(found)
 
-    def _forward(self, inputs: Any, training: bool) -> dict[int, list[Any]]:
-        """Returns what `_normalize` has found for each layer, by its number."""
-        self._found.of = collections.defaultdict(list)
+    def _forward(self, inputs: Any, training: bool) -> list[list[Any]]:
+        """Returns what `_normalize` has found for each layer."""
+        self._found.of = [[] for _ in self._layers]
         self._found.training = training
         self._found.calls = [*map(iter, self._trains)]
         if self._strategy is not None:
             inputs, self._found.empty = replicas.filled(inputs)
         self._model(inputs, training=training)
-        return dict(self._found.of)
+        return list(self._found.of)
 
     def _is_traced_here(self) -> bool:
         """Whether a layer is called in this trace, and not elsewhere."""
@@ -165,7 +163,8 @@ class ForwardPass:
         if outermost:
             self._found.of[number].append(batch)
         else:  # inside a loop or a condition, out of reach from here
-            self._accumulators.merge({number: [batch]})
+            alone = [[batch] if each is layer else [] for each in self._layers]
+            self._accumulators.merge(alone)
         return moments.normalize(layer, inputs, *batch[1:], self._call)
 
     def _call(self, function: Any, *tensors: Any, **settings: Any) -> Any:

@@ -61,8 +61,8 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         self.n_updates = add("n_updates", **count)
         self.n_samples = add("n_samples", **count)
 
-    def reset_statistics(self) -> None:
-        """Forgets `mean` and `variance`: the next pass starts anew.
+    def reset_statistics(self) -> Any:
+        """Forgets `mean` and `variance`; in a v1 graph, returns the op for it.
 
         >>> layer = swa_tf.MovingFreeBatchNormalization()
         >>> x = tf.ones([2, 1])
@@ -71,11 +71,13 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         >>> int(layer.n_updates)
         0
         """
-        if self.built:
-            self.mean.assign(tf.zeros_like(self.mean))
-            self.variance.assign(tf.ones_like(self.variance))
-            self.n_updates.assign(0)
-            self.n_samples.assign(0)
+        if not self.built:
+            return None
+        zeros = [self.mean, self.n_updates, self.n_samples]
+        return tf.group(
+            self.variance.assign(tf.ones_like(self.variance)),
+            *(each.assign(tf.zeros_like(each)) for each in zeros),
+        )
 
     def call(
         self,
@@ -94,7 +96,8 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
             mask: The samples that count, as in Keras's layer.
 
         Returns:
-            A tensor of the shape of `inputs`.
+            A tensor of the shape of `inputs`. In a v1 graph it runs the update
+            of `mean` and `variance`, which is in `UPDATE_OPS`.
 
         Raises:
             tf.errors.InvalidArgumentError: If `mean` and `variance` are to be
@@ -132,7 +135,7 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         filled = tf.debugging.assert_positive(
             tf.convert_to_tensor(self.n_updates),
             message=f"Layer {self.name} has no refit statistics yet: call "
-            "`swa_tf.refit_batch_norm` first",
+            "`swa_tf.refit_batch_norm`, or the layer with `training=True`",
         )
         with tf.control_dependencies([filled]):
             mean = tf.identity(self.mean)

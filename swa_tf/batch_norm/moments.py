@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -236,10 +236,9 @@ class Accumulators:
         """Forgets all samples."""
         self._table.assign(tf.zeros_like(self._table))
 
-    def merge(self, batches: Mapping[int, Sequence[Moments]]) -> None:
-        """Merges batches, by the number of the layer that met them."""
-        of_layers = [batches.get(n, ()) for n in range(len(self._channels))]
-        for one_of_each in itertools.zip_longest(*of_layers):
+    def merge(self, batches: Sequence[Sequence[Moments]]) -> None:
+        """Merges the batches of each layer."""
+        for one_of_each in itertools.zip_longest(*batches):
             of_all = (
                 batch or Moments(*[tf.zeros([n_channels], tf.float64)] * 3)
                 for batch, n_channels in zip(one_of_each, self._channels)

@@ -238,7 +238,8 @@ class SWACallback(tf.keras.callbacks.Callback):
             warnings.warn(
                 "The model has batch-norm layers, whose statistics do not "
                 "belong to the averaged weights: give `SWACallback` "
-                "`refit_data`, such as the training data.",
+                "`refit_data`, such as the training data, unless all of them "
+                "are called with `training=False`.",
                 stacklevel=3,
             )
         undo.replace(model, "evaluate", self._validation())

@@ -240,6 +240,15 @@ def test_batch_norms_of_other_libraries(make):
         swa_tf.refit_batch_norm(model, [X])
 
 
+def test_a_frozen_one_is_left_alone_in_silence():
+    foreign = ForeignLayer(trainable=False)
+    model = Mixed(foreign, layers.BatchNormalization())
+    model(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        swa_tf.refit_batch_norm(model, [X])
+
+
 def test_layers_that_are_no_batch_norms():
     normalization = layers.Normalization()
     normalization.adapt(X)
@@ -255,6 +264,6 @@ def test_layers_that_are_no_batch_norms():
     model(X)
     before = bits(model.weights[:-2])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         swa_tf.refit_batch_norm(model, [X])
     assert bits(model.weights[:-2]) == before

@@ -93,3 +93,6 @@ def test_inference_needs_no_update():
         )
         session.run(moving, {inputs: X})
         assert statistics(session, layer)[2:] == [1, 24]
+        session.run(layer.reset_statistics())
+        for found, value in zip(statistics(session, layer), [0, 1, 0, 0]):
+            np.testing.assert_array_equal(found, np.full_like(found, value))
