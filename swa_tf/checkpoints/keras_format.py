@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -30,6 +31,11 @@ from swa_tf.support import whole_files
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
+# Metrics' variables, by the attribute or the class, which lead to them.
+_METRIC = re.compile(
+    r"(^|/)(_?metrics|\w*(metric|tracker|accuracy|precision|recall|auc"
+    r"|io_u|f1_score)s?(_\d+)?)/(.*/)?vars/\d+$"
+)
 _MAX_COMPRESSION = 1032  # no filter, such as deflate, achieves more
 _COPIED_AT_ONCE = 1 << 20  # bytes
 
@@ -45,14 +51,21 @@ class Hdf5Checkpoint(Checkpoint):
         places: list[tuple[int, int, str]] = []
         with self._opened() as file:
             self._walk(file, "", places)
+            self.places = _places(file)
         places.sort()
         for (_, end, key), (start, _, other) in zip(places, places[1:]):
             if start < end:
                 raise DamagedError(f"'{key}' and '{other}' lie in one place")
+        self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """Sets which of the tensors are weights, and which are not."""
         named = {k for k in self.tensors if k.split("/")[0] in _OPTIMIZER}
-        self.guessed = _optimizers(self.tensors) - named
-        self.slots = named | self.guessed
-        self.state = {key for key in self.tensors if key.startswith("metrics/")}
+        optimizers = _optimizers(self.tensors) - named
+        self.slots = named | optimizers
+        self.state = set(filter(_METRIC.search, self.tensors)) - self.slots
+        known = {key for key in self.state if key.startswith("metrics/")}
+        self.guessed = optimizers | (self.state - known)
         self.batch_norm = _batch_norm(self.tensors) - self.slots - self.state
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
@@ -67,19 +80,19 @@ class Hdf5Checkpoint(Checkpoint):
     def write(
         self, path: pathlib.Path, values: Values, dropped: set[str]
     ) -> None:
+        self.copy(path, dropped)
+        with h5py.File(path, "r+") as file:
+            for key, value in values:
+                if value is not None:
+                    assign(file[key], value)
+
+    def copy(self, path: pathlib.Path, dropped: set[str]) -> None:
+        """Writes a copy of the HDF5 file without some keys."""
         if dropped:
             self._copy_without(dropped, path)
         else:
             with self._part() as part, open(path, "wb") as copied:
                 shutil.copyfileobj(part, copied, _COPIED_AT_ONCE)
-        with h5py.File(path, "r+") as file:
-            for key, value in values:
-                if value is None:
-                    continue
-                dataset = file[key]
-                if dataset.dtype.kind == "V":
-                    value = value.view(dataset.dtype)
-                dataset[...] = value  # in whatever type and order the file has
 
     @contextlib.contextmanager
     def _part(self) -> Iterator[Any]:
@@ -258,6 +271,38 @@ def _tensor(key: str, dataset: Any) -> Tensor:
     if dataset.nbytes > _MAX_COMPRESSION * dataset.file.id.get_filesize():
         raise DamagedError(f"'{key}' is larger than its file can hold")
     return Tensor(dataset.shape, dtype)
+
+
+def assign(dataset: Any, value: np.ndarray) -> None:
+    """Writes a value in whatever type and byte order the file has."""
+    if dataset.dtype.kind == "V":
+        value = value.view(dataset.dtype)
+    dataset[...] = value
+
+
+def _places(file: Any) -> dict[str, tuple[int, int]]:
+    """Returns the places of what a `.h5` file lists: its layer, its weight.
+
+    Keras loads by them: it numbers the names of layers anew in each process.
+    """
+
+    def listed(group: Any, name: str) -> list[str]:
+        numbered = (f"{name}{i}" for i in itertools.count())  # of very many
+        names = itertools.takewhile(group.attrs.__contains__, numbered)
+        lists = [name] if name in group.attrs else names
+        found = [each for attribute in lists for each in group.attrs[attribute]]
+        return [n.decode() if isinstance(n, bytes) else n for n in found]
+
+    places: dict[str, tuple[int, int]] = {}
+    group = file.get("model_weights", file)
+    n_layers = 0
+    for layer in [*listed(group, "layer_names"), "top_level_model_weights"]:
+        names = listed(group[layer], "weight_names") if layer in group else []
+        for i, name in enumerate(names):
+            key = f"{group.name}/{layer}/{name}".lstrip("/")
+            places[key] = (n_layers, i)
+        n_layers += bool(names)
+    return places
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:

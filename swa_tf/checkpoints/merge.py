@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from swa_tf.checkpoints import paths
 from swa_tf.checkpoints.checkpoint import (
@@ -24,6 +23,7 @@ from swa_tf.checkpoints.checkpoint import (
     groups,
 )
 from swa_tf.checkpoints.keras_format import Hdf5Checkpoint, KerasCheckpoint
+from swa_tf.checkpoints.sharded_format import ShardedCheckpoint
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import checks, whole_files
 
@@ -54,9 +54,19 @@ class Average:
                 step *= c
                 average += step
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is no NaN and no infinity; also False for huge sums."""
+        with np.errstate(all="ignore"):
+            return bool(np.isfinite(self._value.sum()))
+
     def value(self) -> np.ndarray:
         """Returns the average in the type of the arrays, rounded once."""
         return self._value.astype(self._dtype)
+
+
+class NotFiniteError(ValueError):
+    """The error of an average that is NaN or infinite, and need not be."""
 
 
 def merge(
@@ -65,22 +75,23 @@ def merge(
     coefficients: Sequence[float],
     *,
     optimizer_slots: str,
-    from_newest: Iterable[str],
+    from_newest: Iterable[re.Pattern[str]],
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Averages checkpoints, as `average_checkpoints` says.
 
-    `coefficients` are the c of the equation for each input; `about` is added
-    to the report.
+    `coefficients` are the c of the equation for each input; `from_newest` is
+    from `patterns`; `about` is added to the report.
     """
     checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     checkpoints = [opened(path) for path in inputs]
     newest = checkpoints[inputs.index(paths.in_order(inputs)[-1])]
-    for checkpoint in checkpoints:
-        _check_alike(checkpoint, newest)
-    averaged = _averaged(newest, from_newest)
+    averaged = _averaged(newest, checkpoints, from_newest)
+    twins = [
+        _twins(newest, each, averaged, from_newest) for each in checkpoints
+    ]
     dropped = newest.slots if optimizer_slots == "drop" else set()
     others = newest.tensors.keys() - averaged - dropped
     shares: list[float] = []
@@ -128,8 +139,8 @@ def merge(
         if progress is not None:
             progress(done, total)
 
-    for checkpoint in checkpoints:  # for their checksums
-        unaveraged = sorted(checkpoint.tensors.keys() - averaged)
+    for checkpoint, keys in zip(checkpoints, twins):  # for their checksums
+        unaveraged = sorted(checkpoint.tensors.keys() - set(keys.values()))
         for key, _ in read(checkpoint, unaveraged):
             advance(checkpoint.tensors[key])
 
@@ -137,8 +148,10 @@ def merge(
         sizes = {key: newest.tensors[key].size for key in sorted(averaged)}
         for group in groups(sizes, sizes.__getitem__, _MAX_GROUP):
             averages: dict[str, Average] = {}
-            for checkpoint, c in zip(checkpoints, coefficients):
-                for key, weight in read(checkpoint, group):
+            for checkpoint, keys, c in zip(checkpoints, twins, coefficients):
+                key_of = {keys[key]: key for key in group}
+                for twin, weight in read(checkpoint, key_of):
+                    key = key_of[twin]
                     if key in averages:
                         averages[key].update(weight, c)
                     else:
@@ -146,7 +159,10 @@ def merge(
                     advance(newest.tensors[key])
                     del weight  # before the next one is read
             for key in group:
-                yield key, averages.pop(key).value()
+                average = averages.pop(key)
+                if not average.is_finite:
+                    _check_finite(key, average, newest, checkpoints, twins)
+                yield key, average.value()
         for key in others:
             yield key, None
 
@@ -187,11 +203,6 @@ def guess(report: dict[str, Any]) -> str:
 def opened(path: str, argument: str = "inputs") -> Checkpoint:
     """Opens a checkpoint, or raises an error that says why it is none."""
     files = paths.files(path)
-    if tf.io.gfile.isdir(path) and files[-1:] in ([], [path]):
-        raise ValueError(
-            f"`{argument}` must be a list of checkpoints, or one directory. "
-            f"Received: the directory '{path}' in a list"
-        )
     if not files:
         raise FileNotFoundError(
             f"`{argument}` must be checkpoints that exist. Received: '{path}'"
@@ -203,12 +214,14 @@ def opened(path: str, argument: str = "inputs") -> Checkpoint:
                 os.stat(file).st_mode
             ):
                 raise DamagedError(f"{os.path.basename(file)} is no file")
-        if files[-1] not in (path, f"{path}.index"):
-            raise DamagedError(f"{os.path.basename(path)}.index is missing")
         suffix = paths.suffix(path)
-        if suffix == ".keras":
-            return KerasCheckpoint(path)
-        return Hdf5Checkpoint(path) if suffix else TensorFlowCheckpoint(path)
+        main = path if suffix else f"{path}.index"
+        if files[-1] not in (path, main):
+            raise DamagedError(f"{os.path.basename(main)} is missing")
+        if not suffix:
+            return TensorFlowCheckpoint(path)
+        forms = {".keras": KerasCheckpoint, paths.SHARDED: ShardedCheckpoint}
+        return forms.get(suffix, Hdf5Checkpoint)(path)
 
 
 @contextlib.contextmanager
@@ -235,67 +248,124 @@ def read(
         del value  # before the next one is read
 
 
-def _check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:
-    """Raises unless both have the same tensors; slots aside."""
-    if checkpoint.form != newest.form:
-        raise ValueError(
-            "`inputs` must be of one form. "
-            f"Received: '{checkpoint.path}', a {checkpoint.form}, and "
-            f"'{newest.path}', a {newest.form}"
-        )
-    slots = checkpoint.slots | newest.slots
-    ours, others = (
-        {k: str(v) for k, v in each.tensors.items() if k not in slots}
-        for each in (checkpoint, newest)
-    )
-    differ = {
-        "without": others.keys() - ours.keys(),
-        "with, in addition,": ours.keys() - others.keys(),
-        "with another shape or type of": dict(ours.items() - others.items()),
-    }
-    for how, keys in differ.items():
-        if keys:
-            tensors = ", ".join(
-                f"'{newest.name(key)}' "
-                + " instead of ".join(
-                    t[key] for t in (ours, others) if key in t
-                )
-                for key in sorted(keys)[:3]
-            )
-            more = " and more" if len(keys) > 3 else ""
-            raise ValueError(
-                "`inputs` must hold the same tensors. "
-                f"Received: '{checkpoint.path}' {how} {tensors}{more}, "
-                f"against '{newest.path}'"
-            )
-
-
-def _averaged(newest: Checkpoint, from_newest: Iterable[str]) -> set[str]:
-    """Returns the keys of what is averaged."""
+def patterns(from_newest: Iterable[str]) -> list[re.Pattern[str]]:
+    """Returns the regular expressions of the argument `from_newest`."""
     if isinstance(from_newest, str):
         raise TypeError(
             "`from_newest` must be a list of regular expressions. "
             f"Received: from_newest={from_newest!r}"
         )
-    keys = {key for key, tensor in newest.tensors.items() if tensor.is_float}
-    keys -= newest.slots | newest.state
+    compiled = []
     for pattern in from_newest:
         try:
-            found = {k for k in keys if re.search(pattern, newest.name(k))}
+            compiled.append(re.compile(pattern))
         except (re.error, TypeError) as error:
             raise ValueError(
                 "`from_newest` must hold regular expressions. "
                 f"Received: {pattern!r}: {error}"
             ) from None
+    return compiled
+
+
+def _weights(checkpoint: Checkpoint) -> set[str]:
+    """Returns the keys of what is averaged unless `from_newest` matches it."""
+    floats = {key for key, t in checkpoint.tensors.items() if t.is_float}
+    return floats - checkpoint.slots - checkpoint.state
+
+
+def _averaged(
+    newest: Checkpoint,
+    checkpoints: list[Checkpoint],
+    from_newest: Iterable[re.Pattern[str]],
+) -> set[str]:
+    """Returns the keys of what is averaged."""
+    # They may also match what is no weight, in any of the files.
+    left = {each.name(key) for each in checkpoints for key in each.tensors}
+    for pattern in from_newest:
+        found = set(filter(pattern.search, left))
         if not found:
             raise ValueError(
-                "`from_newest` must match names of weights. Received: "
-                f"{pattern!r}, which matches none of those left"
+                "`from_newest` must match names of tensors. Received: "
+                f"{pattern.pattern!r}, which matches none of those left"
             )
-        keys -= found
+        left -= found
+    keys = {key for key in _weights(newest) if newest.name(key) in left}
     if not keys:
         raise ValueError(
             "`inputs` must hold weights of floating point to average. "
             f"Received: none in '{newest.path}'"
         )
     return keys
+
+
+def _twins(
+    newest: Checkpoint,
+    checkpoint: Checkpoint,
+    averaged: set[str],
+    from_newest: Iterable[re.Pattern[str]],
+) -> dict[str, str]:
+    """Returns the keys in `checkpoint` of what is averaged, by the newest's.
+
+    Raises unless both have the same weights. All else may differ.
+    """
+    if checkpoint.form != newest.form:
+        raise ValueError(
+            "`inputs` must be of one form. "
+            f"Received: '{checkpoint.path}', a {checkpoint.form}, and "
+            f"'{newest.path}', a {newest.form}"
+        )
+    twins = newest.twins(checkpoint)
+    known = {twin for k, twin in twins.items() if newest.tensors[k].is_float}
+    ours = {
+        checkpoint.name(key): str(checkpoint.tensors[key])
+        for key in _weights(checkpoint) - known
+        if not any(p.search(checkpoint.name(key)) for p in from_newest)
+    }
+    others = {newest.name(k): str(newest.tensors[k]) for k in averaged}
+    for key in averaged & twins.keys():
+        ours[newest.name(key)] = str(checkpoint.tensors[twins[key]])
+    differ = {
+        "without": others.keys() - ours.keys(),
+        "with, in addition,": ours.keys() - others.keys(),
+        "with another shape or type of": dict(ours.items() - others.items()),
+    }
+    for how, names in differ.items():
+        if names:
+            tensors = ", ".join(
+                f"'{name}' "
+                + " instead of ".join(
+                    t[name] for t in (ours, others) if name in t
+                )
+                for name in sorted(names)[:3]
+            )
+            more = " and more" if len(names) > 3 else ""
+            raise ValueError(
+                "`inputs` must hold the same tensors, apart from what "
+                "`from_newest` matches. "
+                f"Received: '{checkpoint.path}' {how} {tensors}{more}, "
+                f"against '{newest.path}'"
+            )
+    return {key: twins[key] for key in averaged}
+
+
+def _check_finite(
+    key: str,
+    average: Average,
+    newest: Checkpoint,
+    checkpoints: list[Checkpoint],
+    twins: list[dict[str, str]],
+) -> None:
+    """Raises if an average is NaN or infinite where the newest input is not."""
+    ((_, value),) = read(newest, [key])
+    spoilt = np.isfinite(value) & ~np.isfinite(average.value())
+    if not spoilt.any():
+        return
+    for checkpoint, keys in zip(checkpoints, twins):
+        ((_, value),) = read(checkpoint, [keys[key]])
+        if not np.isfinite(value[spoilt]).all():
+            raise NotFiniteError(
+                "`inputs` must be finite where the newest is, or their average "
+                f"is not. Received: '{checkpoint.path}' with NaN or infinity "
+                f"in '{newest.name(key)}'. Leave that input out or, if this is "
+                "no weight, name it in `from_newest`."
+            )

@@ -6,6 +6,8 @@ model's kernels lie under its optimizer's path.
 
 from __future__ import annotations
 
+import heapq
+import re
 from collections.abc import Collection, Container, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +15,16 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+# The attributes in which metrics keep their variables.
+_METRIC = re.compile(
+    r"(_?total|_?count|accumulator|(true|false)_(positives|negatives)|total_cm"
+    r"|conf_mtx|intermediate_weights|weights_intermediate|squared_sum|sum"
+    r"|residual|res|num_samples)$"
+)
+# Lists of variables, whose order depends on what is frozen, or is any.
+_LIST = re.compile(r"_?(non_)?(trainable_)?variables$")
+_IN_ANY_ORDER = "_all_variables"  # of an export of Keras 3
 
 
 class AverageKeys(NamedTuple):
@@ -28,8 +40,8 @@ class ObjectGraph:
 
     Attributes:
         slots: The keys of the variables that optimizers keep for weights.
-        state: The keys of other variables that are no weights: those of
-            optimizers, of metrics, and the averages of a `WeightAverage`.
+        state: All other keys that are no weights: of optimizers, of metrics,
+            of a `WeightAverage`, and of what is no variable, such as a table.
         averages: The keys of each `WeightAverage`.
     """
 
@@ -38,7 +50,9 @@ class ObjectGraph:
         self._graph.ParseFromString(serialized)
         self._check(keys)
         slots: set[str] = set()
-        state: set[str] = set()
+        state = set(keys)
+        for i in range(len(self._graph.nodes)):
+            state -= {value.checkpoint_key for value in self._values(i)}
         self.averages: list[AverageKeys] = []
         for node in self._graph.nodes:
             children = {c.local_name: c.node_id for c in node.children}
@@ -65,9 +79,10 @@ class ObjectGraph:
                     ):
                         found = AverageKeys(averages, n_models, saved)
                         self.averages.append(found)
-            if {"total", "count"} <= children.keys() or (  # a metric
-                {"current_loss_scale", "good_steps"} <= children.keys()
-            ):
+            if {"current_loss_scale", "good_steps"} <= children.keys():
+                state |= own
+            held = {name for name, c in children.items() if any(self._keys(c))}
+            if {"total", "count"} <= held or all(map(_METRIC.match, held)):
                 state |= own
         self.slots = slots & set(keys)
         self.state = (state - slots) & set(keys)
@@ -85,6 +100,48 @@ class ObjectGraph:
         if not ids <= set(range(len(nodes))):
             raise LookupError("it refers to nodes that it does not have")
 
+    def twins(self, other: ObjectGraph) -> dict[str, str]:
+        """Returns the keys of `other` by those of the same variables here.
+
+        What the same names lead to from the root is the same. Where names and
+        a list lead to it, the names decide: the lists of optimizers depend on
+        what was frozen.
+        """
+        nodes, others = self._graph.nodes, other._graph.nodes
+        pairs: dict[int, int] = {}
+        paired: set[int] = set()
+        waiting = [(False, 0, 0, 0)]  # is by a list, turn, two nodes
+        n_seen = 0
+        while waiting:
+            by_list, _, mine, its = heapq.heappop(waiting)
+            if mine in pairs or its in paired:
+                continue
+            pairs[mine] = its
+            paired.add(its)
+            children = {c.local_name: c.node_id for c in nodes[mine].children}
+            theirs = {c.local_name: c.node_id for c in others[its].children}
+            by_list |= not children.keys().isdisjoint(("_iterations", "iter"))
+            for name, child in children.items():
+                if name in theirs and name != _IN_ANY_ORDER:
+                    n_seen += 1
+                    doubt = by_list or bool(_LIST.match(name))
+                    pair = doubt, n_seen, child, theirs[name]
+                    heapq.heappush(waiting, pair)
+        same = [
+            pair
+            for mine, its in pairs.items()
+            for pair in zip(self._values(mine), other._values(its))
+        ]
+        keys = {
+            value.checkpoint_key: twin.checkpoint_key for value, twin in same
+        }
+        names = {value.full_name: twin.full_name for value, twin in same}
+        keys_of_names = other._in_any_order()
+        for name, key in self._in_any_order().items():
+            if names.get(name, name) in keys_of_names:
+                keys.setdefault(key, keys_of_names[names.get(name, name)])
+        return keys
+
     def without(self, keys: Container[str]) -> bytes:
         """Returns the graph, serialized, without the values of some keys."""
         graph: Any = trackable_object_graph_pb2.TrackableObjectGraph()
@@ -100,6 +157,22 @@ class ObjectGraph:
                 if slot.slot_variable_node_id in emptied:
                     node.slot_variables.remove(slot)
         return bytes(graph.SerializeToString(deterministic=True))
+
+    def _in_any_order(self) -> dict[str, str]:
+        """Returns the keys in a list that has no order, by names in it."""
+        found: dict[str, list[str]] = {}
+        for child in self._graph.nodes[0].children:
+            if child.local_name == _IN_ANY_ORDER:
+                for each in self._graph.nodes[child.node_id].children:
+                    for value in self._values(each.node_id):
+                        key = value.checkpoint_key
+                        found.setdefault(value.full_name, []).append(key)
+        return {name: keys[0] for name, keys in found.items() if len(keys) < 2}
+
+    def _values(self, node_id: int) -> list[Any]:
+        """Returns the attribute of a variable; of another object none."""
+        attributes = self._graph.nodes[node_id].attributes
+        return [each for each in attributes if each.name == "VARIABLE_VALUE"]
 
     def _keys(self, node_id: int) -> Iterator[str]:
         for attribute in self._graph.nodes[node_id].attributes:
