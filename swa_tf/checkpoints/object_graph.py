@@ -19,7 +19,7 @@ SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # The attributes in which metrics keep their variables.
 _METRIC = re.compile(
     r"(_?total|_?count|accumulator|(true|false)_(positives|negatives)|total_cm"
-    r"|conf_mtx|intermediate_weights|weights_intermediate|squared_sum|sum"
+    r"|total_confusion_matrix|conf_mtx|intermediate_weights|weights_intermediate|squared_sum|sum"
     r"|residual|res|num_samples)$"
 )
 # Lists of variables, whose order depends on what is frozen, or is any.
@@ -70,7 +70,7 @@ class ObjectGraph:
                 slots |= set(self._keys(slot.slot_variable_node_id))
             if {"_averages", "_n_models"} <= children.keys():
                 averages = list(self._below(children["_averages"]))
-                state |= set(averages)
+                state |= own.union(*map(self._below, children.values()))
                 # Only exponential averages have `_begun`; they do not merge.
                 if "_state" in children and "_begun" not in children:
                     for n_models, saved in zip(
