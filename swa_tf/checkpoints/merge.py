@@ -22,8 +22,11 @@ from swa_tf.checkpoints.checkpoint import (
     Tensor,
     groups,
 )
-from swa_tf.checkpoints.keras_format import Hdf5Checkpoint, KerasCheckpoint
-from swa_tf.checkpoints.sharded_format import ShardedCheckpoint
+from swa_tf.checkpoints.keras_format import (
+    Hdf5Checkpoint,
+    KerasCheckpoint,
+    ShardedCheckpoint,
+)
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import checks, whole_files
 

@@ -6,7 +6,7 @@ model's kernels lie under its optimizer's path.
 
 from __future__ import annotations
 
-import heapq
+import collections
 import re
 from collections.abc import Collection, Container, Iterator
 from typing import Any, NamedTuple
@@ -50,9 +50,7 @@ class ObjectGraph:
         self._graph.ParseFromString(serialized)
         self._check(keys)
         slots: set[str] = set()
-        state = set(keys)
-        for i in range(len(self._graph.nodes)):
-            state -= {value.checkpoint_key for value in self._values(i)}
+        state = {key for key in keys if not key.endswith(SUFFIX)}
         self.averages: list[AverageKeys] = []
         for node in self._graph.nodes:
             children = {c.local_name: c.node_id for c in node.children}
@@ -107,39 +105,32 @@ class ObjectGraph:
         a list lead to it, the names decide: the lists of optimizers depend on
         what was frozen.
         """
-        nodes, others = self._graph.nodes, other._graph.nodes
-        pairs: dict[int, int] = {}
-        paired: set[int] = set()
-        waiting = [(False, 0, 0, 0)]  # is by a list, turn, two nodes
-        n_seen = 0
-        while waiting:
-            by_list, _, mine, its = heapq.heappop(waiting)
-            if mine in pairs or its in paired:
+        keys: dict[str, str] = {}
+        names: dict[str, str] = {}
+        seen: set[int] = set()
+        taken: set[int] = set()
+        by_name = collections.deque([(0, 0)])
+        by_list: collections.deque[tuple[int, int]] = collections.deque()
+        while queue := by_name or by_list:
+            mine, its = queue.popleft()
+            if mine in seen or its in taken:
                 continue
-            pairs[mine] = its
-            paired.add(its)
-            children = {c.local_name: c.node_id for c in nodes[mine].children}
-            theirs = {c.local_name: c.node_id for c in others[its].children}
-            by_list |= not children.keys().isdisjoint(("_iterations", "iter"))
-            for name, child in children.items():
+            seen.add(mine)
+            taken.add(its)
+            for value, twin in zip(self._values(mine), other._values(its)):
+                keys[value.checkpoint_key] = twin.checkpoint_key
+                names[value.full_name] = twin.full_name
+            children, theirs = self._children(mine), other._children(its)
+            is_optimizer = bool({"_iterations", "iter"} & children.keys())
+            for name in children:
                 if name in theirs and name != _IN_ANY_ORDER:
-                    n_seen += 1
-                    doubt = by_list or bool(_LIST.match(name))
-                    pair = doubt, n_seen, child, theirs[name]
-                    heapq.heappush(waiting, pair)
-        same = [
-            pair
-            for mine, its in pairs.items()
-            for pair in zip(self._values(mine), other._values(its))
-        ]
-        keys = {
-            value.checkpoint_key: twin.checkpoint_key for value, twin in same
-        }
-        names = {value.full_name: twin.full_name for value, twin in same}
-        keys_of_names = other._in_any_order()
-        for name, key in self._in_any_order().items():
-            if names.get(name, name) in keys_of_names:
-                keys.setdefault(key, keys_of_names[names.get(name, name)])
+                    in_list = is_optimizer or _LIST.match(name)
+                    pair = children[name], theirs[name]
+                    (by_list if in_list else queue).append(pair)
+        unordered, its_unordered = self._in_any_order(), other._in_any_order()
+        for name, key in unordered.items():
+            if names.get(name, name) in its_unordered:
+                keys.setdefault(key, its_unordered[names.get(name, name)])
         return keys
 
     def without(self, keys: Container[str]) -> bytes:
@@ -160,19 +151,24 @@ class ObjectGraph:
 
     def _in_any_order(self) -> dict[str, str]:
         """Returns the keys in a list that has no order, by names in it."""
-        found: dict[str, list[str]] = {}
-        for child in self._graph.nodes[0].children:
-            if child.local_name == _IN_ANY_ORDER:
-                for each in self._graph.nodes[child.node_id].children:
-                    for value in self._values(each.node_id):
-                        key = value.checkpoint_key
-                        found.setdefault(value.full_name, []).append(key)
-        return {name: keys[0] for name, keys in found.items() if len(keys) < 2}
+        unordered = self._children(0).get(_IN_ANY_ORDER)
+        nodes = {} if unordered is None else self._children(unordered)
+        values = [value for i in nodes.values() for value in self._values(i)]
+        count = collections.Counter(value.full_name for value in values)
+        return {
+            value.full_name: value.checkpoint_key
+            for value in values
+            if count[value.full_name] == 1
+        }
+
+    def _children(self, node_id: int) -> dict[str, int]:
+        children = self._graph.nodes[node_id].children
+        return {child.local_name: child.node_id for child in children}
 
     def _values(self, node_id: int) -> list[Any]:
         """Returns the attribute of a variable; of another object none."""
         attributes = self._graph.nodes[node_id].attributes
-        return [each for each in attributes if each.name == "VARIABLE_VALUE"]
+        return [a for a in attributes if a.checkpoint_key.endswith(SUFFIX)]
 
     def _keys(self, node_id: int) -> Iterator[str]:
         for attribute in self._graph.nodes[node_id].attributes:
