@@ -39,8 +39,7 @@ class Average:
 
     def __init__(self, first: np.ndarray) -> None:
         self._dtype = first.dtype
-        dtype = np.result_type(first.dtype, np.float64)
-        self._value = np.array(first, dtype, order="C")
+        self._value = np.array(first, _wide(first.dtype), order="C")
 
     def update(self, weight: np.ndarray, c: float) -> None:
         """average <- average + c * (weight - average)"""
@@ -57,15 +56,13 @@ class Average:
                 step *= c
                 average += step
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether there is no NaN and no infinity; also False for huge sums."""
-        with np.errstate(all="ignore"):
-            return bool(np.isfinite(self._value.sum()))
-
     def value(self) -> np.ndarray:
         """Returns the average in the type of the arrays, rounded once."""
         return self._value.astype(self._dtype)
+
+
+def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.result_type(dtype, np.float64)
 
 
 class NotFiniteError(ValueError):
@@ -91,10 +88,14 @@ def merge(
     checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     checkpoints = [opened(path) for path in inputs]
     newest = checkpoints[inputs.index(paths.in_order(inputs)[-1])]
-    averaged = _averaged(newest, checkpoints, from_newest)
-    twins = [
-        _twins(newest, each, averaged, from_newest) for each in checkpoints
-    ]
+    unmatched = _unmatched(checkpoints, from_newest)
+    averaged = _weights(newest, unmatched)
+    if not averaged:
+        raise ValueError(
+            "`inputs` must hold weights of floating point to average. "
+            f"Received: none in '{newest.path}'"
+        )
+    twins = [_twins(newest, averaged, c, unmatched) for c in checkpoints]
     dropped = newest.slots if optimizer_slots == "drop" else set()
     others = newest.tensors.keys() - averaged - dropped
     shares: list[float] = []
@@ -143,8 +144,8 @@ def merge(
             progress(done, total)
 
     for checkpoint, keys in zip(checkpoints, twins):  # for their checksums
-        unaveraged = sorted(checkpoint.tensors.keys() - set(keys.values()))
-        for key, _ in read(checkpoint, unaveraged):
+        unaveraged = checkpoint.tensors.keys() - {keys[k] for k in averaged}
+        for key, _ in read(checkpoint, sorted(unaveraged)):
             advance(checkpoint.tensors[key])
 
     def values() -> Iterator[tuple[str, np.ndarray | None]]:
@@ -162,10 +163,10 @@ def merge(
                     advance(newest.tensors[key])
                     del weight  # before the next one is read
             for key in group:
-                average = averages.pop(key)
-                if not average.is_finite:
-                    _check_finite(key, average, newest, checkpoints, twins)
-                yield key, average.value()
+                average = averages.pop(key).value()
+                _check_finite(key, average, newest, zip(checkpoints, twins))
+                yield key, average
+                del average  # before the next one is made
         for key in others:
             yield key, None
 
@@ -270,101 +271,90 @@ def patterns(from_newest: Iterable[str]) -> list[re.Pattern[str]]:
     return compiled
 
 
-def _weights(checkpoint: Checkpoint) -> set[str]:
-    """Returns the keys of what is averaged unless `from_newest` matches it."""
-    floats = {key for key, t in checkpoint.tensors.items() if t.is_float}
-    return floats - checkpoint.slots - checkpoint.state
-
-
-def _averaged(
-    newest: Checkpoint,
-    checkpoints: list[Checkpoint],
-    from_newest: Iterable[re.Pattern[str]],
+def _unmatched(
+    checkpoints: list[Checkpoint], from_newest: Iterable[re.Pattern[str]]
 ) -> set[str]:
-    """Returns the keys of what is averaged."""
-    # They may also match what is no weight, in any of the files.
-    left = {each.name(key) for each in checkpoints for key in each.tensors}
+    """Returns the names of all tensors that no pattern matches."""
+    names = {each.name(key) for each in checkpoints for key in each.tensors}
     for pattern in from_newest:
-        found = set(filter(pattern.search, left))
+        found = set(filter(pattern.search, names))
         if not found:
             raise ValueError(
                 "`from_newest` must match names of tensors. Received: "
                 f"{pattern.pattern!r}, which matches none of those left"
             )
-        left -= found
-    keys = {key for key in _weights(newest) if newest.name(key) in left}
-    if not keys:
-        raise ValueError(
-            "`inputs` must hold weights of floating point to average. "
-            f"Received: none in '{newest.path}'"
-        )
-    return keys
+        names -= found
+    return names
+
+
+def _weights(checkpoint: Checkpoint, names: set[str]) -> set[str]:
+    """Returns the keys of the weights among some names."""
+    return {
+        key
+        for key, tensor in checkpoint.tensors.items()
+        if tensor.is_float and checkpoint.name(key) in names
+    } - (checkpoint.slots | checkpoint.state)
 
 
 def _twins(
-    newest: Checkpoint,
-    checkpoint: Checkpoint,
-    averaged: set[str],
-    from_newest: Iterable[re.Pattern[str]],
+    newest: Checkpoint, averaged: set[str], other: Checkpoint, names: set[str]
 ) -> dict[str, str]:
-    """Returns the keys in `checkpoint` of what is averaged, by the newest's.
+    """Returns the keys in another checkpoint of what is averaged.
 
     Raises unless both have the same weights. All else may differ.
     """
-    if checkpoint.form != newest.form:
+    if other.form != newest.form:
         raise ValueError(
             "`inputs` must be of one form. "
-            f"Received: '{checkpoint.path}', a {checkpoint.form}, and "
+            f"Received: '{other.path}', a {other.form}, and "
             f"'{newest.path}', a {newest.form}"
         )
-    twins = newest.twins(checkpoint)
-    known = {twin for k, twin in twins.items() if newest.tensors[k].is_float}
-    ours = {
-        checkpoint.name(key): str(checkpoint.tensors[key])
-        for key in _weights(checkpoint) - known
-        if not any(p.search(checkpoint.name(key)) for p in from_newest)
-    }
-    others = {newest.name(k): str(newest.tensors[k]) for k in averaged}
-    for key in averaged & twins.keys():
-        ours[newest.name(key)] = str(checkpoint.tensors[twins[key]])
+    twins = newest.twins(other)
+    floats = {twin for k, twin in twins.items() if newest.tensors[k].is_float}
+    pairs = [
+        (newest.name(key), other.tensors[twins[key]], newest.tensors[key])
+        for key in sorted(averaged & twins.keys())
+    ]
     differ = {
-        "without": others.keys() - ours.keys(),
-        "with, in addition,": ours.keys() - others.keys(),
-        "with another shape or type of": dict(ours.items() - others.items()),
+        "without": [
+            f"'{newest.name(key)}' {newest.tensors[key]}"
+            for key in sorted(averaged - twins.keys())
+        ],
+        "with, in addition,": [
+            f"'{other.name(key)}' {other.tensors[key]}"
+            for key in sorted(_weights(other, names) - floats)
+        ],
+        "with another shape or type of": [
+            f"'{name}' {its} instead of {ours}"
+            for name, its, ours in pairs
+            if str(its) != str(ours)
+        ],
     }
-    for how, names in differ.items():
-        if names:
-            tensors = ", ".join(
-                f"'{name}' "
-                + " instead of ".join(
-                    t[name] for t in (ours, others) if name in t
-                )
-                for name in sorted(names)[:3]
-            )
-            more = " and more" if len(names) > 3 else ""
+    for how, found in differ.items():
+        if found:
+            more = " and more" if len(found) > 3 else ""
             raise ValueError(
                 "`inputs` must hold the same tensors, apart from what "
-                "`from_newest` matches. "
-                f"Received: '{checkpoint.path}' {how} {tensors}{more}, "
-                f"against '{newest.path}'"
+                f"`from_newest` matches. Received: '{other.path}' {how} "
+                f"{', '.join(found[:3])}{more}, against '{newest.path}'"
             )
-    return {key: twins[key] for key in averaged}
+    return twins
 
 
 def _check_finite(
     key: str,
-    average: Average,
+    average: np.ndarray,
     newest: Checkpoint,
-    checkpoints: list[Checkpoint],
-    twins: list[dict[str, str]],
+    inputs: Iterable[tuple[Checkpoint, dict[str, str]]],
 ) -> None:
     """Raises if an average is NaN or infinite where the newest input is not."""
+    with np.errstate(all="ignore"):
+        if np.isfinite(average.sum(dtype=_wide(average.dtype))):
+            return
     ((_, value),) = read(newest, [key])
-    spoilt = np.isfinite(value) & ~np.isfinite(average.value())
-    if not spoilt.any():
-        return
-    for checkpoint, keys in zip(checkpoints, twins):
-        ((_, value),) = read(checkpoint, [keys[key]])
+    spoilt = np.isfinite(value) & ~np.isfinite(average)
+    for checkpoint, twins in inputs if spoilt.any() else ():
+        ((_, value),) = read(checkpoint, [twins[key]])
         if not np.isfinite(value[spoilt]).all():
             raise NotFiniteError(
                 "`inputs` must be finite where the newest is, or their average "
