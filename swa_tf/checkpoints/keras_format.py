@@ -33,10 +33,11 @@ from swa_tf.support import whole_files
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
-# Metrics' variables, by the attribute or the class, which lead to them.
+# Variables of metrics, by the attribute or class that leads to them, and of
+# vocabularies.
 _METRIC = re.compile(
     r"(^|/)(_?metrics|\w*(metric|tracker|accuracy|precision|recall|auc"
-    r"|io_u|f1_score)s?(_\d+)?)/(.*/)?vars/\d+$"
+    r"|io_u|f1_score)s?(_\d+)?)/(.*/)?vars/\d+$|/vars/idf_weights$"
 )
 _MAX_COMPRESSION = 1032  # no filter, such as deflate, achieves more
 _COPIED_AT_ONCE = 1 << 20  # bytes
@@ -66,8 +67,10 @@ class Hdf5Checkpoint(Checkpoint):
         optimizers = _optimizers(self.tensors) - named
         self.slots = named | optimizers
         self.state = set(filter(_METRIC.search, self.tensors)) - self.slots
-        known = {key for key in self.state if key.startswith("metrics/")}
-        self.guessed = optimizers | (self.state - known)
+        known = re.compile("metrics/|.*idf_weights$").match
+        self.guessed = optimizers | set(
+            itertools.filterfalse(known, self.state)
+        )
         self.batch_norm = _batch_norm(self.tensors) - self.slots - self.state
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:

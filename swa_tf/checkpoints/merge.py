@@ -199,7 +199,7 @@ def guess(report: dict[str, Any]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
         f"'{report['output']}' does not average what by its name or place "
-        "looks like an optimizer or a counter: "
+        "looks like an optimizer, a metric or a counter: "
         f"{', '.join(map(repr, names[:3]))}{more}."
     )
 

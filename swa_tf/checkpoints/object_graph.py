@@ -16,11 +16,11 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
-# The attributes in which metrics keep their variables.
+# The attributes in which metrics and vocabularies keep their variables.
 _METRIC = re.compile(
     r"(_?total|_?count|accumulator|(true|false)_(positives|negatives)|total_cm"
     r"|total_confusion_matrix|conf_mtx|intermediate_weights|weights_intermediate|squared_sum|sum"
-    r"|residual|res|num_samples)$"
+    r"|residual|res|num_samples|idf_weights|num_documents)$"
 )
 # Lists of variables, whose order depends on what is frozen, or is any.
 _LIST = re.compile(r"_?(non_)?(trainable_)?variables$")
@@ -79,7 +79,7 @@ class ObjectGraph:
                         self.averages.append(found)
             if {"current_loss_scale", "good_steps"} <= children.keys():
                 state |= own
-            held = {name for name, c in children.items() if any(self._keys(c))}
+            held = {name for name, c in children.items() if self._values(c)}
             if {"total", "count"} <= held or all(map(_METRIC.match, held)):
                 state |= own
         self.slots = slots & set(keys)

@@ -1,8 +1,12 @@
 """Weights of two files are matched by what they are, not by their keys."""
 
+import io
+import itertools
 import os
+import pathlib
 import random
 import shutil
+import zipfile
 
 import h5py
 import numpy as np
@@ -72,6 +76,58 @@ def test_one_architecture_built_twice_in_a_process(compiled, form, tmp_path):
     _fill(model, 9.0)
     model.load_weights(output)
     _check_filled(model, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*HDF5 file")
+@pytest.mark.skipif(stack.KERAS_3, reason="Keras 3 writes no such files")
+def test_weights_alone_in_h5_files(tmp_path):
+    tf.keras.backend.clear_session()
+    for i in range(2):
+        model = _model()
+        _fill(model, 2.0 * i)
+        model.save_weights(str(tmp_path / f"m-{i}.h5"))
+    swa_tf.average_checkpoints(tmp_path, tmp_path / "average.h5")
+    _fill(model, 9.0)
+    model.load_weights(str(tmp_path / "average.h5"))
+    _check_filled(model, 1.0)
+
+
+DATA = pathlib.Path(__file__).parents[1] / "data"
+
+
+@pytest.mark.parametrize("form", [WEIGHTS, KERAS])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    itertools.permutations([path.name for path in DATA.glob("tensor*")], 2),
+)
+def test_files_of_two_stacks(first, second, form, tmp_path):
+    """One architecture, written by one Keras and by another."""
+    paths = [DATA / first / f"model-1{form}", DATA / second / f"model-2{form}"]
+    output = tmp_path / f"average{form}"
+    report = swa_tf.average_checkpoints(paths, output)
+    assert len(report["averaged"]) == 6
+    a, b, mean = (_layers(path) for path in (*paths, output))
+    assert mean.keys() == a.keys() == b.keys()
+    for key, value in mean.items():
+        exact = (a[key].astype(np.float64) + b[key]) / 2
+        np.testing.assert_array_equal(value, exact.astype(np.float32))
+
+
+def _layers(path):
+    """The weights of the layers in a file, by no code of `swa_tf`."""
+    if path.suffix == KERAS:
+        with zipfile.ZipFile(path) as file:
+            path = io.BytesIO(file.read("model.weights.h5"))
+    found = {}
+    with h5py.File(path) as file:
+        file["layers"].visititems(
+            lambda key, item: (
+                found.update({key: item[()]})
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
+        )
+    return found
 
 
 @pytest.mark.filterwarnings("ignore:.*HDF5 file")

@@ -203,6 +203,50 @@ def test_metrics_in_keras_files(name, tmp_path):
             np.testing.assert_array_equal(variable, value)
 
 
+class _Reader(tf.keras.Model):
+    """A model with a vocabulary that counts."""
+
+    def __init__(self, texts):
+        super().__init__()
+        self.words = tf.keras.layers.TextVectorization(output_mode="tf_idf")
+        self.words.adapt(texts)
+        self.dense = tf.keras.layers.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+@pytest.mark.parametrize("form", [OBJECT, WEIGHTS])
+def test_vocabularies_are_the_newests(form, tmp_path):
+    """Of other words, and of as many others in the third file."""
+    texts = [["a b", "b"], ["a b c d", "e"], ["a b c f", "g", "a"]]
+    for i, each in enumerate(texts):
+        tf.keras.backend.clear_session()
+        model = _Reader(each)
+        model(np.zeros([1, 3], np.float32))
+        model.dense.set_weights([np.full([3, 2], 2.0 * i), np.zeros(2)])
+        path = _path(tmp_path, i, checkpoint_files.suffix(form))
+        if form == OBJECT:
+            tf.train.Checkpoint(model=model).write(path)
+        else:
+            model.save_weights(path)
+    output, report = _average(tmp_path, checkpoint_files.suffix(form))
+    assert len(report["averaged"]) == 2
+    for name in report["from_newest"]:
+        if "idf_weights" in name:
+            np.testing.assert_array_equal(
+                _value(form, output, name), _value(form, path, name)
+            )
+
+
+def _value(form, path, name):
+    if form == OBJECT:
+        reader = tf.train.load_checkpoint(path)
+        return reader.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE")
+    with h5py.File(path) as file:
+        return file[name][()]
+
+
 def test_generators_are_the_newests(tmp_path):
     generator = tf.random.Generator.from_seed(1)
     checkpoint = tf.train.Checkpoint(w=tf.Variable(0.0), generator=generator)
