@@ -35,7 +35,7 @@ _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
 # Variables of metrics, by the attribute or class that leads to them, and of
 # vocabularies.
-_METRIC = re.compile(
+_NO_WEIGHT = re.compile(
     r"(^|/)(_?metrics|\w*(metric|tracker|accuracy|precision|recall|auc"
     r"|io_u|f1_score)s?(_\d+)?)/(.*/)?vars/\d+$|/vars/idf_weights$"
 )
@@ -66,7 +66,7 @@ class Hdf5Checkpoint(Checkpoint):
         named = {k for k in self.tensors if k.split("/")[0] in _OPTIMIZER}
         optimizers = _optimizers(self.tensors) - named
         self.slots = named | optimizers
-        self.state = set(filter(_METRIC.search, self.tensors)) - self.slots
+        self.state = set(filter(_NO_WEIGHT.search, self.tensors)) - self.slots
         known = re.compile("metrics/|.*idf_weights$").match
         self.guessed = optimizers | set(
             itertools.filterfalse(known, self.state)
@@ -208,47 +208,44 @@ class ShardedCheckpoint(Hdf5Checkpoint):
         with errors_as_damage("it is no list of shards"):
             with tf.io.gfile.GFile(path) as file:
                 self._config = json.load(file)
-            shards = self._config["weight_map"].values()
-            lists = [[s] if isinstance(s, str) else s for s in shards]
-            names = set(itertools.chain.from_iterable(lists))
-        known = {whole_files.split(f)[1]: f for f in paths.files(path)[:-1]}
-        lost = ", ".join(sorted(map(str, names - known.keys())))
+            weight_map = self._config["weight_map"]
+            for group, names in weight_map.items():
+                weight_map[group] = [names] if isinstance(names, str) else names
+            names = set(itertools.chain.from_iterable(weight_map.values()))
+        there = {whole_files.split(f)[1]: f for f in paths.files(path)[:-1]}
+        lost = ", ".join(sorted(map(str, names - there.keys())))
         if lost:
             raise DamagedError(f"its shards {lost} are missing")
-        self._shards = [Hdf5Checkpoint(known[name]) for name in sorted(names)]
+        self._shards = {name: Hdf5Checkpoint(there[name]) for name in names}
         self._shard_of = {}
-        for shard in self._shards:
-            for key, tensor in shard.tensors.items():
-                if key in self.tensors:
-                    raise DamagedError(f"'{key}' is in two of its shards")
-                self.tensors[key], self._shard_of[key] = tensor, shard
+        for name, shard in sorted(self._shards.items()):
+            self._shard_of.update(dict.fromkeys(shard.tensors, name))
+            self.tensors.update(shard.tensors)
         self._tell_apart()
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
-        for shard, some in itertools.groupby(keys, self._shard_of.__getitem__):
-            yield from shard.read(some)
+        for name, some in itertools.groupby(keys, self._shard_of.__getitem__):
+            yield from self._shards[name].read(some)
 
     def write(
         self, path: pathlib.Path, values: Values, dropped: set[str]
     ) -> None:
         stem = path.name[: -len(paths.SHARDED)]
-        weight_map: dict[str, list[str]] = {}
         with contextlib.ExitStack() as files:
-            opened = {}
-            for i, shard in enumerate(self._shards):
-                # Keras finds the first one by this name, and no other.
-                new = path.with_name(f"{stem}_{i:05}.weights.h5")
-                shard.copy(new, dropped & shard.tensors.keys())
-                opened[shard] = files.enter_context(h5py.File(new, "r+"))
-                for key in shard.tensors.keys() - dropped:
-                    names = weight_map.setdefault(
-                        os.path.dirname(f"/{key}"), []
-                    )
-                    if new.name not in names:
-                        names.append(new.name)
+            new, opened = {}, {}
+            for name, shard in self._shards.items():
+                # Keras looks for names of this kind only.
+                new[name] = stem + name[-len("_00000.weights.h5") :]
+                file = path.with_name(new[name])
+                shard.copy(file, dropped & shard.tensors.keys())
+                opened[name] = files.enter_context(h5py.File(file, "r+"))
             for key, value in values:
                 if value is not None:
                     _assign(opened[self._shard_of[key]][key], value)
+        weight_map = {
+            group: [new[name] for name in names]
+            for group, names in self._config["weight_map"].items()
+        }
         config = {**self._config, "weight_map": weight_map}
         path.write_text(json.dumps(config, indent=4), encoding="utf-8")
 

@@ -17,7 +17,7 @@ KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 # The attributes in which metrics and vocabularies keep their variables.
-_METRIC = re.compile(
+_NO_WEIGHT = re.compile(
     r"(_?total|_?count|accumulator|(true|false)_(positives|negatives)|total_cm"
     r"|total_confusion_matrix|conf_mtx|intermediate_weights|weights_intermediate|squared_sum|sum"
     r"|residual|res|num_samples|idf_weights|num_documents)$"
@@ -80,7 +80,7 @@ class ObjectGraph:
             if {"current_loss_scale", "good_steps"} <= children.keys():
                 state |= own
             held = {name for name, c in children.items() if self._values(c)}
-            if {"total", "count"} <= held or all(map(_METRIC.match, held)):
+            if {"total", "count"} <= held or all(map(_NO_WEIGHT.match, held)):
                 state |= own
         self.slots = slots & set(keys)
         self.state = (state - slots) & set(keys)
@@ -121,12 +121,10 @@ class ObjectGraph:
                 keys[value.checkpoint_key] = twin.checkpoint_key
                 names[value.full_name] = twin.full_name
             children, theirs = self._children(mine), other._children(its)
-            is_optimizer = bool({"_iterations", "iter"} & children.keys())
             for name in children:
                 if name in theirs and name != _IN_ANY_ORDER:
-                    in_list = is_optimizer or _LIST.match(name)
                     pair = children[name], theirs[name]
-                    (by_list if in_list else queue).append(pair)
+                    (by_list if _LIST.match(name) else queue).append(pair)
         unordered, its_unordered = self._in_any_order(), other._in_any_order()
         for name, key in unordered.items():
             if names.get(name, name) in its_unordered:
@@ -150,16 +148,12 @@ class ObjectGraph:
         return bytes(graph.SerializeToString(deterministic=True))
 
     def _in_any_order(self) -> dict[str, str]:
-        """Returns the keys in a list that has no order, by names in it."""
+        """Returns the keys in a list without order by name, if names differ."""
         unordered = self._children(0).get(_IN_ANY_ORDER)
         nodes = {} if unordered is None else self._children(unordered)
         values = [value for i in nodes.values() for value in self._values(i)]
-        count = collections.Counter(value.full_name for value in values)
-        return {
-            value.full_name: value.checkpoint_key
-            for value in values
-            if count[value.full_name] == 1
-        }
+        found = {value.full_name: value.checkpoint_key for value in values}
+        return found if len(found) == len(values) else {}
 
     def _children(self, node_id: int) -> dict[str, int]:
         children = self._graph.nodes[node_id].children

@@ -378,13 +378,26 @@ def test_what_our_callback_adds_to_the_files_of_model_checkpoint(tmp_path):
         np.testing.assert_allclose(value, exact, rtol=2.0**-23)
 
 
-def test_a_weight_that_only_one_has_is_an_error(tmp_path):
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_weight_that_only_one_has_is_an_error(which, tmp_path):
+    """In the other it is an integer."""
     for i in range(2):
-        values = {"w": np.float32(i), "n": np.int32(i)}
-        values["more"] = np.float32(1) if i else np.int32(1)
+        more = np.float32(1) if i == which else np.int32(1)
+        values = {"w": np.float32(i), "more": more}
         checkpoint_files.write(OBJECT, _path(tmp_path, i), values)
-    for paths in ([0, 1], [1, 0]):
-        with pytest.raises(ValueError, match=r"same tensors.*'more'"):
-            swa_tf.average_checkpoints(
-                [_path(tmp_path, i) for i in paths], tmp_path / "average"
-            )
+    with pytest.raises(ValueError, match=r"same tensors.*'more'"):
+        _average(tmp_path)
+    output, _ = _average(tmp_path, from_newest=["more"])
+    found = checkpoint_files.read(OBJECT, output, values)
+    assert found == {"w": 0.5, "more": 1}
+
+
+@pytest.mark.parametrize("tied", [0, 1])
+def test_tied_weights_and_others_are_an_error(tied, tmp_path):
+    for i in range(2):
+        weights = [tf.Variable([1.0 * i]), tf.Variable([2.0 * i])]
+        second = weights[0 if i == tied else 1]
+        checkpoint = tf.train.Checkpoint(first=weights[0], second=second)
+        checkpoint.write(_path(tmp_path, i))
+    with pytest.raises(ValueError, match=r"same tensors.*'second'"):
+        _average(tmp_path)
