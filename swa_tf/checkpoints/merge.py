@@ -39,7 +39,8 @@ class Average:
 
     def __init__(self, first: np.ndarray) -> None:
         self._dtype = first.dtype
-        self._value = np.array(first, _wide(first.dtype), order="C")
+        dtype = np.result_type(first.dtype, np.float64)
+        self._value = np.array(first, dtype, order="C")
 
     def update(self, weight: np.ndarray, c: float) -> None:
         """average <- average + c * (weight - average)"""
@@ -59,10 +60,6 @@ class Average:
     def value(self) -> np.ndarray:
         """Returns the average in the type of the arrays, rounded once."""
         return self._value.astype(self._dtype)
-
-
-def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.result_type(dtype, np.float64)
 
 
 class NotFiniteError(ValueError):
@@ -349,7 +346,8 @@ def _check_finite(
 ) -> None:
     """Raises if an average is NaN or infinite where the newest input is not."""
     with np.errstate(all="ignore"):
-        if np.isfinite(average.sum(dtype=_wide(average.dtype))):
+        dtype = np.result_type(average.dtype, np.float64)
+        if np.isfinite(average.sum(dtype=dtype)):
             return
     ((_, value),) = read(newest, [key])
     spoilt = np.isfinite(value) & ~np.isfinite(average)

@@ -197,7 +197,9 @@ def in_directory(folder: str) -> list[str]:
         elif _saved_model(os.path.join(folder, name)):
             names.add(name + _SAVED_MODEL)
     names = {name for name in names if not name.startswith(".")}
-    for name in filter(re.compile(r"\.weights\.json$").search, list(names)):
+    for name in [each for each in names if suffix(each) == SHARDED]:
+        if name.removesuffix(".json") in names:  # it is a report
+            names.remove(name)
         shards = files(os.path.join(folder, name))[:-1]
         names -= {os.path.basename(shard) for shard in shards}
     state = _listed(folder)

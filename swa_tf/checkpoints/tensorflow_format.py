@@ -121,9 +121,9 @@ class TensorFlowCheckpoint(Checkpoint):
             with errors_as_damage(f"'{self.name(key)}' cannot be read"):
                 if self._dtypes[key].is_numpy_compatible:
                     value = reader.get_tensor(key)
-                    if isinstance(value, bytes):  # numpy would strip zeros
-                        value = np.array(value, object)
-                    value = np.asarray(value)
+                    # Of bytes numpy would strip the zeros at the end.
+                    kind = object if isinstance(value, bytes) else None
+                    value = np.asarray(value, kind)
                 else:  # variants, such as of iterators, which are only checked
                     with tf.Graph().as_default():
                         (tensor,) = self._restored([key])
