@@ -68,9 +68,7 @@ class Hdf5Checkpoint(Checkpoint):
         self.slots = named | optimizers
         self.state = set(filter(_NO_WEIGHT.search, self.tensors)) - self.slots
         known = re.compile("metrics/|.*idf_weights$").match
-        self.guessed = optimizers | set(
-            itertools.filterfalse(known, self.state)
-        )
+        self.guessed = optimizers | {k for k in self.state if not known(k)}
         self.batch_norm = _batch_norm(self.tensors) - self.slots - self.state
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
