@@ -201,6 +201,7 @@ def test_a_pattern_is_in_the_order_of_the_run(tmp_path, monkeypatch, command):
         (["run/ckpt-1", "run/ckpt-1"], "Received twice: 'run/ckpt-1'"),
         (["run/ckpt-*", "run/ckpt-2"], "Received twice: 'run/ckpt-2'"),
         (["run"], "the directory 'run' in a list"),
+        (["run/", "--output_path=x.keras"], "--checkpoint_dir"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dry_run", [True, False])

@@ -117,6 +117,12 @@ def names_in(folder: str) -> set[str]:
     try:
         names = tf.io.gfile.listdir(folder or ".")
     except tf.errors.OpError:
+        if is_remote(folder):
+            try:
+                tf.io.gfile.exists(folder)
+            except tf.errors.OpError as error:
+                why = f"'{folder}' cannot be reached: {reason(error)}"
+                raise OSError(why) from error
         return set()
     return {name.rstrip("/") for name in names}  # `gs://` marks folders so
 
