@@ -216,11 +216,11 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         """
         averages = [self.average(variable) for variable in variables]
         is_own = update is not None
-        checks = variable_checks.shape_checks(variables, averages)
-        if not is_own:
-            checks += self._state.assertions(self.name)
+        checks: list[Any] = []
         named: Any = contextlib.nullcontext()  # where nobody sees the names
         if not is_own:
+            checks += variable_checks.ready(variables, averages)
+            checks += self._state.assertions(self.name)
             named = tf.name_scope("average" if self.name is None else self.name)
         with named as scope:
             with tf.control_dependencies(checks):
