@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import math
@@ -224,13 +223,10 @@ class ExponentialMovingAverage(WeightAverage):
             with tf.init_scope():
                 self._begun = first_updates.made(self._own_name("begun"))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ExponentialMovingAverage:
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if self._begun is not None:
             memo[id(self._begun)] = first_updates.copied(self._begun)
-        copied.__dict__.update(copy.deepcopy(vars(self), memo))
-        return copied
+        return super().__deepcopy__(memo)
 
     def _make_averages(self, variables: list[Any], begin: bool) -> None:
         n_before = len(self._averages)

@@ -20,7 +20,7 @@ from swa_tf.support import stack
 from swa_tf.support import variables as variables_lib
 
 
-class ShadowVariables(tf.Module):
+class ShadowVariables(variables_lib.BoundModule):
     """The part of a `WeightAverage` that does not update: its variables."""
 
     # Whether later calls of `apply` may name other variables than the first.

@@ -108,6 +108,10 @@ class BatchNormRefit:
         self._pass: ForwardPass | None = None
         self._parts: list[tuple[int, Any, Any]] = []
 
+    def __reduce__(self) -> Any:
+        # A copy, or a pickle, is of a copy of the model, and traces anew.
+        return type(self), (self._model, self._variance)
+
     @property
     def model(self) -> Any:
         """Returns the model whose statistics are computed.

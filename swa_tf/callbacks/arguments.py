@@ -63,7 +63,11 @@ def rate_of_epoch(
             "`swa_tf.schedules.SWALearningRate`. "
             f"Received: {swa_learning_rate=}"
         )
-    return lambda epoch: rate if epoch >= first_epoch else None
+    return functools.partial(_rate_from, first_epoch, rate)
+
+
+def _rate_from(first_epoch: int, rate: float, epoch: int) -> float | None:
+    return rate if epoch >= first_epoch else None
 
 
 def _checked_rate(rate_of: Callable[[int], float], epoch: int) -> Any:

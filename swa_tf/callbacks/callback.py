@@ -253,7 +253,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _trainable_variables(self) -> list[Any]:
         """The trainable variables when `fit` began, which it compiles for."""
         if not self._weights:
-            self._weights = list(self.model.trainable_variables)
+            self._weights = model_parts.trained_weights(self.model)
         return self._weights
 
     def _averaging_step(self) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from swa_tf.averaging import WeightAverage
-from swa_tf.support import stack
+from swa_tf.support import model_parts, stack
 from swa_tf.support import variables as variables_lib
 
 
@@ -65,7 +65,7 @@ class SavedAverage:
                 "restored: call it once on a batch."
             )
         if len(values) > len(self.average.variables):  # in manual mode
-            self.average.build(self._model.trainable_variables)
+            self.average.build(model_parts.trained_weights(self._model))
         variables = self.average.variables
         # A variable of unknown shape has the shape of its value.
         wanted = [tuple(v.read_value().shape) for v in variables]

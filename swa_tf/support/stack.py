@@ -186,11 +186,13 @@ KERAS_CONTAINERS = frozenset(
 def uncounted_attributes(part: Any) -> frozenset[str]:
     """Returns the attributes of a layer or module that hold no weights.
 
-    One is the number of batches that a model was trained on.
+    One is the number of batches that a model was trained on. Keras 2 gives a
+    layer that was adapted some of a model's.
     """
     name = "_TF_MODULE_IGNORED_PROPERTIES"  # `tf.Module.variables` skips them
-    ignored: frozenset[str] = getattr(part, name, getattr(tf.Module, name))
-    return ignored
+    is_layer = isinstance(part, tf.keras.layers.Layer)
+    kinds = (part, tf.Module, *([tf.keras.Model] if is_layer else []))
+    return frozenset().union(*(getattr(kind, name, ()) for kind in kinds))
 
 
 def optimizers() -> tuple[type, ...]:

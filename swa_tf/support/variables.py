@@ -142,6 +142,28 @@ def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
     return getattr(variable, "distribute_strategy", None)
 
 
+class BoundModule(tf.Module):
+    """A module whose variables belong to variables that it does not own.
+
+    A pickle would belong to copies that nobody trains, a `copy.copy` would
+    share some of the state: both raise.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"A `{type(self).__name__}` cannot be pickled, nor copied by "
+            "`copy.copy`: it is bound to the variables of this process. Use "
+            "`copy.deepcopy` here. For another process save it with "
+            "`tf.train.Checkpoint`, and restore it beside its variables there."
+        )
+
+
 class Untracked:
     """A variable, a list of them, or a dictionary by their `ref()`s, not owned.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import pathlib
 import re
@@ -219,10 +218,10 @@ def reserve(path: str | os.PathLike[str], size: int) -> None:
 def _size_in_hdf5(model: Any) -> int:
     """Returns how many bytes Keras writes for a model, at most."""
     optimizer = getattr(model, "optimizer", None)
-    variables = [*model.weights, *stack.optimizer_variables(optimizer)]
+    listed = [*model.weights, *stack.optimizer_variables(optimizer)]
+    variables = [v for v in listed if isinstance(v, stack.VARIABLE_CLASSES)]
     values = sum(
-        math.prod(variable.shape) * stack.tf_variable(variable).dtype.size
-        for variable in variables
+        int(tf.size(v)) * stack.tf_variable(v).dtype.size for v in variables
     )
     # Names, places and the model's configuration take some KB a variable.
     return values + ((len(variables) + 4) << 14)

@@ -12,7 +12,7 @@ from swa_tf.support import stack
 from swa_tf.support import variables as variables_lib
 
 
-class BackupVariables(tf.Module):
+class BackupVariables(variables_lib.BoundModule):
     """Copies of variables, to restore them later.
 
     With `assign_averages` this is the published recipe: save, swap in,

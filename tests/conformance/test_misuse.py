@@ -9,6 +9,7 @@ import gc
 import inspect
 import math
 import pathlib
+import pickle
 import threading
 import weakref
 
@@ -274,6 +275,16 @@ def test_a_copy_made_while_swapped(make):
     with swa_tf.averaged_weights(copied, [variable]):
         pass
     assert float(variable) == 5.0
+
+
+@both
+def test_an_average_pickled(make):
+    average, variable = _averaged(make)
+    before = _state(average, variable)
+    for pickles in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError, match=r"`copy\.deepcopy`.*Checkpoint"):
+            pickles(average)
+    assert _state(average, variable) == before
 
 
 @both
