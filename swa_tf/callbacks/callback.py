@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import warnings
@@ -12,8 +13,8 @@ import tensorflow as tf
 
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.batch_norm import BatchNormRefit
-from swa_tf.callbacks import arguments, overrides, resume
-from swa_tf.support import checks, model_parts, whole_files
+from swa_tf.callbacks import arguments, beside, overrides, resume
+from swa_tf.support import checks, model_parts, stack, whole_files
 from swa_tf.swapping import averaged_weights
 
 _NOT_STARTED = -(2**62)
@@ -31,22 +32,17 @@ class SWACallback(tf.keras.callbacks.Callback):
     >>> int(swa.averages.n_models)
     3
 
-    Averaging: with `start_epoch` alone, after that epoch and each later one,
-    or every `average_period`-th. With `unit="step"`, after train steps, as a
-    part of the compiled train step, also with `steps_per_execution` and
-    `jit_compile`. Each `fit` starts a new average, unless `averages` was
-    given, which goes on.
+    Averaging: after `start_epoch` and each later epoch, or with `unit="step"`
+    after train steps, as a part of the compiled step. Each `fit` starts a new
+    average, unless `averages` was given, which goes on.
 
     Validation: the logs get `swa_val_loss` and so on beside `val_loss`, for
-    every callback, wherever it is in the list. Before the first average they
-    equal those of the trained model, which is also what your own `evaluate`
-    and `predict` see during training.
+    every callback. Before the first average they are of the trained model.
 
-    At the end, after all other callbacks (`EarlyStopping` restores its best
-    weights before), the model has its averaged weights and, with `refit_data`,
-    batch-norm statistics for them. If anything raises, it has its trained
-    ones. `BackupAndRestore`, or whatever else saves the model in training,
-    saves and restores the average with the model, which must be built.
+    At the end, after all other callbacks, the model has its averaged weights
+    and, with `refit_data`, batch-norm statistics for them. If anything raises,
+    it has its trained ones. `BackupAndRestore`, or whatever else saves the
+    model, saves and restores the average with it, if it was built before.
 
     Args:
         start_epoch: The first epoch whose weights are averaged, counted from
@@ -68,11 +64,15 @@ class SWACallback(tf.keras.callbacks.Callback):
             model is evaluated and at the end. Training data without
             augmentation; a model with batch normalization needs it.
         refit_steps: How many of them to take; None takes all.
+        preprocess: As in `swa_tf.BatchNormRefit`.
         evaluate: The weights that validation uses: "trained"; "averaged", for
             `val_...` and `swa_val_...`, also while the `on_test_...` of other
             callbacks run; or "both", in two runs.
         averages: A `WeightAverage` to use instead of a new
             `StochasticWeightAveraging`.
+        var_list: The variables to average, a list or a function of the model:
+            `lambda gan: gan.generator.trainable_variables`. None takes all
+            trainable ones.
         final_weights: Those of the model after `fit`: "averaged" or "trained".
         filepath: Where to write the averaged model at the end: a `.keras`,
             `.h5` or `.weights.h5` file, or, without a suffix, a SavedModel for
@@ -81,8 +81,8 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     Raises:
         TypeError, ValueError: If an argument is none of the above, or does
-            not go with another. In `fit`, before training, if the rate is to
-            be set and the optimizer does not allow it.
+            not go with another; in `fit`, before training, if it does not go
+            with the model or its optimizer.
 
     Source: the automatic and manual modes are those of
     torchcontrib.optim.SWA; Izmailov et al. 2018,
@@ -100,13 +100,17 @@ class SWACallback(tf.keras.callbacks.Callback):
         schedule: Callable[[int], Any] | None = None,
         refit_data: Iterable[Any] | None = None,
         refit_steps: int | None = None,
+        preprocess: Callable[[Any], Any] | None = None,
         evaluate: str = "both",
         averages: WeightAverage | None = None,
+        var_list: Iterable[Any] | Callable[[Any], Iterable[Any]] | None = None,
         final_weights: str = "averaged",
         filepath: str | os.PathLike[str] | None = None,
         verbose: int = 1,
     ) -> None:
         super().__init__()
+        self._refit: dict[str, Any] = {}
+        self._weights: list[Any] = []
         if unit is None:
             unit = "epoch" if start_step is None else "step"
         checks.choice("unit", unit, ("epoch", "step"))
@@ -121,13 +125,17 @@ class SWACallback(tf.keras.callbacks.Callback):
         if filepath is not None:
             whole_files.check_model_path("filepath", filepath)
         if refit_data is not None:
-            batches = (refit_data, refit_steps, "refit_data", "refit_steps")
-            checks.batches(*batches)
-            checks.enough_batches(*batches, again=evaluate != "trained")
-        elif refit_steps is not None:
+            self._refit = {
+                "refit_data": refit_data,
+                "refit_steps": refit_steps,
+            }
+            checks.batches(
+                *self._refit.values(), *self._refit, again=evaluate != "trained"
+            )
+        elif refit_steps is not None or preprocess is not None:
             raise ValueError(
-                "`refit_data` must be given for `refit_steps` to be of use. "
-                f"Received: {refit_steps=} alone"
+                "`refit_data` must be given for `refit_steps` and `preprocess` "
+                f"to be of use. Received: {refit_steps=}, {preprocess=} alone"
             )
         when = arguments.averaging_schedule(
             start_epoch, start_step, average_period, unit
@@ -152,7 +160,7 @@ class SWACallback(tf.keras.callbacks.Callback):
             swa_learning_rate, schedule, first_epoch
         )
         self._unit, self._start_epoch = unit, start_epoch
-        self._refit_data, self._refit_steps = refit_data, refit_steps
+        self._preprocess, self._var_list = preprocess, var_list
         self._evaluates = evaluate
         self._keep = final_weights == "averaged"
         self._filepath = filepath
@@ -168,12 +176,20 @@ class SWACallback(tf.keras.callbacks.Callback):
         """
         return self._averages
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SWACallback:
+        """Shares the model, its variables and the data, as tuners need it."""
+        others = (self.model, self._weights, self._var_list, self._preprocess)
+        for each in (*others, *self._refit.values()):
+            memo.setdefault(id(each), each)
+        copied = memo[id(self)] = copy.copy(self)
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
     def set_model(self, model: Any) -> None:
+        stack.check_keras("model", model)
         super().set_model(model)
-        # Not in `on_train_begin`: by then another callback may have restored
-        # the model or replaced `model.history`.
-        self._saved = resume.SavedAverage(model)
-        self._history = getattr(model, "history", None)
+        # Not in `on_train_begin`: another callback may have restored the model.
+        self._saved = resume.SavedAverage(model, self._averaged_variables)
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._warned_of_averages = False
@@ -213,11 +229,12 @@ class SWACallback(tf.keras.callbacks.Callback):
                 "swapped in: it would train them, and lose the training when "
                 "`averaged_weights` ends. Leave it first."
             )
-        self._weights: list[Any] = []
+        self._weights = []
+        self._results: dict[str, Any] = {}
         self._epoch: int | None = None  # none has begun
         when = self._when or average.when
         if when is not None and model.built:  # or the first `apply` does
-            average.build(self._trainable_variables())
+            average.build(self._averaged_variables())
         undo.callback(setattr, average, "when", average.when)
         average.when = when
         self._averages = average
@@ -227,13 +244,9 @@ class SWACallback(tf.keras.callbacks.Callback):
         elif self._when is not None:
             average.n_calls = 0
         self._saved.attach(average)
-        self._refit: dict[str, Any] = {}
-        if self._refit_data is not None:
-            self._refit = {
-                "refit_data": self._refit_data,
-                "refit_steps": self._refit_steps,
-                "refit": BatchNormRefit(model),
-            }
+        if self._refit:
+            refit = BatchNormRefit(model, preprocess=self._preprocess)
+            self._refit["refit"] = refit
         elif self._has_batch_norm():
             warnings.warn(
                 "The model has batch-norm layers, whose statistics do not "
@@ -241,19 +254,29 @@ class SWACallback(tf.keras.callbacks.Callback):
                 "`refit_data`, such as the training data.",
                 stacklevel=3,
             )
-        undo.replace(model, "evaluate", self._validation())
+        running = beside.running_list()
+        undo.replace(model, "evaluate", self._validation(running))
         if self._counted == "step":
             undo.replace_train_step(self._averaging_step())
-        last = self._history  # which Keras calls after those of the user
-        if getattr(last, "params", self) is not self.params:
-            last = self  # `fit` was given a `CallbackList`
-        undo.replace(last, "on_epoch_begin", self._begin_epoch)
-        undo.replace(last, "on_train_end", self._finish)
+        if running is None:  # the user calls the callbacks
+            undo.replace(self, "on_epoch_begin", self._begin_epoch)
+            undo.replace(self, "on_train_end", self._finish)
+            return
+        beside.warn_of_trained_weights(running.callbacks, self._evaluates)
+        others = running.callbacks
+        undo.callback(setattr, running, "callbacks", others)
+        if self._evaluates != "trained":
+            others = beside.with_columns(others)
+        first = tf.keras.callbacks.LambdaCallback(on_epoch_end=self._report)
+        last = tf.keras.callbacks.LambdaCallback(
+            on_epoch_begin=self._begin_epoch, on_train_end=self._finish
+        )
+        running.callbacks = [first, *others, last]
 
-    def _trainable_variables(self) -> list[Any]:
-        """The trainable variables when `fit` began, which it compiles for."""
+    def _averaged_variables(self) -> list[Any]:
+        """The variables to average when `fit` began, which it compiles for."""
         if not self._weights:
-            self._weights = list(self.model.trainable_variables)
+            self._weights = arguments.variables_of(self.model, self._var_list)
         return self._weights
 
     def _averaging_step(self) -> Callable[..., Any]:
@@ -262,7 +285,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
         def averaging_step(*args: Any, **kwargs: Any) -> Any:
             logs = train_step(*args, **kwargs)
-            self._averages.apply(self._trainable_variables())
+            self._averages.apply(self._averaged_variables())
             return logs
 
         return averaging_step
@@ -293,7 +316,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         """Averages the weights after `epoch`, if that was not done yet."""
         if self._counted != "epoch" or int(self._averages.n_calls) != epoch:
             return
-        weights = self._trainable_variables()
+        weights = self._averaged_variables()
         if not _are_finite(weights):
             warnings.warn(
                 f"Epoch {epoch + 1} is not averaged: its weights are not all "
@@ -308,26 +331,21 @@ class SWACallback(tf.keras.callbacks.Callback):
         if n_models > before:
             self._print(f"Epoch {epoch + 1}: averaged {n_models} model(s)")
 
-    def _validation(self) -> Callable[..., Any]:
+    def _report(self, epoch: int, logs: Any) -> None:
+        """Runs before the `on_epoch_end` of every other callback."""
+        logs.update(self._results)
+        self._results.clear()
+
+    def _validation(self, running: Any) -> Callable[..., Any]:
         """Returns an `evaluate` that in `fit` also evaluates the averages."""
         evaluate = self.model.evaluate
-        results: dict[str, Any] = {}
-
-        def report(epoch: int, logs: Any) -> None:
-            logs.update(results)
-            results.clear()
-
-        reporter = tf.keras.callbacks.LambdaCallback(on_epoch_end=report)
 
         def validation(*args: Any, **kwargs: Any) -> Any:
-            callbacks = getattr(kwargs.get("callbacks"), "callbacks", [])
-            if not any(each is self for each in callbacks):
+            if running is None or kwargs.get("callbacks") is not running:
                 return evaluate(*args, **kwargs)  # called by the user
             self._apply(self._epoch)
             if self._evaluates == "trained":
                 return evaluate(*args, **kwargs)
-            if callbacks[0] is not reporter:
-                callbacks.insert(0, reporter)
             if not self._has_averages():
                 trained = averaged = evaluate(*args, **kwargs)
             elif self._evaluates == "averaged":
@@ -340,7 +358,7 @@ class SWACallback(tf.keras.callbacks.Callback):
                 with self._swapped_in():
                     averaged = evaluate(*args, **kwargs)
             for name, value in averaged.items():
-                results[f"swa_val_{name}"] = value
+                self._results[f"swa_val_{name}"] = value
             return trained
 
         return validation

@@ -33,6 +33,19 @@ def tensorflow_addons() -> types.ModuleType | None:
     return None
 
 
+def check_keras(argument: str, value: Any) -> None:
+    """Raises if a model or variable is of a Keras that `tf.keras` is not."""
+    own = tf.keras.Model.__module__.split(".")[0]
+    found = {cls.__module__.split(".")[0] for cls in type(value).__mro__}
+    for other in found & {"keras", "tf_keras"} - {own}:
+        raise TypeError(
+            f"`{argument}` must be of `tf.keras`, which is {own} here. "
+            f"Received: {type(value).__name__} of {other}. Make it with "
+            "`tf.keras`. That is tf_keras if TF_USE_LEGACY_KERAS=1 is in the "
+            "environment before TensorFlow is imported"
+        )
+
+
 def batch_norm_layers() -> tuple[type, ...]:
     """Returns the batch-norm classes of this Keras."""
     layers = tf.keras.layers
