@@ -187,7 +187,7 @@ class BatchNormRefit:
                 )
                 return
             taken, found = forward.run(dataset, n_batches, names.dataset)
-            checks.enough_batches(taken, steps, names.dataset)
+            checks.enough_batches(taken, steps, names.dataset, names.steps)
             values: list[tuple[tf.Variable, np.ndarray]] = []
             for layer, statistics in _reached(forward.layers, found, names):
                 values += self._new_values(layer, statistics, names)

@@ -93,7 +93,7 @@ def batches(
         integer(steps_argument, steps, at_least=1)
     found = _cardinality(dataset)
     if found >= 0:
-        enough_batches(found, steps, dataset_argument)
+        enough_batches(found, steps, dataset_argument, steps_argument)
     if steps is not None:
         return int(steps)
     if found == tf.data.INFINITE_CARDINALITY:
@@ -110,12 +110,15 @@ def batches(
     return found if found >= 0 else None
 
 
-def enough_batches(found: int, steps: int | None, argument: str) -> None:
+def enough_batches(
+    found: int, steps: int | None, dataset_argument: str, steps_argument: str
+) -> None:
     """Raises unless `found` batches are as many as are wanted."""
     if found < (steps or 1):
+        more = f"`{steps_argument}`={steps} batches"
         raise ValueError(
-            f"`{argument}` must hold at least {steps or 1} batch(es). "
-            f"Received: {found}"
+            f"`{dataset_argument}` must hold "
+            f"{more if steps else 'at least one batch'}. Received: {found}"
         )
 
 

@@ -269,7 +269,7 @@ def test_a_sequence_with_steps():
     swa_tf.refit_batch_norm(model, sequence, steps=2)
     assert sequence.taken == [0, 1]
     assert_moments(model.layers[-1], X[:8])
-    with pytest.raises(ValueError, match="`dataset` must hold at least 4 ba"):
+    with pytest.raises(ValueError, match="`dataset` must hold `steps`=4 ba.*: 3"):
         swa_tf.refit_batch_norm(model, sequence, steps=4)
 
 
