@@ -112,8 +112,8 @@ class BatchNormRefit:
         call = getattr(getattr(model, "call", None), "__func__", None)
         if call is tf.keras.Model.call:
             raise TypeError(
-                "`model` must have a `call`, for a refit to run it over data. "
-                f"Received: a {type(model).__name__} without one. Write one, or "
+                "`model` must have a `call`, which a refit runs over the data. "
+                f"Received: {type(model).__name__} without one. Write one, or "
                 "refit its parts inside `averaged_weights(swa, model)`"
             )
         if not (preprocess is None or callable(preprocess)):
@@ -216,7 +216,7 @@ class BatchNormRefit:
         return self._pass
 
     def _call_model(self, inputs: Any, **settings: Any) -> Any:
-        """Calls the model on inputs, after the preprocessing that `fit` does."""
+        """Calls the model after the preprocessing that `fit` does."""
         if self._preprocess is not None:
             inputs = self._preprocess(inputs)
         elif hasattr(self._model, "preprocess_samples"):
@@ -274,8 +274,11 @@ def refit_batch_norm(
     3.0
 
     Args:
-        model, variance, preprocess: As in `BatchNormRefit`.
-        dataset, steps: As in its call.
+        model: As in `BatchNormRefit`.
+        dataset: As in its call.
+        steps: As in its call.
+        variance: As in `BatchNormRefit`.
+        preprocess: As in `BatchNormRefit`.
 
     Raises:
         TypeError, ValueError, RuntimeError: As `BatchNormRefit` and its call.

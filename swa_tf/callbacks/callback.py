@@ -46,23 +46,21 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     Args:
         start_epoch: The first epoch whose weights are averaged, counted from
-            0: an integer >= 0. Give this or `start_step`. With neither, give
-            `averages`: its own `when` decides, or, if it has none, you call
-            its `apply` yourself (manual mode).
-        average_period: The number of `unit`s from one average to the next,
-            counted from the start: an integer >= 1.
+            0. Give this or `start_step`. With neither, give `averages`: its own
+            `when` decides, or, if it has none, you call its `apply` yourself
+            (manual mode).
+        average_period: The number >= 1 of `unit`s from one average to the next.
         unit: "epoch" or "step"; None is "step" with `start_step`, otherwise
             "epoch". With "step", `start_epoch` stands for its first step.
         start_step: The first train step (batch) whose weights are averaged,
             counted from 0 at the beginning of `fit`.
-        swa_learning_rate: The constant learning rate from `start_epoch` on, a
-            finite float >= 0, set at the beginning of each epoch after all
-            other callbacks. For rates by steps give the optimizer a schedule.
+        swa_learning_rate: The learning rate from `start_epoch` on, set at the
+            beginning of each epoch after all other callbacks. For rates by
+            steps give the optimizer a schedule.
         schedule: Instead of `swa_learning_rate`: a function from every epoch
             to its rate, such as a schedule of `swa_tf.schedules` in epochs.
-        refit_data: Batches for `swa_tf.refit_batch_norm`, before the averaged
-            model is evaluated and at the end. Training data without
-            augmentation; a model with batch normalization needs it.
+        refit_data: Batches for `swa_tf.refit_batch_norm`, such as the training
+            data; a model with batch normalization needs it.
         refit_steps: How many of them to take; None takes all.
         preprocess: As in `swa_tf.BatchNormRefit`.
         evaluate: The weights that validation uses: "trained"; "averaged", for
@@ -76,8 +74,11 @@ class SWACallback(tf.keras.callbacks.Callback):
         final_weights: Those of the model after `fit`: "averaged" or "trained".
         filepath: Where to write the averaged model at the end: a `.keras`,
             `.h5` or `.weights.h5` file, or, without a suffix, a SavedModel for
-            serving. An existing file is replaced when the new one is complete.
+            serving.
         verbose: 1 prints a line for each epoch averaged and at the end; or 0.
+
+    Attributes:
+        averages: The average of the present or last `fit`; None before any.
 
     Raises:
         TypeError, ValueError: If an argument is none of the above, or does
@@ -109,6 +110,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         verbose: int = 1,
     ) -> None:
         super().__init__()
+        self.averages: Any = None
         self._refit: dict[str, Any] = {}
         self._weights: list[Any] = []
         if unit is None:
@@ -125,17 +127,13 @@ class SWACallback(tf.keras.callbacks.Callback):
         if filepath is not None:
             whole_files.check_model_path("filepath", filepath)
         if refit_data is not None:
-            self._refit = {
-                "refit_data": refit_data,
-                "refit_steps": refit_steps,
-            }
-            checks.batches(
-                *self._refit.values(), *self._refit, again=evaluate != "trained"
-            )
+            self._refit = {"refit_data": refit_data, "refit_steps": refit_steps}
+            again = evaluate != "trained"
+            checks.batches(*self._refit.values(), *self._refit, again=again)
         elif refit_steps is not None or preprocess is not None:
             raise ValueError(
-                "`refit_data` must be given for `refit_steps` and `preprocess` "
-                f"to be of use. Received: {refit_steps=}, {preprocess=} alone"
+                "`refit_data` must be given for the others to be of use. "
+                f"Received: {refit_steps=}, {preprocess=}"
             )
         when = arguments.averaging_schedule(
             start_epoch, start_step, average_period, unit
@@ -165,16 +163,6 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._keep = final_weights == "averaged"
         self._filepath = filepath
         self._verbose = verbose
-        self._averages: Any = None
-
-    @property
-    def averages(self) -> WeightAverage | None:
-        """The average of the present or the last `fit`; None before any.
-
-        >>> swa_tf.SWACallback(start_epoch=5).averages is None
-        True
-        """
-        return self._averages
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SWACallback:
         """Shares the model, its variables and the data, as tuners need it."""
@@ -182,7 +170,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         for each in (*others, *self._refit.values()):
             memo.setdefault(id(each), each)
         copied = memo[id(self)] = copy.copy(self)
-        vars(copied).update(copy.deepcopy(vars(self), memo))
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
         return copied
 
     def set_model(self, model: Any) -> None:
@@ -237,7 +225,7 @@ class SWACallback(tf.keras.callbacks.Callback):
             average.build(self._averaged_variables())
         undo.callback(setattr, average, "when", average.when)
         average.when = when
-        self._averages = average
+        self.averages = average
         self._counted = None if when is None else self._unit
         if self._counted == "epoch" or self._start_epoch is not None:
             average.n_calls = _NOT_STARTED
@@ -262,16 +250,12 @@ class SWACallback(tf.keras.callbacks.Callback):
             undo.replace(self, "on_epoch_begin", self._begin_epoch)
             undo.replace(self, "on_train_end", self._finish)
             return
-        beside.warn_of_trained_weights(running.callbacks, self._evaluates)
-        others = running.callbacks
-        undo.callback(setattr, running, "callbacks", others)
-        if self._evaluates != "trained":
-            others = beside.with_columns(others)
         first = tf.keras.callbacks.LambdaCallback(on_epoch_end=self._report)
         last = tf.keras.callbacks.LambdaCallback(
             on_epoch_begin=self._begin_epoch, on_train_end=self._finish
         )
-        running.callbacks = [first, *others, last]
+        others = beside.prepared(running.callbacks, self._evaluates)
+        undo.replace(running, "callbacks", [first, *others, last])
 
     def _averaged_variables(self) -> list[Any]:
         """The variables to average when `fit` began, which it compiles for."""
@@ -285,7 +269,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
         def averaging_step(*args: Any, **kwargs: Any) -> Any:
             logs = train_step(*args, **kwargs)
-            self._averages.apply(self._averaged_variables())
+            self.averages.apply(self._averaged_variables())
             return logs
 
         return averaging_step
@@ -293,7 +277,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _begin_epoch(self, epoch: int, logs: Any = None) -> None:
         """Runs after the `on_epoch_begin` of every other callback."""
         if self._counted == "epoch":
-            n_trained = int(self._averages.n_calls)
+            n_trained = int(self.averages.n_calls)
             if self._epoch is None and n_trained > epoch:
                 # Keras 3 writes a backup to two files, one after the other.
                 warnings.warn(
@@ -303,9 +287,9 @@ class SWACallback(tf.keras.callbacks.Callback):
                     stacklevel=2,
                 )
             self._apply(epoch - 1)  # if a backup was made before that
-            self._averages.n_calls = epoch
+            self.averages.n_calls = epoch
         elif self._start_epoch is not None and epoch >= self._start_epoch:
-            self._averages.n_calls = max(int(self._averages.n_calls), 0)
+            self.averages.n_calls = max(int(self.averages.n_calls), 0)
         self._epoch = epoch
         self._saved.restorable = False
         rate = None if self._rate is None else self._rate(epoch)
@@ -314,7 +298,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _apply(self, epoch: int | None) -> None:
         """Averages the weights after `epoch`, if that was not done yet."""
-        if self._counted != "epoch" or int(self._averages.n_calls) != epoch:
+        if self._counted != "epoch" or int(self.averages.n_calls) != epoch:
             return
         weights = self._averaged_variables()
         if not _are_finite(weights):
@@ -323,18 +307,18 @@ class SWACallback(tf.keras.callbacks.Callback):
                 "finite.",
                 stacklevel=2,
             )
-            self._averages.n_calls = epoch + 1
+            self.averages.n_calls = epoch + 1
             return
-        before = int(self._averages.n_models)
-        self._averages.apply(weights)
-        n_models = int(self._averages.n_models)
+        before = int(self.averages.n_models)
+        self.averages.apply(weights)
+        n_models = int(self.averages.n_models)
         if n_models > before:
             self._print(f"Epoch {epoch + 1}: averaged {n_models} model(s)")
 
     def _report(self, epoch: int, logs: Any) -> None:
         """Runs before the `on_epoch_end` of every other callback."""
         logs.update(self._results)
-        self._results.clear()
+        self._results = {}
 
     def _validation(self, running: Any) -> Callable[..., Any]:
         """Returns an `evaluate` that in `fit` also evaluates the averages."""
@@ -357,15 +341,14 @@ class SWACallback(tf.keras.callbacks.Callback):
                 kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
                 with self._swapped_in():
                     averaged = evaluate(*args, **kwargs)
-            for name, value in averaged.items():
-                self._results[f"swa_val_{name}"] = value
+            self._results = {f"swa_val_{n}": v for n, v in averaged.items()}
             return trained
 
         return validation
 
     def _swapped_in(self, keep: bool = False) -> Any:
         refit = self._refit if self._has_batch_norm() else {}
-        return averaged_weights(self._averages, self.model, keep=keep, **refit)
+        return averaged_weights(self.averages, self.model, keep=keep, **refit)
 
     def _has_batch_norm(self) -> bool:
         return bool(model_parts.batch_norm_layers(self.model, trainable=True))
@@ -374,7 +357,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         """Whether every weight that would be swapped has its average."""
         swapped = [weight for weight, _ in self._pairs()]
         try:
-            self._averages.assert_averaged(swapped or None)
+            self.averages.assert_averaged(swapped or None)
         except RuntimeError:
             return False
         return True
@@ -385,7 +368,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _pairs(self) -> list[tuple[Any, Any]]:
         """Returns the averaged weights of the model with their averages."""
         weights = model_parts.weights(self.model)
-        pairs = [(w, self._averages.average(w)) for w in weights]
+        pairs = [(w, self.averages.average(w)) for w in weights]
         return [pair for pair in pairs if pair[1] is not None]
 
     def _finish(self, logs: Any = None) -> None:
@@ -393,7 +376,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         if self._epoch is None:  # resumed after the last epoch
             self._apply(self.params["epochs"] - 1)
         self._undo.close()
-        n_models = int(self._averages.n_models)
+        n_models = int(self.averages.n_models)
         found = None
         if not self._has_averages():
             found = (

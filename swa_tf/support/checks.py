@@ -74,10 +74,10 @@ def batches(
     *,
     again: bool = False,
 ) -> int | None:
-    """Returns how many batches to take; None takes all.
+    """Returns how many batches to take, None for all, or raises.
 
-    Raises unless `dataset` is an iterable of so many batches, and ends; or, if
-    they are to be taken `again`, if it is used up then.
+    `dataset` must be an iterable of so many, and end; if they are to be taken
+    `again`, no iterator that ends.
     """
     holds = isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")
     is_array = hasattr(dataset, "shape")
@@ -90,24 +90,20 @@ def batches(
             f"Received: {dataset_argument} of type {type(dataset).__name__}"
         )
     if steps is not None:
-        integer(steps_argument, steps, at_least=1)
+        steps = integer(steps_argument, steps, at_least=1)
     found = _cardinality(dataset)
     if found >= 0:
         enough_batches(found, steps, dataset_argument, steps_argument)
-    if steps is not None:
-        return int(steps)
-    if found == tf.data.INFINITE_CARDINALITY:
+        return steps or found
+    used_up = again and isinstance(dataset, Iterator)
+    if steps is None and (used_up or found == tf.data.INFINITE_CARDINALITY):
+        kind = "used up after one validation" if used_up else "infinite"
         raise ValueError(
-            f"`{steps_argument}` must be given for an infinite "
-            f"`{dataset_argument}`. Received: {steps_argument}=None"
+            f"`{steps_argument}` must be given for a `{dataset_argument}` that "
+            f"is {kind}. Received: {steps_argument}=None, "
+            f"{dataset_argument} of type {type(dataset).__name__}"
         )
-    if again and found < 0 and isinstance(dataset, Iterator):
-        raise ValueError(
-            f"`{dataset_argument}` must be iterable again for each validation, "
-            f"or `{steps_argument}` given. Received: an iterator, of type "
-            f"{type(dataset).__name__}"
-        )
-    return found if found >= 0 else None
+    return steps
 
 
 def enough_batches(

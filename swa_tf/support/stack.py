@@ -34,15 +34,14 @@ def tensorflow_addons() -> types.ModuleType | None:
 
 
 def check_keras(argument: str, value: Any) -> None:
-    """Raises if a model or variable is of a Keras that `tf.keras` is not."""
-    own = tf.keras.Model.__module__.split(".")[0]
-    found = {cls.__module__.split(".")[0] for cls in type(value).__mro__}
-    for other in found & {"keras", "tf_keras"} - {own}:
+    """Raises if a model is of a Keras that `tf.keras` is not."""
+    classes = (tf.keras.Model, *type(value).__mro__)
+    own, *found = (each.__module__.split(".")[0] for each in classes)
+    for other in {"keras", "tf_keras"}.intersection(found) - {own}:
         raise TypeError(
-            f"`{argument}` must be of `tf.keras`, which is {own} here. "
-            f"Received: {type(value).__name__} of {other}. Make it with "
-            "`tf.keras`. That is tf_keras if TF_USE_LEGACY_KERAS=1 is in the "
-            "environment before TensorFlow is imported"
+            f"`{argument}` must be of `tf.keras`, which is {own} here, and "
+            "tf_keras if TF_USE_LEGACY_KERAS=1 is set before TensorFlow is "
+            f"imported. Received: a {type(value).__name__} of {other}"
         )
 
 

@@ -51,8 +51,7 @@ def averaged_weights(
 
     Batch-norm statistics belong to the weights they were computed with. Give
     `refit_data`, or call `swa_tf.refit_batch_norm` inside the block, for a
-    model that has such layers. (A `MovingFreeBatchNormalization` uses them
-    only where it is called with `use_moving_statistics=False`.)
+    model that has such layers.
 
     Args:
         swa: The averages, updated at least once.
@@ -62,9 +61,8 @@ def averaged_weights(
         refit_data: Batches for `refit_batch_norm`; `target` must be a model.
         refit_steps: The `steps` of `refit_batch_norm`.
         refit: A `BatchNormRefit` of `target`, to be called with them. Given
-            the same one each time, the model is traced once. None makes one,
-            with `preprocess`.
-        preprocess: As in `BatchNormRefit`.
+            the same one each time, the model is traced once. None makes one.
+        preprocess: As in `BatchNormRefit`, for the one that is made.
         keep: Whether the averages stay when the block ends without an
             exception: for the end of the training.
 
@@ -72,12 +70,9 @@ def averaged_weights(
         RuntimeError: On entry, if a variable to swap was not averaged yet, if
             the averages of `swa` are swapped in already, or in a graph or
             `tf.function`: use `BackupVariables` and `assign_averages` there.
-        TypeError: If `swa` is no `WeightAverage`, `target` neither a model of
-            `tf.keras` nor a list of variables, `refit` no `BatchNormRefit`, or
-            `keep` no bool.
-        ValueError: If `swa` averages no variable of `target`, if `refit_steps`,
-            `refit` or `preprocess` is given without `refit_data`, if `refit` is
-            of another model, or as `refit_batch_norm` does.
+        TypeError, ValueError: If an argument is none of the above, does not go
+            with another, or as `refit_batch_norm` does; and if `swa` averages
+            no variable of `target`.
     """
     if not tf.executing_eagerly():
         raise RuntimeError(
@@ -92,9 +87,8 @@ def averaged_weights(
         refit = _checked_refit(refit, target, preprocess)
     elif any(x is not None for x in (refit_steps, refit, preprocess)):
         raise ValueError(
-            "`refit_data` must be given for `refit_steps`, `refit` and "
-            "`preprocess` to be of use. Received: "
-            f"{refit_steps=}, {refit=}, {preprocess=} without it"
+            "`refit_data` must be given for the others to be of use. "
+            f"Received: {refit_steps=}, {refit=}, {preprocess=}"
         )
     swap = _Swap(swa)
     try:

@@ -46,13 +46,13 @@ def stopping(path, monitor, best=True):
     )
 
 
-class Untrained(Exception):
+class UntrainedError(Exception):
     pass
 
 
 def never_trains():
     def stop(epoch, logs):
-        raise Untrained
+        raise UntrainedError
 
     return keras_callbacks.LambdaCallback(on_epoch_begin=stop)
 
@@ -80,7 +80,7 @@ def test_trained_weights_kept_by_a_metric_of_averages(
     keeps, swa = make(tmp_path, monitor), callback(1, evaluate=evaluate)
     callbacks = [swa, keeps] if swa_first else [keeps, swa]
     with pytest.warns(UserWarning, match="keeps the trained") as caught:
-        with pytest.raises(Untrained):
+        with pytest.raises(UntrainedError):
             fit(make_model(), *callbacks, never_trains())
     messages = [str(each.message) for each in caught]
     [message] = [each for each in messages if "keeps the trained" in each]
@@ -100,7 +100,7 @@ def test_no_warning_where_weights_and_metric_agree(tmp_path):
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        with pytest.raises(Untrained):
+        with pytest.raises(UntrainedError):
             fit(make_model(), callback(1), *fine, never_trains())
 
 
@@ -198,9 +198,9 @@ def test_a_callback_list_of_the_users_has_its_own_callbacks_again():
 def test_callbacks_that_the_user_calls():
     """As in a loop of one's own, without a `CallbackList`."""
     model, swa = make_model(), callback(0, refit_data=None)
+    swa.set_model(model)
+    swa.set_params({"epochs": 2})
     with pytest.warns(UserWarning, match="batch-norm layers"):
-        swa.set_model(model)
-        swa.set_params({"epochs": 2})
         swa.on_train_begin()
     kernel, kernels = model.layers[0].kernel, []
     for epoch in range(2):

@@ -657,11 +657,11 @@ def test_averages_of_another_model_raise_before_training():
         ),
         (
             {"start_epoch": 1, "refit_data": iter([fitting.X])},
-            "`refit_data` must be iterable again",
+            "`refit_steps` must be given for a `refit_data` that is used up",
         ),
         (
             {"start_epoch": 1, "refit_data": fitting.data().repeat()},
-            "`refit_steps` must be given for an infinite `refit_data`",
+            "`refit_steps` must be given for a `refit_data` that is infinite",
         ),
     ],
 )

@@ -81,7 +81,9 @@ def test_a_list_of_variables():
     swa = swa_tf.SWACallback(0, var_list=last.trainable_variables, verbose=0)
     swa = copy.deepcopy(swa)  # a copy refers to the same variables
     model.fit(NOISE, NOISE, epochs=2, verbose=0, callbacks=[swa])
-    np.testing.assert_array_equal(last.kernel, swa.averages.average(last.kernel))
+    np.testing.assert_array_equal(
+        last.kernel, swa.averages.average(last.kernel)
+    )
     assert swa.averages.average(model.layers[0].kernel) is None
 
 
@@ -114,7 +116,7 @@ def test_a_restored_average_of_a_part(tmp_path):
     model.compile("sgd", "mse", run_eagerly=True)
     part = model.layers[-1].trainable_variables
 
-    class Stops(Exception):
+    class StopsError(Exception):
         pass
 
     def run(stop):
@@ -125,7 +127,7 @@ def test_a_restored_average_of_a_part(tmp_path):
             swa.apply(part)
             seen.append([v.numpy() for v in part])
             if stop and epoch == 1:
-                raise Stops
+                raise StopsError
 
         callbacks = [
             swa_tf.SWACallback(averages=swa, var_list=part, verbose=0),
@@ -137,7 +139,7 @@ def test_a_restored_average_of_a_part(tmp_path):
         model.fit(NOISE, NOISE, epochs=3, verbose=0, callbacks=callbacks)
         return swa
 
-    with pytest.raises(Stops):
+    with pytest.raises(StopsError):
         run(stop=True)
     swa = run(stop=False)
     # Backups come before `apply`: that of epoch 0 is in the one of epoch 1.
@@ -151,7 +153,7 @@ def test_a_refit_of_a_model_without_call_is_refused_before_training():
     swa = swa_tf.SWACallback(0, refit_data=[NOISE], verbose=0)
     gan = Gan(norm=True)
     gan.compile(run_eagerly=True)
-    match = "`model` must have a `call`.*Received: a Gan.*`averaged_weights"
+    match = "`model` must have a `call`.*Received: Gan.*`averaged_weights"
     with pytest.raises(TypeError, match=match):
         gan.fit(NOISE, epochs=2, verbose=0, callbacks=[swa])
     assert gan.n_steps == 0
