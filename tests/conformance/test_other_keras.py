@@ -62,3 +62,14 @@ def test_a_subclass_of_the_users(keras):
 
     with pytest.raises(TypeError, match=MATCH.format("model")):
         swa_tf.BatchNormRefit(Own())
+
+
+def test_parameters_by_name(model):
+    with pytest.raises(TypeError, match=MATCH.format("target")):
+        swa_tf.copy_parameters(model)
+
+
+@pytest.mark.skipif(OTHER == "tf_keras", reason="its are TensorFlow's own")
+def test_variables(model):
+    with pytest.raises(TypeError, match=MATCH.format("var_list")):
+        swa_tf.StochasticWeightAveraging().apply(model.trainable_variables)
