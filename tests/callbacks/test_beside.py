@@ -154,15 +154,24 @@ def test_columns_of_a_validation_that_comes_later(cls, swa_first, tmp_path):
     assert [row["rate"] for row in rows] == ["0.5"] * 4
 
 
-@pytest.mark.parametrize("arguments", [{}, {"evaluate": "trained"}])
-def test_columns_where_each_epoch_is_validated(arguments, tmp_path):
+@pytest.mark.parametrize(
+    ("evaluate", "validation_freq", "expected"),
+    [
+        ("both", 1, {"val_loss", "swa_val_loss"}),
+        ("trained", 1, {"val_loss"}),
+        ("trained", 2, {"val_loss"}),
+    ],
+)
+def test_no_columns_of_what_is_not_validated(
+    evaluate, validation_freq, expected, tmp_path
+):
     path = tmp_path / "log.csv"
     logger = keras_callbacks.CSVLogger(str(path))
-    fit(make_model(), callback(0, **arguments), logger, epochs=1)
+    swa = callback(0, evaluate=evaluate)
+    fit(make_model(), swa, logger, epochs=1, validation_freq=validation_freq)
     with path.open() as file:
-        names = set(csv.DictReader(file).fieldnames)
-    averaged = set() if arguments else {"swa_val_loss"}
-    assert {n for n in names if "val" in n} == averaged | {"val_loss"}
+        names = csv.DictReader(file).fieldnames
+    assert {name for name in names if "val" in name} == expected
 
 
 # --- Where in the list ------------------------------------------------------
