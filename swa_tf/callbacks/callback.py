@@ -132,8 +132,8 @@ class SWACallback(tf.keras.callbacks.Callback):
             checks.batches(*self._refit.values(), *self._refit, again=again)
         elif refit_steps is not None or preprocess is not None:
             raise ValueError(
-                "`refit_data` must be given for the others to be of use. "
-                f"Received: {refit_steps=}, {preprocess=}"
+                "`refit_data` must be given with `refit_steps` or "
+                f"`preprocess`. Received: {refit_steps=}, {preprocess=} alone"
             )
         when = arguments.averaging_schedule(
             start_epoch, start_step, average_period, unit
@@ -177,7 +177,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         stack.check_keras("model", model)
         super().set_model(model)
         # Not in `on_train_begin`: another callback may have restored the model.
-        self._saved = resume.SavedAverage(model, self._averaged_variables)
+        self._saved = resume.SavedAverage(model, self._variables_to_average)
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._warned_of_averages = False
@@ -214,15 +214,14 @@ class SWACallback(tf.keras.callbacks.Callback):
         if average.swapped:
             raise RuntimeError(
                 f"`fit` was called while the averages of {average.name} are "
-                "swapped in: it would train them, and lose the training when "
-                "`averaged_weights` ends. Leave it first."
+                "swapped in, and would train them. Leave `averaged_weights`."
             )
         self._weights = []
         self._results: dict[str, Any] = {}
         self._epoch: int | None = None  # none has begun
         when = self._when or average.when
         if when is not None and model.built:  # or the first `apply` does
-            average.build(self._averaged_variables())
+            average.build(self._variables_to_average())
         undo.callback(setattr, average, "when", average.when)
         average.when = when
         self.averages = average
@@ -257,7 +256,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         others = beside.prepared(running.callbacks, self._evaluates)
         undo.replace(running, "callbacks", [first, *others, last])
 
-    def _averaged_variables(self) -> list[Any]:
+    def _variables_to_average(self) -> list[Any]:
         """The variables to average when `fit` began, which it compiles for."""
         if not self._weights:
             self._weights = arguments.variables_of(self.model, self._var_list)
@@ -269,7 +268,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
         def averaging_step(*args: Any, **kwargs: Any) -> Any:
             logs = train_step(*args, **kwargs)
-            self.averages.apply(self._averaged_variables())
+            self.averages.apply(self._variables_to_average())
             return logs
 
         return averaging_step
@@ -300,7 +299,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         """Averages the weights after `epoch`, if that was not done yet."""
         if self._counted != "epoch" or int(self.averages.n_calls) != epoch:
             return
-        weights = self._averaged_variables()
+        weights = self._variables_to_average()
         if not _are_finite(weights):
             warnings.warn(
                 f"Epoch {epoch + 1} is not averaged: its weights are not all "
@@ -355,21 +354,19 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _has_averages(self) -> bool:
         """Whether every weight that would be swapped has its average."""
-        swapped = [weight for weight, _ in self._pairs()]
         try:
-            self.averages.assert_averaged(swapped or None)
+            self.averages.assert_averaged(self._averaged_weights() or None)
         except RuntimeError:
             return False
         return True
 
     def _are_averages_finite(self) -> bool:
-        return _are_finite([average for _, average in self._pairs()])
+        return _are_finite(map(self.averages.average, self._averaged_weights()))
 
-    def _pairs(self) -> list[tuple[Any, Any]]:
-        """Returns the averaged weights of the model with their averages."""
+    def _averaged_weights(self) -> list[Any]:
+        """Returns the weights of the model that have an average."""
         weights = model_parts.weights(self.model)
-        pairs = [(w, self.averages.average(w)) for w in weights]
-        return [pair for pair in pairs if pair[1] is not None]
+        return [w for w in weights if self.averages.average(w) is not None]
 
     def _finish(self, logs: Any = None) -> None:
         """Runs after the `on_train_end` of every other callback."""
@@ -403,5 +400,5 @@ class SWACallback(tf.keras.callbacks.Callback):
             sys.stdout.write(f"\n{line}\n")
 
 
-def _are_finite(variables: list[Any]) -> bool:
+def _are_finite(variables: Iterable[Any]) -> bool:
     return all(tf.reduce_all(tf.math.is_finite(v)) for v in variables)

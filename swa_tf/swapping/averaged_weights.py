@@ -87,8 +87,8 @@ def averaged_weights(
         refit = _checked_refit(refit, target, preprocess)
     elif any(x is not None for x in (refit_steps, refit, preprocess)):
         raise ValueError(
-            "`refit_data` must be given for the others to be of use. "
-            f"Received: {refit_steps=}, {refit=}, {preprocess=}"
+            "`refit_data` must be given with `refit_steps`, `refit` or "
+            f"`preprocess`. Received: {refit_steps=}, {refit=}, {preprocess=}"
         )
     swap = _Swap(swa)
     try:

@@ -139,7 +139,7 @@ def test_preprocess_of_averaged_weights():
         assert_moments(norm, SCALED)
     refit = swa_tf.BatchNormRefit(model)
     for arguments, match in [
-        ({}, "`refit_data` must be given for .*preprocess="),
+        ({}, "`refit_data` must be given .*preprocess="),
         ({"refit_data": [X], "refit": refit}, "`refit` must be of the model"),
     ]:
         with pytest.raises(ValueError, match=match):
