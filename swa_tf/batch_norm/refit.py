@@ -101,11 +101,8 @@ class BatchNormRefit:
         self, model: Any, variance: str = "pooled", preprocess: Any = None
     ) -> None:
         stack.check_keras("model", model)
-        # Keras 2 raises where the variables of an unbuilt model are asked for.
-        has_variables = any(
-            hasattr(x, "variables") for x in (type(model), model)
-        )
-        if not callable(model) or not has_variables or isinstance(model, type):
+        kinds = (tf.keras.layers.Layer, tf.Module)
+        if not callable(model) or not isinstance(model, kinds):
             raise TypeError(
                 f"`model` must be a model or layer. Received: model={model!r}"
             )
