@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from swa_tf.averaging import AveragingSchedule
 from swa_tf.schedules import per_epoch
-from swa_tf.support import checks
+from swa_tf.support import checks, model_parts
+from swa_tf.support import variables as variables_lib
 
 
 def averaging_schedule(
@@ -78,6 +79,21 @@ def _checked_rate(rate_of: Callable[[int], float], epoch: int) -> Any:
             f"`schedule` must give a number for epoch {epoch}: {error}"
         ) from error
     return checks.real(f"schedule({epoch})", rate)
+
+
+def variables_of(model: Any, var_list: Any) -> list[Any]:
+    """Returns the variables of a model that `var_list` says."""
+    if var_list is None:
+        return model_parts.trained_weights(model)
+    given = var_list(model) if callable(var_list) else var_list
+    variables = variables_lib.checked_list("var_list", given)
+    held = {weight.ref() for weight in model_parts.weights(model)}
+    if not {variable.ref() for variable in variables} <= held:
+        raise ValueError(
+            "`var_list` must hold variables of the model that is fit. "
+            f"Received: {variables_lib.describe(variables)}"
+        )
+    return variables
 
 
 def check_rate_can_be_set(optimizer: Any) -> None:

@@ -44,6 +44,7 @@ def checked_list(
             isinstance(variable, tf.Variable)
             or (is_tensor and outermost_graph() is not None)
         ):
+            stack.check_keras(argument, variable)
             raise TypeError(
                 f"`{argument}` must hold variables"
                 f"{' (and tensors only in a v1 graph)' if tensors else ''}. "

@@ -64,22 +64,16 @@ class BackupVariables(variables_lib.BoundModule):
             ]
 
     def save(self) -> Any:
-        """Copies the variables into the backup.
+        """Copies the variables into the backup; returns the op in a graph.
 
         >>> swa_tf.BackupVariables([tf.Variable(1.0)]).save()
-
-        Returns:
-            In a graph the op that copies, in eager mode None.
         """
         return _assign_all(zip(self._backups, self._originals.value))
 
     def restore(self) -> Any:
-        """Copies the backup into the variables.
+        """Copies the backup into the variables; returns the op in a graph.
 
         >>> swa_tf.BackupVariables([tf.Variable(1.0)]).restore()
-
-        Returns:
-            In a graph the op that copies, in eager mode None.
         """
         return _assign_all(zip(self._originals.value, self._backups))
 

@@ -1196,7 +1196,7 @@ def test_arguments_of_a_refit(make):
         ),
         (
             ValueError,
-            "`refit_steps` must be given for an infinite `refit_data`",
+            "`refit_steps` must be given for a `refit_data` that is infinite",
             {"refit_data": endless},
         ),
     ):
