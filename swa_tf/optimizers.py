@@ -30,9 +30,11 @@ class _DecoupledDecay(_Mixin):
         if isinstance(learning_rate, numbers.Real):
             learning_rate = float(checks.real("learning_rate", learning_rate))
         elif not (callable(learning_rate) or hasattr(learning_rate, "dtype")):
-            raise TypeError(
-                "`learning_rate` must be a number or a `LearningRateSchedule`. "
-                f"Received: learning_rate={learning_rate!r}"
+            raise checks.wrong(
+                "learning_rate",
+                "a number or a `LearningRateSchedule`",
+                learning_rate,
+                TypeError,
             )
         super().__init__(
             learning_rate=learning_rate,

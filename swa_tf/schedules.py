@@ -304,9 +304,11 @@ class SWALearningRate(_Plan):
 
 def _check_schedule(schedule: Any) -> None:
     if not callable(schedule) or isinstance(schedule, type):
-        raise TypeError(
-            "`schedule` must be a LearningRateSchedule, or a function of the "
-            f"step. Received: schedule={schedule!r}"
+        raise checks.wrong(
+            "schedule",
+            "a LearningRateSchedule, or a function of the step",
+            schedule,
+            TypeError,
         )
 
 

@@ -111,9 +111,7 @@ class ExponentialMovingAverage(WeightAverage):
         if half_life is not None:
             half_life = checks.positive("half_life", half_life)
         if warm_up is not None and checks.positive("warm_up", warm_up) < 1.0:
-            raise ValueError(
-                f"`warm_up` must be a number >= 1. Received: {warm_up=}"
-            )
+            raise checks.wrong("warm_up", "a number >= 1", warm_up)
         self._zero_debias = checks.boolean("zero_debias", zero_debias)
         self._half_life = half_life
         self._warm_up = warm_up

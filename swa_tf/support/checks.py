@@ -12,14 +12,18 @@ import numpy as np
 import tensorflow as tf
 
 
+def wrong(
+    name: str, wanted: str, value: Any, error: type[Exception] = ValueError
+) -> Exception:
+    """Returns the error to raise for an argument that is not as wanted."""
+    return error(f"`{name}` must be {wanted}. Received: {name}={value!r}")
+
+
 def integer(name: str, value: Any, at_least: int) -> int:
     """Returns `value` as an int; raises unless it is one in range."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not (whole and value >= at_least):
-        raise ValueError(
-            f"`{name}` must be an integer >= {at_least}. "
-            f"Received: {name}={value!r}"
-        )
+        raise wrong(name, f"an integer >= {at_least}", value)
     return int(value)
 
 
@@ -36,9 +40,7 @@ def real(
         math.nan if not is_real else int(value) if is_whole else float(value)
     )
     if not (0 <= number <= sys.float_info.max and holds(number)):
-        raise ValueError(
-            f"`{name}` must be {wanted}. Received: {name}={value!r}"
-        )
+        raise wrong(name, f"{wanted}", value)
     return number
 
 
@@ -50,9 +52,7 @@ def positive(name: str, value: Any) -> float:
 def boolean(name: str, value: Any) -> bool:
     """Returns `value` as a bool; raises unless it is one."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(
-            f"`{name}` must be True or False. Received: {name}={value!r}"
-        )
+        raise wrong(name, "True or False", value, TypeError)
     return bool(value)
 
 
@@ -60,10 +60,7 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises unless `value` is one of `choices`."""
     if value not in choices:
         *first, last = (f'"{each}"' for each in choices)
-        raise ValueError(
-            f"`{name}` must be {', '.join(first)} or {last}. "
-            f"Received: {name}={value!r}"
-        )
+        raise wrong(name, f"{', '.join(first)} or {last}", value)
 
 
 def batches(

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 
 
 def checked_list(
@@ -29,9 +29,7 @@ def checked_list(
         or isinstance(var_list, (str, dict))
         or not isinstance(var_list, Iterable)
     ):
-        raise TypeError(
-            f"`{argument}` must be {wanted}. Received: {argument}={var_list!r}"
-        )
+        raise checks.wrong(argument, f"{wanted}", var_list, TypeError)
     variables = [stack.tf_variable(v) for v in var_list]
     if not variables:
         raise ValueError(
@@ -114,14 +112,15 @@ def check_device(device: Any) -> None:
     except (AttributeError, TypeError, ValueError):
         asked = tf.DeviceSpec()
     if asked.device_type is None:
-        raise ValueError(
-            '`device` must be the name of a device, such as "/cpu:0", or None. '
-            f"Received: device={device!r}"
+        raise checks.wrong(
+            "device", 'the name of a device, such as "/cpu:0", or None', device
         )
     if tf.distribute.has_strategy():
-        raise ValueError(
-            "`device` must be None inside `strategy.scope()`, where the "
-            f"strategy places variables. Received: device={device!r}"
+        raise checks.wrong(
+            "device",
+            "None inside `strategy.scope()`, where the strategy places "
+            "variables",
+            device,
         )
     if outermost_graph() is not None:
         return  # the graph may run on another machine
@@ -132,10 +131,7 @@ def check_device(device: Any) -> None:
         known = local.make_merged_spec(tf.DeviceSpec.from_string(each))
         if known.make_merged_spec(asked) == known:
             return
-    raise ValueError(
-        f"`device` must be one of {', '.join(devices)}. "
-        f"Received: device={device!r}"
-    )
+    raise checks.wrong("device", f"one of {', '.join(devices)}", device)
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -173,7 +173,7 @@ def move(files: Iterable[pathlib.Path], folder: str) -> None:
 def check_model_path(name: str, path: Any) -> None:
     """Raises unless `save_model` can write to `path`."""
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"`{name}` must be a path. Received: {name}={path!r}")
+        raise checks.wrong(name, "a path", path, TypeError)
     local = pathlib.Path(path)
     if (
         local.suffix not in ("", ".keras", ".h5")
@@ -181,10 +181,11 @@ def check_model_path(name: str, path: Any) -> None:
         or is_remote(path)
         or any(parent.is_file() for parent in local.parents)
     ):
-        raise ValueError(
-            f"`{name}` must be a local path that ends in .keras, .h5 or "
-            ".weights.h5, or has no suffix. "
-            f"Received: {name}={os.fspath(path)!r}"
+        raise checks.wrong(
+            name,
+            "a local path that ends in .keras, .h5 or .weights.h5, or has no "
+            "suffix",
+            os.fspath(path),
         )
 
 

@@ -116,9 +116,8 @@ def _checked_refit(refit: Any, target: Any, preprocess: Any) -> BatchNormRefit:
     if refit is None:
         return BatchNormRefit(target, preprocess=preprocess)
     if not isinstance(refit, BatchNormRefit):
-        raise TypeError(
-            "`refit` must be a `BatchNormRefit` or None. "
-            f"Received: refit={refit!r}"
+        raise checks.wrong(
+            "refit", "a `BatchNormRefit` or None", refit, TypeError
         )
     if refit.model is not target or preprocess is not None:
         raise ValueError(

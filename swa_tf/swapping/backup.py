@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import WeightAverage
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 from swa_tf.support import variables as variables_lib
 
 
@@ -123,9 +123,11 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
 def check_average(swa: Any) -> None:
     """Raises unless `swa` is a `WeightAverage`."""
     if not isinstance(swa, WeightAverage):
-        raise TypeError(
-            "`swa` must be a `WeightAverage`, such as "
-            f"`StochasticWeightAveraging()`. Received: swa={swa!r}"
+        raise checks.wrong(
+            "swa",
+            "a `WeightAverage`, such as `StochasticWeightAveraging()`",
+            swa,
+            TypeError,
         )
 
 
