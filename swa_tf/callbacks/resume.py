@@ -19,9 +19,6 @@ class SavedAverage:
     average exists: the bytes are then kept until `attach`. Weights that are
     loaded while the model trains bring no average.
 
-    Args:
-        model: The model that is fit.
-
     Attributes:
         average: What to save; None before `attach`.
         restorable: Whether what the model loads is of this training.
