@@ -96,6 +96,14 @@ def test_a_deep_copy_with_its_model_is_of_the_copied_model(make, first):
     assert float(average.average(dense.kernel)[0, 0]) == 1.0
 
 
+def test_a_deep_copy_beside_a_model_that_is_not_built():
+    variable, average = tf.Variable(1.0), swa_tf.StochasticWeightAveraging()
+    average.apply([variable])
+    unbuilt = tf.keras.Sequential([layers.Dense(1)])
+    _, copied = copy.deepcopy((unbuilt, average))
+    assert float(copied.average(variable)) == 1.0
+
+
 @pytest.mark.parametrize("copies", COPIES)
 def test_a_schedule_of_averages(copies):
     copied = copies(swa_tf.AveragingSchedule(2, 3))
