@@ -151,10 +151,9 @@ def check_shapes(variables: list[Any], averages: list[Any]) -> None:
 def ready(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
     """Returns, in a graph, tensors that are there when all weights are.
 
-    Where one is not, as after the last batch of an iterator, an update that
-    waits for them neither averages nor counts: a `tf.function` reads a variable
-    after what assigns it. (In a v1 graph the caller orders them.) Shapes that
-    were not known are checked.
+    Where a step fails, as after the last batch, an update that waits for them
+    neither averages nor counts: a `tf.function` reads a variable after what
+    assigns it. (In a v1 graph the caller orders them.) Checks unknown shapes.
     """
     if tf.executing_eagerly():
         return []
@@ -164,13 +163,11 @@ def ready(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
         if not isinstance(variable, tf.Variable):
             tensors.append(variable)
         elif not variable.shape.is_fully_defined():
-            # Not `assert_equal(tf.shape(variable), ...)`: TensorFlow folds that
-            # shape into a constant here, from the branches of the `tf.cond`
-            # that follows.
+            # Not `assert_equal(tf.shape(variable), ...)`: TensorFlow takes that
+            # for a constant, from the branches of the `tf.cond` that follows.
             value, shape = variable.read_value(), average.shape
             tensors.append(tf.ensure_shape(value, shape, name=_SAME_SHAPE))
         elif not in_v1:
-            tensors += [
-                v.read_value() for v in variables_lib.components(variable)
-            ]
+            parts = variables_lib.components(variable)
+            tensors += [part.read_value() for part in parts]
     return tensors

@@ -63,9 +63,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     given more or fewer, if one list begins with the other, names included.)
 
     A `copy.deepcopy` has averages and counts of its own, not swapped in, of
-    the same variables, or of their copies made in the same call. (Those that
-    Keras makes of the variables of a model do not count.) It cannot be pickled:
-    a `tf.train.Checkpoint` takes it from one process to another.
+    the same variables, or of their copies made in the same call. It cannot be
+    pickled: a `tf.train.Checkpoint` takes it from one process to another.
 
     Args:
         name: Suffix of the names of the shadow variables; by default the name

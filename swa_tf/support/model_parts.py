@@ -38,10 +38,9 @@ def weights(model: Any) -> list[Any]:
     kinds = stack.VARIABLE_CLASSES
     found = [v for v in (*listed, *walked) if isinstance(v, kinds)]
     by_ref = {v.ref(): v for v in map(stack.tf_variable, found)}
-    for part in walked:
-        if isinstance(part, NOT_OF_A_MODEL):
-            for variable in map(stack.tf_variable, part.variables):
-                by_ref.pop(variable.ref(), None)
+    others = [part for part in walked if isinstance(part, NOT_OF_A_MODEL)]
+    for variable in itertools.chain(*(part.variables for part in others)):
+        by_ref.pop(stack.tf_variable(variable).ref(), None)
     return list(by_ref.values())
 
 
@@ -57,8 +56,8 @@ def trained_weights(model: Any) -> list[Any]:
 def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:
     """Returns the batch-norm layers of a model; or only the trainable ones."""
     kinds: Any = stack.batch_norm_layers()
-    layers = [part for part in walk(model) if isinstance(part, kinds)]
-    return [each for each in layers if each.trainable or not trainable]
+    found = (part for part in walk(model) if isinstance(part, kinds))
+    return [layer for layer in found if layer.trainable or not trainable]
 
 
 def walk(model: Any) -> Iterator[Any]:
@@ -99,9 +98,7 @@ def edges(part: Any) -> Iterator[Edge]:
     """
     if isinstance(part, _CONTAINERS):
         yield from items(part)
-    elif isinstance(part, NOT_OF_A_MODEL):
-        return
-    elif isinstance(part, _PARTS):
+    elif isinstance(part, _PARTS) and not isinstance(part, NOT_OF_A_MODEL):
         uncounted = stack.uncounted_attributes(part)
         for name, value in vars(part).items():
             if name not in uncounted:

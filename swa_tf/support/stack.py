@@ -202,9 +202,9 @@ def uncounted_attributes(part: Any) -> frozenset[str]:
     layer that was adapted some of a model's.
     """
     name = "_TF_MODULE_IGNORED_PROPERTIES"  # `tf.Module.variables` skips them
-    is_layer = isinstance(part, tf.keras.layers.Layer)
-    kinds = (part, tf.Module, *([tf.keras.Model] if is_layer else []))
-    return frozenset().union(*(getattr(kind, name, ()) for kind in kinds))
+    kind = tf.keras.Model if isinstance(part, tf.keras.layers.Layer) else part
+    ignored: frozenset[str] = getattr(kind, name, getattr(tf.Module, name))
+    return ignored
 
 
 def optimizers() -> tuple[type, ...]:

@@ -176,6 +176,7 @@ class Untracked:
     @property
     def value(self) -> Any:
         if self._memo:
+            _add_models(self._memo)
             self._value = _replaced(self._value, self._memo)
             self._memo = {}
         return self._value
@@ -188,6 +189,14 @@ class Untracked:
         # Looked up at the first use: the model may be copied after this.
         copied._memo = memo
         return copied
+
+
+def _add_models(memo: dict[int, Any]) -> None:
+    """Adds the variables of models, which Keras copies by itself."""
+    for original in memo.get(id(memo), ()):  # all that was copied
+        if isinstance(original, tf.keras.Model) and original.built:
+            for old, new in zip(original.weights, memo[id(original)].weights):
+                memo[id(stack.tf_variable(old))] = stack.tf_variable(new)
 
 
 def _replaced(value: Any, memo: dict[int, Any]) -> Any:

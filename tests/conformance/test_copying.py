@@ -77,6 +77,33 @@ def test_a_deep_copy_of_an_average_goes_on_by_itself(make):
     assert (float(average.average(variable)), int(average.n_models)) == (1.0, 1)
 
 
+@pytest.mark.parametrize("first", ["model", "average"])
+@pytest.mark.parametrize("make", AVERAGES, ids=NAMES)
+def test_a_deep_copy_with_its_model_is_of_the_copied_model(make, first):
+    """Of 1 and 3 in the copy, and of 1 alone in the original."""
+    dense = layers.Dense(1, kernel_initializer="ones", use_bias=False)
+    model, average = tf.keras.Sequential([tf.keras.Input([1]), dense]), make()
+    average.apply(model.trainable_variables)
+    if first == "model":
+        of_model, copied = copy.deepcopy((model, average))
+    else:
+        copied, of_model = copy.deepcopy((average, model))
+    of_model.layers[-1].kernel.assign([[3.0]])
+    copied.apply(of_model.trainable_variables)
+    with swa_tf.averaged_weights(copied, of_model):
+        assert of_model.get_weights() == [[[2.0]]]
+    assert copied.average(dense.kernel) is None
+    assert float(average.average(dense.kernel)[0, 0]) == 1.0
+
+
+def test_a_deep_copy_beside_a_model_that_is_not_built():
+    variable, average = tf.Variable(1.0), swa_tf.StochasticWeightAveraging()
+    average.apply([variable])
+    unbuilt = tf.keras.Sequential([layers.Dense(1)])
+    _, copied = copy.deepcopy((unbuilt, average))
+    assert float(copied.average(variable)) == 1.0
+
+
 @pytest.mark.parametrize("copies", COPIES)
 def test_a_schedule_of_averages(copies):
     copied = copies(swa_tf.AveragingSchedule(2, 3))

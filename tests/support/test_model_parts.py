@@ -181,3 +181,29 @@ def test_variables_that_are_no_numbers_are_neither_averaged_nor_lost():
     assert (bool(model.flag), model.text.numpy()[0]) == (True, b"x")
     swa_tf.average_parameters(model, copies)
     assert int(copies["counter"]) == 3
+
+
+def test_a_model_that_counts_is_resumed(tmp_path):
+    """In manual mode, where the average restored is the first to be built."""
+
+    def train(epochs):
+        model, swa = Counting(), swa_tf.StochasticWeightAveraging()
+        model.compile(tf.keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+        model(tf.zeros([2, 1]))
+        averages = tf.keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: swa.apply(
+                model.dense.trainable_variables
+            )
+        )
+        backup = tf.keras.callbacks.BackupAndRestore(
+            str(tmp_path), delete_checkpoint=False
+        )
+        data, saved = tf.zeros([2, 1]), swa_tf.SWACallback(averages=swa)
+        callbacks = [averages, saved, backup]
+        model.fit(
+            data, data + 1.0, epochs=epochs, verbose=0, callbacks=callbacks
+        )
+        return float(model.dense.bias.numpy()[0])
+
+    np.testing.assert_allclose(train(epochs=1), 0.2, rtol=1e-6)
+    np.testing.assert_allclose(train(epochs=2), 0.28, rtol=1e-6)
