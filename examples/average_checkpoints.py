@@ -38,7 +38,7 @@ flags.DEFINE_string("output_dir", None, "A new folder; else a temporary one.")
 
 
 def make_model(images: np.ndarray) -> tf.keras.Model:
-    """For images of this shape and range; it gives logits."""
+    """Returns a model of images of this shape and range, with logits."""
     layers = [tf.keras.Input(images.shape[1:])]
     layers.append(tf.keras.layers.Rescaling(1.0 / images.max()))
     for channels in (32, 64):
@@ -75,7 +75,7 @@ def train(model: tf.keras.Model, learned: data.Pair, folder: str) -> None:
 def accuracies(
     model: tf.keras.Model, path: str, learned: data.Pair, test: data.Pair
 ) -> list[float]:
-    """Of the checkpoint at `path` in %: as it is saved, and after a refit."""
+    """Returns the accuracy of a checkpoint in %, as saved and after a refit."""
     checkpoint = tf.train.Checkpoint(model=model)
     checkpoint.restore(path).assert_existing_objects_matched().expect_partial()
     results = [100.0 * model.evaluate(*test, verbose=0)[1]]

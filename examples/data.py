@@ -27,7 +27,7 @@ _UNREADABLE += (ValueError, zlib.error, matlab.MatReadError)
 Pair = tuple[np.ndarray, np.ndarray]
 """Images, uint8 [n, height, width, channels], and labels, 0 to 9, [n]."""
 Parts = tuple[Pair, Optional[Pair]]
-"""What to learn, and what to hold out unless that is a part of the first."""
+"""The data to train on, and the data to hold out, if it is separate."""
 
 
 class DataError(ValueError):

@@ -1,8 +1,8 @@
 r"""Averages the weights in checkpoints, and writes a checkpoint of them.
 
-Takes TensorFlow's checkpoints (object-based or name-based), .weights.h5, .h5
-and .keras, and writes the form that it took. Integers, counters and the state
-of optimizers come from the newest one. Examples:
+Takes TensorFlow's checkpoints (object-based or name-based), .weights.h5,
+.weights.json, .h5 and .keras, and writes the form that it took. All that is no
+weight comes from the newest one. Examples:
 
   The last 5 checkpoints of a run:
     swa-average-checkpoints --checkpoint_dir=run --num_last_checkpoints=5 \

@@ -30,9 +30,11 @@ class _DecoupledDecay(_Mixin):
         if isinstance(learning_rate, numbers.Real):
             learning_rate = float(checks.real("learning_rate", learning_rate))
         elif not (callable(learning_rate) or hasattr(learning_rate, "dtype")):
-            raise TypeError(
-                "`learning_rate` must be a number or a `LearningRateSchedule`. "
-                f"Received: learning_rate={learning_rate!r}"
+            raise checks.wrong(
+                "learning_rate",
+                "a number or a `LearningRateSchedule`",
+                learning_rate,
+                TypeError,
             )
         super().__init__(
             learning_rate=learning_rate,
@@ -61,13 +63,14 @@ class _KerasDecay(_DecoupledDecay):
     def update_step(
         self, gradient: Any, variable: tf.Variable, *learning_rate: Any
     ) -> None:
+        # A sparse gradient has the same effect as the equal dense one.
+        gradient = tf.convert_to_tensor(gradient)
         if self._decays(variable) and self._use_weight_decay(variable):
             decay = self.weight_decay
             if self.scale_decay_by_learning_rate:
                 decay = decay * tf.cast(self.learning_rate, variable.dtype)
-            variable.assign_sub(decay * variable)
-        # A sparse gradient has the same effect as the equal dense one.
-        gradient = tf.convert_to_tensor(gradient)
+            with tf.control_dependencies([gradient]):  # not if it fails
+                variable.assign_sub(decay * variable)
         super().update_step(gradient, variable, *learning_rate)
 
     def _apply_weight_decay(self, variables: Any) -> None:
@@ -87,6 +90,10 @@ class _AddonsDecay(_DecoupledDecay):
         if self.scale_decay_by_learning_rate:
             decay = decay * self._decayed_lr(var_dtype)
         return decay
+
+    def _resource_apply_dense(self, grad: Any, var: Any, **kwargs: Any) -> Any:
+        with tf.control_dependencies([grad]):  # not if it fails
+            return super()._resource_apply_dense(grad, var, **kwargs)
 
     def _resource_apply_sparse_duplicate_indices(
         self, grad: Any, var: tf.Variable, indices: Any, **kwargs: Any

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from swa_tf.averaging import rounding
-from swa_tf.support import parameter_names
+from swa_tf.support import parameter_names, stack
 from swa_tf.support import variables as variables_lib
 
 _N_MODELS = "n_models"  # the key of the count beside the averages
@@ -178,6 +178,7 @@ def _named_variables(target: Any, function: str) -> dict[str, Any]:
             f"`{function}` works in eager mode only: call it outside of "
             "graphs and `tf.function`."
         )
+    stack.check_keras("target", target)
     return parameter_names.named_variables(target)
 
 

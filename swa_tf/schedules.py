@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from typing import Any, Callable
@@ -303,9 +304,11 @@ class SWALearningRate(_Plan):
 
 def _check_schedule(schedule: Any) -> None:
     if not callable(schedule) or isinstance(schedule, type):
-        raise TypeError(
-            "`schedule` must be a LearningRateSchedule, or a function of the "
-            f"step. Received: schedule={schedule!r}"
+        raise checks.wrong(
+            "schedule",
+            "a LearningRateSchedule, or a function of the step",
+            schedule,
+            TypeError,
         )
 
 
@@ -327,7 +330,11 @@ def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
         TypeError: If `schedule` is neither.
     """
     _check_schedule(schedule)
-    return lambda epoch: float(schedule(epoch))
+    return functools.partial(_rate_of, schedule)  # a lambda is not pickled
+
+
+def _rate_of(schedule: Callable[[int], Any], epoch: int) -> float:
+    return float(schedule(epoch))
 
 
 def plot_schedule(

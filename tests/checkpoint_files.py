@@ -50,12 +50,12 @@ class Values(tf.keras.layers.Layer):
 
 
 def path_of(form, folder, name):
-    """Where a checkpoint of this form and name goes."""
+    """Returns the path of a checkpoint of this form and name."""
     return os.path.join(folder, name + suffix(form))
 
 
 def suffix(form):
-    """What the paths of a form end in."""
+    """Returns the suffix of the paths of a form."""
     return form if form in (WEIGHTS, KERAS, H5) else ""
 
 
@@ -203,7 +203,7 @@ def _model(values):
 
 
 def _weights(values):
-    """In the order of `get_weights`: what is trained first."""
+    """Returns arrays in the order of `get_weights`, trained ones first."""
     arrays = [np.asarray(value) for value in values.values()]
     return sorted(arrays, key=lambda array: "float" not in array.dtype.name)
 

@@ -1,4 +1,4 @@
-"""What every test starts from: four logical CPUs, one seed, a clean Keras."""
+"""The start of every test: four logical CPUs, one seed, a clean Keras."""
 
 import gc
 import importlib.metadata

@@ -28,7 +28,7 @@ class Traced(tf.keras.layers.Layer):
 
 
 def held():
-    """What there is of each kind, once nothing is left to be collected."""
+    """Counts the objects of each kind, after a garbage collection."""
     gc.collect()
     # What is freed goes back to the system, so that what is not shows.
     ctypes.CDLL(None).malloc_trim(0)

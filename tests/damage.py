@@ -1,4 +1,4 @@
-"""What becomes of a checkpoint, or of a disk: damage of all kinds."""
+"""Functions that damage a checkpoint, or a disk, in all kinds of ways."""
 
 import contextlib
 import io

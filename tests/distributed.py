@@ -137,7 +137,7 @@ class Coordinated(Training):
         )
 
     def error_in_a_worker(self):
-        """What `apply` says in a function that is scheduled."""
+        """Calls `apply` in a scheduled function, and keeps its error."""
         replica = super()._replica
 
         @tf.function

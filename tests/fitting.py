@@ -24,7 +24,7 @@ MODES = {
 
 @pytest.fixture(scope="module")
 def quick_to_trace():
-    """Without TensorFlow's rewriting of graphs: a third of a training here.
+    """Switches off TensorFlow's graph optimizer: a third of a `fit` here.
 
     With it, `fit` is tested in test_keras_training.py and test_distribution.py.
     """

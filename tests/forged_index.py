@@ -55,7 +55,7 @@ def crc32c(data):
 
 
 def masked(checksum):
-    """As it is stored."""
+    """Returns the checksum in the masked form in which files store it."""
     rotated = checksum >> 15 | checksum << 17
     return (rotated + 0xA282EAD8) & 0xFFFFFFFF
 

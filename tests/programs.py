@@ -81,7 +81,7 @@ class Program:
         self.returncode = None
 
     def wait(self):
-        """What it has printed, and the exit status, once it has ended."""
+        """Waits for the end; returns the output and the exit status."""
         _tell("")
         self.returncode = _number()
         texts = []

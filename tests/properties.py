@@ -1,4 +1,4 @@
-"""What the property-based tests share: how many cases, and of which tensors."""
+"""Settings and strategies that the property-based tests share."""
 
 import hypothesis
 import ml_dtypes

@@ -60,7 +60,7 @@ def run(written, tmp_path, monkeypatch):
 
 
 class Ran:
-    """What a command did: `status`, `out`, `err`, and the rows of its table."""
+    """The outcome of a command: `status`, `out`, `err`, and table rows."""
 
     def __init__(self, status, out, err):
         self.status, self.out, self.err = status, out, err
@@ -201,6 +201,7 @@ def test_a_pattern_is_in_the_order_of_the_run(tmp_path, monkeypatch, command):
         (["run/ckpt-1", "run/ckpt-1"], "Received twice: 'run/ckpt-1'"),
         (["run/ckpt-*", "run/ckpt-2"], "Received twice: 'run/ckpt-2'"),
         (["run"], "the directory 'run' in a list"),
+        (["run/", "--output_path=x.keras"], "--checkpoint_dir"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dry_run", [True, False])

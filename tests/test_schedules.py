@@ -474,7 +474,7 @@ def test_paper_plan_is_the_function_of_the_papers_code(
 
 
 def test_paper_plan_meets_its_edges_exactly(float64_rates):
-    """For each start, whether 0.9 of it is a float or not."""
+    """Every start gives its plan, whether 0.9 of it is exact or not."""
     for swa_start in [*range(1, 300), 10**9 + 7, 2.3, 1e-3]:
         plan = schedules.paper_plan(0.3, 0.1, swa_start)
         edges = [swa_start / 2, 9 * swa_start / 10]
@@ -520,7 +520,7 @@ def fallen(model):
 
 
 def formats():
-    """How this Keras saves a model so that training goes on after loading."""
+    """Returns the suffixes of models that train on after loading."""
     return [".keras"] if stack.KERAS_3 else [".keras", ".h5"]
 
 

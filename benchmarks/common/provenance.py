@@ -1,4 +1,4 @@
-"""What measured figures depend on: the command, the versions, the machine."""
+"""The command, versions and machine that measured figures depend on."""
 
 from __future__ import annotations
 

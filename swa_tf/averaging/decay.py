@@ -115,7 +115,5 @@ def scaled_decay(decay: float, batch_size_ratio: float) -> float:
         https://arxiv.org/abs/2307.13813.
     """
     if checks.real("decay", decay, "a number in [0, 1)") >= 1:
-        raise ValueError(
-            f"`decay` must be a number in [0, 1). Received: {decay=}"
-        )
+        raise checks.wrong("decay", "a number in [0, 1)", decay)
     return float(decay ** checks.positive("batch_size_ratio", batch_size_ratio))

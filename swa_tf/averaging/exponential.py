@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import math
@@ -112,9 +111,7 @@ class ExponentialMovingAverage(WeightAverage):
         if half_life is not None:
             half_life = checks.positive("half_life", half_life)
         if warm_up is not None and checks.positive("warm_up", warm_up) < 1.0:
-            raise ValueError(
-                f"`warm_up` must be a number >= 1. Received: {warm_up=}"
-            )
+            raise checks.wrong("warm_up", "a number >= 1", warm_up)
         self._zero_debias = checks.boolean("zero_debias", zero_debias)
         self._half_life = half_life
         self._warm_up = warm_up
@@ -224,13 +221,10 @@ class ExponentialMovingAverage(WeightAverage):
             with tf.init_scope():
                 self._begun = first_updates.made(self._own_name("begun"))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ExponentialMovingAverage:
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if self._begun is not None:
             memo[id(self._begun)] = first_updates.copied(self._begun)
-        copied.__dict__.update(copy.deepcopy(vars(self), memo))
-        return copied
+        return super().__deepcopy__(memo)
 
     def _make_averages(self, variables: list[Any], begin: bool) -> None:
         n_before = len(self._averages)

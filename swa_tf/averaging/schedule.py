@@ -1,4 +1,4 @@
-"""When to average, apart from what is averaged."""
+"""The schedule of averaging: which steps or epochs are averaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swa_tf.support import checks
 
 
 class AveragingSchedule:
-    """When to average: from `start` on, every `period` steps or epochs.
+    """Averages from `start` on, every `period` steps or epochs.
 
         due(i)  =  i >= start  and  (i - start) mod period == 0
 

@@ -16,11 +16,11 @@ from swa_tf.averaging import variable_checks
 from swa_tf.averaging.checkpoint_state import CheckpointState
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update_cache import UpdateCache
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 from swa_tf.support import variables as variables_lib
 
 
-class ShadowVariables(tf.Module):
+class ShadowVariables(variables_lib.BoundModule):
     """The part of a `WeightAverage` that does not update: its variables."""
 
     # Whether later calls of `apply` may name other variables than the first.
@@ -35,7 +35,7 @@ class ShadowVariables(tf.Module):
         super().__init__()
         name = type(self).__name__ if name is ... else name
         if not isinstance(name, (str, type(None))):
-            raise TypeError(f"`name` must be a string. Received: {name=}")
+            raise checks.wrong("name", "a string", name, TypeError)
         variables_lib.check_device(device)
         self._name = name
         self._device = device
@@ -161,7 +161,7 @@ class ShadowVariables(tf.Module):
         """
         variable = stack.tf_variable(var)
         if not isinstance(variable, (tf.Variable, tf.Tensor)):
-            raise TypeError(f"`var` must be a variable. Received: var={var!r}")
+            raise checks.wrong("var", "a variable", var, TypeError)
         return self._average_of.value.get(variable.ref())
 
     def average_name(self, var: Any) -> str:
@@ -346,9 +346,8 @@ class ShadowVariables(tf.Module):
 
 def _checked_when(when: Any) -> AveragingSchedule | None:
     if when is not None and not isinstance(when, AveragingSchedule):
-        raise TypeError(
-            "`when` must be a `swa_tf.AveragingSchedule` or None. "
-            f"Received: when={when!r}"
+        raise checks.wrong(
+            "when", "a `swa_tf.AveragingSchedule` or None", when, TypeError
         )
     return when
 

@@ -1,7 +1,8 @@
-"""The one equation over all variables of a list, in bundles of those alike.
+"""The one equation over all variables of a list.
 
-In eager mode each operation runs by itself; in a graph XLA compiles the update
-of large variables into one pass over memory. The bits are the same.
+Small variables alike are stacked, and updated as one. In eager mode each
+operation runs by itself; in a graph XLA compiles the update of a large variable
+into one pass over memory. The bits are the same.
 """
 
 from __future__ import annotations
@@ -19,11 +20,7 @@ from swa_tf.support import variables as variables_lib
 # To update a smaller variable takes less time than to start a computation.
 COMPILED_ELEMENTS = 16384
 
-# A bundle of large variables takes time to compile for each of them, and time
-# to start for each bundle.
-_MAX_SMALL_MEMBERS = 128
-_MAX_LARGE_MEMBERS, _MAX_LARGE_ELEMENTS = 2, 2**19
-
+_MAX_STACKED = 128
 _MAX_CACHED_FUNCTIONS = 512
 
 
@@ -43,7 +40,7 @@ class Update:
         self._bundles = []
         for key, places in alike.items():
             kind = key if isinstance(key, _Kind) else None
-            size = kind.bundle_size if kind else 1
+            size = 1 if kind is None or kind.is_large else _MAX_STACKED
             for start in range(0, len(places), size):
                 own = places[start : start + size]
                 averages, weights = zip(*[pairs[place] for place in own])
@@ -106,13 +103,6 @@ class _Kind(NamedTuple):
     def is_large(self) -> bool:
         return math.prod(self.shape) >= COMPILED_ELEMENTS
 
-    @property
-    def bundle_size(self) -> int:
-        if not self.is_large:
-            return _MAX_SMALL_MEMBERS
-        fitting = _MAX_LARGE_ELEMENTS // math.prod(self.shape)
-        return max(1, min(_MAX_LARGE_MEMBERS, fitting))
-
 
 class _Bundle(NamedTuple):
     """Averages and weights of one kind, with their places among all pairs."""
@@ -174,37 +164,29 @@ def _moved(
 def _compiled(
     bundle: _Bundle, c: tf.Tensor, threshold: tf.Tensor, zero: tf.Tensor
 ) -> tf.Tensor:
-    """Updates a bundle by a function that XLA compiles; returns when done."""
+    """Updates a large average by a function that XLA compiles."""
     kind: Any = bundle.kind
-    weights = [
-        _read(weight) if kind.is_sent else weight.handle
-        for weight in bundle.weights
-    ]
-    update = _compiled_function(kind, len(weights))
+    (average,), (weight,) = bundle.averages, bundle.weights
+    weight = _read(weight) if kind.is_sent else weight.handle
     with tf.device(kind.device):
-        averages = [average.handle for average in bundle.averages]
-        return update(averages, weights, c, threshold, zero)
+        return _compiled_function(kind)(
+            average.handle, weight, c, threshold, zero
+        )
 
 
 @functools.lru_cache(_MAX_CACHED_FUNCTIONS)
-def _compiled_function(kind: _Kind, size: int) -> Callable[..., tf.Tensor]:
-    """Returns the update of a bundle, given the handles of its variables."""
+def _compiled_function(kind: _Kind) -> Callable[..., tf.Tensor]:
+    """Returns the update of one average, given the handles of its variables."""
 
     def update(
-        averages: list[Any],
-        weights: list[Any],
-        c: tf.Tensor,
-        threshold: tf.Tensor,
-        zero: tf.Tensor,
+        handle: Any, weight: Any, c: tf.Tensor, threshold: Any, zero: tf.Tensor
     ) -> tf.Tensor:
-        each_c = tf.unstack(c) if c.shape.rank else [c] * size
-        for handle, weight, own in zip(averages, weights, each_c):
-            average = _read_handle(handle, kind.dtype, kind.shape)
-            if not kind.is_sent:
-                weight = _read_handle(weight, kind.weight_dtype, kind.shape)
-            weight = tf.cast(weight, kind.dtype)
-            moved = rounding.moved(average, weight, own, threshold, zero)
-            tf.raw_ops.AssignVariableOp(resource=handle, value=moved)
+        average = _read_handle(handle, kind.dtype, kind.shape)
+        if not kind.is_sent:
+            weight = _read_handle(weight, kind.weight_dtype, kind.shape)
+        weight = tf.cast(weight, kind.dtype)
+        moved = rounding.moved(average, weight, c, threshold, zero)
+        tf.raw_ops.AssignVariableOp(resource=handle, value=moved)
         return zero
 
     return tf.function(update, jit_compile=True, autograph=False)

@@ -148,15 +148,26 @@ def check_shapes(variables: list[Any], averages: list[Any]) -> None:
             )
 
 
-def shape_checks(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
-    """Returns ops that check the other shapes when a graph runs."""
+def ready(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
+    """Returns, in a graph, tensors that are there when all weights are.
+
+    Where a step fails, as after the last batch, an update that waits for them
+    neither averages nor counts: a `tf.function` reads a variable after what
+    assigns it. (In a v1 graph the caller orders them.) Checks unknown shapes.
+    """
     if tf.executing_eagerly():
         return []
-    # Not `assert_equal(tf.shape(variable), ...)`: TensorFlow folds that shape
-    # into a constant here, from the branches of the `tf.cond` that follows.
-    return [
-        tf.ensure_shape(variable.read_value(), average.shape, name=_SAME_SHAPE)
-        for variable, average in zip(variables, averages)
-        if isinstance(variable, tf.Variable)
-        and not variable.shape.is_fully_defined()
-    ]
+    in_v1 = variables_lib.outermost_graph() is not None
+    tensors = []
+    for variable, average in zip(variables, averages):
+        if not isinstance(variable, tf.Variable):
+            tensors.append(variable)
+        elif not variable.shape.is_fully_defined():
+            # Not `assert_equal(tf.shape(variable), ...)`: TensorFlow takes that
+            # for a constant, from the branches of the `tf.cond` that follows.
+            value, shape = variable.read_value(), average.shape
+            tensors.append(tf.ensure_shape(value, shape, name=_SAME_SHAPE))
+        elif not in_v1:
+            parts = variables_lib.components(variable)
+            tensors += [part.read_value() for part in parts]
+    return tensors

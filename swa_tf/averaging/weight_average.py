@@ -63,8 +63,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     given more or fewer, if one list begins with the other, names included.)
 
     A `copy.deepcopy` has averages and counts of its own, not swapped in, of
-    the same variables, or of their copies made in the same call. (Those that
-    Keras makes of the variables of a model do not count.)
+    the same variables, or of their copies made in the same call. It cannot be
+    pickled: a `tf.train.Checkpoint` takes it from one process to another.
 
     Args:
         name: Suffix of the names of the shadow variables; by default the name
@@ -216,11 +216,11 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         """
         averages = [self.average(variable) for variable in variables]
         is_own = update is not None
-        checks = variable_checks.shape_checks(variables, averages)
-        if not is_own:
-            checks += self._state.assertions(self.name)
+        checks: list[Any] = []
         named: Any = contextlib.nullcontext()  # where nobody sees the names
         if not is_own:
+            checks += variable_checks.ready(variables, averages)
+            checks += self._state.assertions(self.name)
             named = tf.name_scope("average" if self.name is None else self.name)
         with named as scope:
             with tf.control_dependencies(checks):

@@ -236,7 +236,6 @@ def _common(known: Any, specs: Any) -> Any:
             lambda a, b: a.most_specific_common_supertype([b]) or b,
             known,
             specs,
-            check_types=False,
         )
-    except ValueError:
+    except (TypeError, ValueError):
         return specs

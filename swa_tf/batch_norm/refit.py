@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,9 +84,13 @@ class BatchNormRefit:
             "mean_of_batches", the plain mean of the batches' variances, as in
             the first published TensorFlow implementation: too small wherever
             samples of a batch resemble each other.
+        preprocess: What `fit` does to inputs and a call does not: a function
+            of the inputs of a batch, in TensorFlow. None is that of a KerasHub
+            task (its `preprocess_samples`), for other models nothing.
 
     Raises:
-        TypeError: If `model` is not a model or layer.
+        TypeError: If `model` is not a model or layer of `tf.keras`, or has no
+            `call`; or if `preprocess` is no function.
         ValueError: If `variance` is none of the above.
 
     References:
@@ -96,21 +100,37 @@ class BatchNormRefit:
         merge.
     """
 
-    def __init__(self, model: Any, variance: str = "pooled") -> None:
-        # Keras 2 raises where the variables of an unbuilt model are asked for.
-        has_variables = any(
-            hasattr(x, "variables") for x in (type(model), model)
-        )
-        if not callable(model) or not has_variables or isinstance(model, type):
+    def __init__(
+        self, model: Any, variance: str = "pooled", preprocess: Any = None
+    ) -> None:
+        stack.check_keras("model", model)
+        kinds = (tf.keras.layers.Layer, tf.Module)
+        if not callable(model) or not isinstance(model, kinds):
             raise TypeError(
                 f"`model` must be a model or layer. Received: model={model!r}"
             )
+        call = getattr(getattr(model, "call", None), "__func__", None)
+        if call is tf.keras.Model.call:
+            raise TypeError(
+                "`model` must have a `call`, which a refit runs over the data. "
+                f"Received: {type(model).__name__} without one. Write one, or "
+                "refit its parts inside `averaged_weights(swa, model)`"
+            )
+        if not (preprocess is None or callable(preprocess)):
+            raise TypeError(
+                f"`preprocess` must be a function. Received: {preprocess=}"
+            )
         checks.choice("variance", variance, ("pooled", "mean_of_batches"))
         self._model = model
+        self._preprocess = preprocess
         self._variance = variance
         self._pass: ForwardPass | None = None
         self._parts: list[tuple[int, Any, Any]] = []
         self._others: list[str] = []  # batch norms that cannot be refitted
+
+    def __reduce__(self) -> Any:
+        # A copy, or a pickle, is of a copy of the model, and traces anew.
+        return type(self), (self._model, self._variance, self._preprocess)
 
     @property
     def model(self) -> Any:
@@ -129,10 +149,11 @@ class BatchNormRefit:
 
         Args:
             dataset: Batches, as `tf.data.Dataset`, distributed by a strategy
-                or not, or as any other iterable. A tuple or list is (x,),
-                (x, y) or (x, y, sample_weight), as in `Model.fit`; anything
-                else is x, a tensor or a dictionary.
-            steps: The number of batches to take, > 0. None takes all.
+                or not, or as any other iterable but a tuple. A batch that is
+                a tuple or list is (x,), (x, y) or (x, y, sample_weight), as in
+                `Model.fit`; anything else is x, a tensor or a dictionary.
+            steps: The number of batches to take, > 0. None takes all, or as
+                many as its length says.
 
         Raises:
             TypeError: If `dataset` is no iterable of batches.
@@ -155,12 +176,15 @@ class BatchNormRefit:
                 "`refit_batch_norm` works in eager mode only: call it outside "
                 "of graphs and `tf.function`."
             )
-        checks.batches(dataset, steps, names.dataset, names.steps)
+        n_batches = checks.batches(dataset, steps, names.dataset, names.steps)
+        if isinstance(dataset, tf.keras.utils.Sequence):
+            # As `fit` does: to iterate over one may shuffle it.
+            dataset = map(dataset.__getitem__, range(n_batches or 0))
         with _ONE_AT_A_TIME:
             forward = self._forward_pass(names)
             found: list[Any] = []
             if forward is not None:
-                taken, found = forward.run(dataset, steps, names.dataset)
+                taken, found = forward.run(dataset, n_batches, names.dataset)
             if not found:
                 warnings.warn(
                     f"`{names.model}` holds no batch-norm layer to refit: one "
@@ -170,16 +194,7 @@ class BatchNormRefit:
                     stacklevel=names.level,
                 )
                 return
-            if taken == 0:
-                raise ValueError(
-                    f"`{names.dataset}` must hold at least one batch. "
-                    "Received an empty one"
-                )
-            if steps is not None and taken < steps:
-                raise ValueError(
-                    f"`{names.dataset}` must hold `{names.steps}`={steps} "
-                    f"batches. Received: {taken} batches"
-                )
+            checks.enough_batches(taken, steps, names.dataset, names.steps)
             values: list[tuple[tf.Variable, np.ndarray]] = []
             for layer, statistics in _reached(found, self._others, names):
                 values += self._new_values(layer, statistics, names)
@@ -207,14 +222,23 @@ class BatchNormRefit:
             )
         self._others = unbuilt + [
             f"{part.name} ({type(part).__module__}.{type(part).__name__})"
-            for part in model_parts.parts(self._model)
-            if not isinstance(part, stack.batch_norm_layers())
-            and getattr(part, "trainable", True)
+            for _, trainable, part in parts
+            if trainable is not False
+            and not isinstance(part, stack.batch_norm_layers())
             and any(map(_FOREIGN.fullmatch, vars(part)))
         ]
-        self._pass = ForwardPass(self._model, built) if built else None
+        self._pass = ForwardPass(self._call_model, built) if built else None
         self._parts = parts
         return self._pass
+
+    def _call_model(self, inputs: Any, **settings: Any) -> Any:
+        """Calls the model after the preprocessing that `fit` does."""
+        if self._preprocess is not None:
+            inputs = self._preprocess(inputs)
+        elif hasattr(self._model, "preprocess_samples"):
+            batch = self._model.preprocess_samples(inputs)
+            inputs = tf.keras.utils.unpack_x_y_sample_weight(batch)[0]
+        return self._model(inputs, **settings)
 
     def _new_values(
         self, layer: Any, found: Statistics, names: ArgumentNames
@@ -251,6 +275,7 @@ def refit_batch_norm(
     steps: int | None = None,
     *,
     variance: str = "pooled",
+    preprocess: Callable[[Any], Any] | None = None,
 ) -> None:
     """Computes the statistics of every batch-norm layer anew, once.
 
@@ -269,11 +294,13 @@ def refit_batch_norm(
         dataset: As in its call.
         steps: As in its call.
         variance: As in `BatchNormRefit`.
+        preprocess: As in `BatchNormRefit`.
 
     Raises:
         TypeError, ValueError, RuntimeError: As `BatchNormRefit` and its call.
     """
-    BatchNormRefit(model, variance)._run(dataset, steps, ArgumentNames())
+    refit = BatchNormRefit(model, variance, preprocess)
+    refit._run(dataset, steps, ArgumentNames())
 
 
 def _reached(

@@ -46,15 +46,18 @@ def average_checkpoints(
     A model with batch normalization must then have its statistics computed
     anew, by `refit_batch_norm`, as a warning says.
 
-    Every floating point (or complex) tensor is averaged that is no state of
-    the training. From the newest input come all other types; counters of steps
-    and saves; what belongs to optimizers, metrics and `WeightAverage`s. Where
-    a file does not say what is an optimizer's or a counter, names and shapes
-    decide, and a warning says so: scalars called `step`, `epoch`,
-    `learning_rate` and the like that are in no object of an object-based
-    checkpoint, and in `.weights.h5` and `.keras` what is laid out like an
-    optimizer. The newest has the highest number at the end of its name, or was
-    written last.
+    Every floating point (or complex) variable is averaged that is no state of
+    the training. From the newest input come all other types; tables; counters
+    of steps and saves; what belongs to optimizers, metrics, generators and
+    `WeightAverage`s. Only what is averaged must agree between inputs. Where a
+    file does not say what is a weight, names and shapes decide, and a warning
+    says so: scalars called `step`, `learning_rate`, `best_loss` and the like
+    that are in no object of an object-based checkpoint, and in `.weights.h5`
+    and `.keras` what looks like an optimizer or a metric. The newest has the
+    highest number at the end of its name, or was written last.
+
+    Weights of two files are the same if they have the same place: in the object
+    graph, or in the list of layers of an `.h5` file.
 
     Each input is read once, tensor by tensor: memory does not depend on their
     number. Nothing in them is executed or unpickled, and checksums are checked
@@ -63,7 +66,8 @@ def average_checkpoints(
     Args:
         inputs: Paths of checkpoints of one form: what
             `tf.train.load_checkpoint` takes (object-based or name-based),
-            `.weights.h5`, `.h5` or `.keras`. Or a directory: all in it.
+            SavedModel folders, whose checkpoints are taken, `.weights.h5`,
+            `.weights.json`, `.h5` or `.keras`. Or a directory: all in it.
         output: The path of the result, which must not exist. `<output>.json`
             beside it has the report. Any path may be remote: `gs://bucket/x`.
         weights: One positive number for each input; c is the input's share of
@@ -88,8 +92,9 @@ def average_checkpoints(
         FileNotFoundError: If an input does not exist.
         FileExistsError: If the output exists, or is one of the inputs.
         TypeError, ValueError: If an argument is not as above, an input is
-            damaged, or inputs differ in the names, shapes or types of their
-            tensors. Nothing has been written then.
+            damaged, inputs differ in which weights they have, or of which shape
+            or type, or an average is NaN or infinite where the newest input is
+            not. Nothing has been written then.
 
     References:
         Izmailov et al. 2018, section 3.1, https://arxiv.org/abs/1803.05407.
@@ -103,7 +108,7 @@ def average_checkpoints(
         paths.checked_output(output, found),
         coefficients,
         optimizer_slots=optimizer_slots,
-        from_newest=from_newest,
+        from_newest=merge.patterns(from_newest),
         dry_run=dry_run,
         progress=progress,
         about={
@@ -161,7 +166,7 @@ def average_windows(
             written then.
     """
     found = paths.resolved(inputs)
-    names = [os.path.basename(path) for path in found]
+    names = [paths.name_of(path) for path in found]
     if checks.integer("window", window, at_least=1) > len(found):
         raise ValueError(
             f"`window` must be at most {len(found)}, the number of inputs. "
@@ -181,7 +186,7 @@ def average_windows(
     written = [os.path.join(folder, names[end - 1]) for end in ends]
     options: dict[str, Any] = {
         "optimizer_slots": optimizer_slots,
-        "from_newest": from_newest,
+        "from_newest": merge.patterns(from_newest),
     }
     if dry_run:
         shares = _coefficients(len(found), None, None)

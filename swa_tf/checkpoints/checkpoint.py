@@ -103,10 +103,12 @@ class Checkpoint(abc.ABC):
     Attributes:
         form: The kind of file, in words.
         tensors: All tensors, by their key in the file.
-        slots: Keys of the state of optimizers; files may differ in them.
+        slots: Keys of the state of optimizers.
         state: Keys of floats that are no weights.
         guessed: Keys in `slots` or `state` for their names or shapes alone.
         batch_norm: Keys of batch-norm statistics.
+        places: The places of keys that say little, such as those of layers
+            which are numbered in each process anew.
     """
 
     form: str
@@ -118,10 +120,20 @@ class Checkpoint(abc.ABC):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.places: dict[str, tuple[int, int]] = {}
 
     def name(self, key: str) -> str:
         """Returns a key as it is shown to users."""
         return key
+
+    def twins(self, other: Any) -> dict[str, str]:
+        """Returns the keys of another checkpoint by the same tensors' here."""
+        mine, its = self.places, other.places
+        if mine.keys() == its.keys():
+            mine = its = {}
+        keys = {its.get(key, key): key for key in other.tensors}
+        places = {key: mine.get(key, key) for key in self.tensors}
+        return {k: keys[place] for k, place in places.items() if place in keys}
 
     @abc.abstractmethod
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:

@@ -1,10 +1,12 @@
-"""Keras's files: `.weights.h5`, `.h5`, and `.keras`, a zip with one of them."""
+"""Keras's files: `.weights.h5`, `.h5`, and what holds or lists such files."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import io
+import itertools
+import json
 import os
 import pathlib
 import re
@@ -18,6 +20,7 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
+from swa_tf.checkpoints import paths
 from swa_tf.checkpoints.checkpoint import (
     STATISTIC,
     Checkpoint,
@@ -30,6 +33,12 @@ from swa_tf.support import whole_files
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
+# Variables of metrics, by the attribute or class that leads to them, and of
+# vocabularies.
+_NO_WEIGHT = re.compile(
+    r"(^|/)(_?metrics|\w*(metric|tracker|accuracy|precision|recall|auc"
+    r"|io_u|f1_score)s?(_\d+)?)/(.*/)?vars/\d+$|/vars/idf_weights$"
+)
 _MAX_COMPRESSION = 1032  # no filter, such as deflate, achieves more
 _COPIED_AT_ONCE = 1 << 20  # bytes
 
@@ -45,14 +54,21 @@ class Hdf5Checkpoint(Checkpoint):
         places: list[tuple[int, int, str]] = []
         with self._opened() as file:
             self._walk(file, "", places)
+            self.places = _places(file)
         places.sort()
         for (_, end, key), (start, _, other) in zip(places, places[1:]):
             if start < end:
                 raise DamagedError(f"'{key}' and '{other}' lie in one place")
+        self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """Sets which of the tensors are weights, and which are not."""
         named = {k for k in self.tensors if k.split("/")[0] in _OPTIMIZER}
-        self.guessed = _optimizers(self.tensors) - named
-        self.slots = named | self.guessed
-        self.state = {key for key in self.tensors if key.startswith("metrics/")}
+        optimizers = _optimizers(self.tensors) - named
+        self.slots = named | optimizers
+        self.state = set(filter(_NO_WEIGHT.search, self.tensors)) - self.slots
+        known = re.compile("metrics/|.*idf_weights$").match
+        self.guessed = optimizers | {k for k in self.state if not known(k)}
         self.batch_norm = _batch_norm(self.tensors) - self.slots - self.state
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
@@ -67,19 +83,19 @@ class Hdf5Checkpoint(Checkpoint):
     def write(
         self, path: pathlib.Path, values: Values, dropped: set[str]
     ) -> None:
+        self.copy(path, dropped)
+        with h5py.File(path, "r+") as file:
+            for key, value in values:
+                if value is not None:
+                    _assign(file[key], value)
+
+    def copy(self, path: pathlib.Path, dropped: set[str]) -> None:
+        """Writes a copy of the HDF5 file without some keys."""
         if dropped:
             self._copy_without(dropped, path)
         else:
             with self._part() as part, open(path, "wb") as copied:
                 shutil.copyfileobj(part, copied, _COPIED_AT_ONCE)
-        with h5py.File(path, "r+") as file:
-            for key, value in values:
-                if value is None:
-                    continue
-                dataset = file[key]
-                if dataset.dtype.kind == "V":
-                    value = value.view(dataset.dtype)
-                dataset[...] = value  # in whatever type and order the file has
 
     @contextlib.contextmanager
     def _part(self) -> Iterator[Any]:
@@ -177,6 +193,61 @@ class KerasCheckpoint(Hdf5Checkpoint):
             yield io.BufferedReader(_Part(file, start, member.file_size))
 
 
+class ShardedCheckpoint(Hdf5Checkpoint):
+    """A `.weights.json` file, which names the shard of each group of weights.
+
+    The shards are `.weights.h5` files beside it.
+    """
+
+    form = "sharded .weights.json"
+
+    def __init__(self, path: str) -> None:
+        self.path, self.tensors, self.places = path, {}, {}
+        with errors_as_damage("it is no list of shards"):
+            with tf.io.gfile.GFile(path) as file:
+                self._config = json.load(file)
+            weight_map = self._config["weight_map"]
+            for group, names in weight_map.items():
+                weight_map[group] = [names] if isinstance(names, str) else names
+            names = set(itertools.chain.from_iterable(weight_map.values()))
+        there = {whole_files.split(f)[1]: f for f in paths.files(path)[:-1]}
+        lost = ", ".join(sorted(map(str, names - there.keys())))
+        if lost:
+            raise DamagedError(f"its shards {lost} are missing")
+        self._shards = {name: Hdf5Checkpoint(there[name]) for name in names}
+        self._shard_of = {}
+        for name, shard in sorted(self._shards.items()):
+            self._shard_of.update(dict.fromkeys(shard.tensors, name))
+            self.tensors.update(shard.tensors)
+        self._tell_apart()
+
+    def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
+        for name, some in itertools.groupby(keys, self._shard_of.__getitem__):
+            yield from self._shards[name].read(some)
+
+    def write(
+        self, path: pathlib.Path, values: Values, dropped: set[str]
+    ) -> None:
+        stem = path.name[: -len(paths.SHARDED)]
+        with contextlib.ExitStack() as files:
+            new, opened = {}, {}
+            for name, shard in self._shards.items():
+                # Keras looks for names of this kind only.
+                new[name] = stem + name[-len("_00000.weights.h5") :]
+                file = path.with_name(new[name])
+                shard.copy(file, dropped & shard.tensors.keys())
+                opened[name] = files.enter_context(h5py.File(file, "r+"))
+            for key, value in values:
+                if value is not None:
+                    _assign(opened[self._shard_of[key]][key], value)
+        weight_map = {
+            group: [new[name] for name in names]
+            for group, names in self._config["weight_map"].items()
+        }
+        config = {**self._config, "weight_map": weight_map}
+        path.write_text(json.dumps(config, indent=4), encoding="utf-8")
+
+
 class _Part(io.RawIOBase):
     """Some consecutive bytes of a file, as a file.
 
@@ -258,6 +329,38 @@ def _tensor(key: str, dataset: Any) -> Tensor:
     if dataset.nbytes > _MAX_COMPRESSION * dataset.file.id.get_filesize():
         raise DamagedError(f"'{key}' is larger than its file can hold")
     return Tensor(dataset.shape, dtype)
+
+
+def _assign(dataset: Any, value: np.ndarray) -> None:
+    """Writes a value in whatever type and byte order the file has."""
+    if dataset.dtype.kind == "V":
+        value = value.view(dataset.dtype)
+    dataset[...] = value
+
+
+def _places(file: Any) -> dict[str, tuple[int, int]]:
+    """Returns the places of what a `.h5` file lists: its layer, its weight.
+
+    Keras loads by them: it numbers the names of layers anew in each process.
+    """
+
+    def listed(group: Any, name: str) -> list[str]:
+        numbered = (f"{name}{i}" for i in itertools.count())  # of very many
+        names = itertools.takewhile(group.attrs.__contains__, numbered)
+        lists = [name] if name in group.attrs else names
+        found = [each for attribute in lists for each in group.attrs[attribute]]
+        return [n.decode() if isinstance(n, bytes) else n for n in found]
+
+    places: dict[str, tuple[int, int]] = {}
+    group = file.get("model_weights", file)
+    n_layers = 0
+    for layer in [*listed(group, "layer_names"), "top_level_model_weights"]:
+        names = listed(group[layer], "weight_names") if layer in group else []
+        for i, name in enumerate(names):
+            key = f"{group.name}/{layer}/{name}".lstrip("/")
+            places[key] = (n_layers, i)
+        n_layers += bool(names)
+    return places
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:

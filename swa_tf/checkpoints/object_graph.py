@@ -6,6 +6,8 @@ model's kernels lie under its optimizer's path.
 
 from __future__ import annotations
 
+import collections
+import re
 from collections.abc import Collection, Container, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +15,16 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+# The attributes in which metrics and vocabularies keep their variables.
+_NO_WEIGHT = re.compile(
+    r"(_?total|_?count|accumulator|(true|false)_(positives|negatives)|total_cm"
+    r"|total_confusion_matrix|conf_mtx|intermediate_weights|weights_intermediate|squared_sum|sum"
+    r"|residual|res|num_samples|idf_weights|num_documents)$"
+)
+# Lists of variables, whose order depends on what is frozen, or is any.
+_LIST = re.compile(r"_?(non_)?(trainable_)?variables$")
+_IN_ANY_ORDER = "_all_variables"  # of an export of Keras 3
 
 
 class AverageKeys(NamedTuple):
@@ -28,8 +40,8 @@ class ObjectGraph:
 
     Attributes:
         slots: The keys of the variables that optimizers keep for weights.
-        state: The keys of other variables that are no weights: those of
-            optimizers, of metrics, and the averages of a `WeightAverage`.
+        state: All other keys that are no weights: of optimizers, of metrics,
+            of a `WeightAverage`, and of what is no variable, such as a table.
         averages: The keys of each `WeightAverage`.
     """
 
@@ -38,7 +50,7 @@ class ObjectGraph:
         self._graph.ParseFromString(serialized)
         self._check(keys)
         slots: set[str] = set()
-        state: set[str] = set()
+        state = {key for key in keys if not key.endswith(SUFFIX)}
         self.averages: list[AverageKeys] = []
         for node in self._graph.nodes:
             children = {c.local_name: c.node_id for c in node.children}
@@ -56,7 +68,7 @@ class ObjectGraph:
                 slots |= set(self._keys(slot.slot_variable_node_id))
             if {"_averages", "_n_models"} <= children.keys():
                 averages = list(self._below(children["_averages"]))
-                state |= set(averages)
+                state |= own.union(*map(self._below, children.values()))
                 # Only exponential averages have `_begun`; they do not merge.
                 if "_state" in children and "_begun" not in children:
                     for n_models, saved in zip(
@@ -65,9 +77,10 @@ class ObjectGraph:
                     ):
                         found = AverageKeys(averages, n_models, saved)
                         self.averages.append(found)
-            if {"total", "count"} <= children.keys() or (  # a metric
-                {"current_loss_scale", "good_steps"} <= children.keys()
-            ):
+            if {"current_loss_scale", "good_steps"} <= children.keys():
+                state |= own
+            held = {name for name, c in children.items() if self._values(c)}
+            if {"total", "count"} <= held or all(map(_NO_WEIGHT.match, held)):
                 state |= own
         self.slots = slots & set(keys)
         self.state = (state - slots) & set(keys)
@@ -85,6 +98,39 @@ class ObjectGraph:
         if not ids <= set(range(len(nodes))):
             raise LookupError("it refers to nodes that it does not have")
 
+    def twins(self, other: ObjectGraph) -> dict[str, str]:
+        """Returns the keys of `other` by those of the same variables here.
+
+        What the same names lead to from the root is the same. Where names and
+        a list lead to it, the names decide: the lists of optimizers depend on
+        what was frozen.
+        """
+        keys: dict[str, str] = {}
+        names: dict[str, str] = {}
+        seen: set[int] = set()
+        taken: set[int] = set()
+        by_name = collections.deque([(0, 0)])
+        by_list: collections.deque[tuple[int, int]] = collections.deque()
+        while queue := by_name or by_list:
+            mine, its = queue.popleft()
+            if mine in seen or its in taken:
+                continue
+            seen.add(mine)
+            taken.add(its)
+            for value, twin in zip(self._values(mine), other._values(its)):
+                keys[value.checkpoint_key] = twin.checkpoint_key
+                names[value.full_name] = twin.full_name
+            children, theirs = self._children(mine), other._children(its)
+            for name in children:
+                if name in theirs and name != _IN_ANY_ORDER:
+                    pair = children[name], theirs[name]
+                    (by_list if _LIST.match(name) else queue).append(pair)
+        unordered, its_unordered = self._in_any_order(), other._in_any_order()
+        for name, key in unordered.items():
+            if names.get(name, name) in its_unordered:
+                keys.setdefault(key, its_unordered[names.get(name, name)])
+        return keys
+
     def without(self, keys: Container[str]) -> bytes:
         """Returns the graph, serialized, without the values of some keys."""
         graph: Any = trackable_object_graph_pb2.TrackableObjectGraph()
@@ -100,6 +146,23 @@ class ObjectGraph:
                 if slot.slot_variable_node_id in emptied:
                     node.slot_variables.remove(slot)
         return bytes(graph.SerializeToString(deterministic=True))
+
+    def _in_any_order(self) -> dict[str, str]:
+        """Returns the keys in a list without order by name, if names differ."""
+        unordered = self._children(0).get(_IN_ANY_ORDER)
+        nodes = {} if unordered is None else self._children(unordered)
+        values = [value for i in nodes.values() for value in self._values(i)]
+        found = {value.full_name: value.checkpoint_key for value in values}
+        return found if len(found) == len(values) else {}
+
+    def _children(self, node_id: int) -> dict[str, int]:
+        children = self._graph.nodes[node_id].children
+        return {child.local_name: child.node_id for child in children}
+
+    def _values(self, node_id: int) -> list[Any]:
+        """Returns the attribute of a variable; of another object none."""
+        attributes = self._graph.nodes[node_id].attributes
+        return [a for a in attributes if a.checkpoint_key.endswith(SUFFIX)]
 
     def _keys(self, node_id: int) -> Iterator[str]:
         for attribute in self._graph.nodes[node_id].attributes:

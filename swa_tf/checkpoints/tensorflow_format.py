@@ -39,10 +39,11 @@ _OPTIMIZER_OF_V1 = re.compile(
     re.IGNORECASE,
 )
 
-# Floats of these names count or steer the training, and are no weights.
+# Floats of these names count, steer or judge the training: they are no weights.
 _STATE = re.compile(
     r"(^|[/_])(steps?|epochs?|iter|iterations?|counter|learning_rate|lr"
-    r"|beta_?\d_power(_\d+)?|loss_scale)$"
+    r"|beta_?\d_power(_\d+)?|loss_scale|loss|acc|accuracy|error|metric|score"
+    r"|best|best_[^/]*)$"
 )
 
 
@@ -102,6 +103,11 @@ class TensorFlowCheckpoint(Checkpoint):
     def name(self, key: str) -> str:
         return key.removesuffix(object_graph.SUFFIX)
 
+    def twins(self, other: Any) -> dict[str, str]:
+        if self._graph and other._graph:
+            return self._graph.twins(other._graph)
+        return super().twins(other)
+
     def string(self, key: str) -> bytes:
         """Returns the one string of a scalar tensor."""
         (value,) = self.read([key])
@@ -114,7 +120,10 @@ class TensorFlowCheckpoint(Checkpoint):
         for key in keys:
             with errors_as_damage(f"'{self.name(key)}' cannot be read"):
                 if self._dtypes[key].is_numpy_compatible:
-                    value = np.asarray(reader.get_tensor(key))
+                    value = reader.get_tensor(key)
+                    # Of bytes numpy would strip the zeros at the end.
+                    kind = object if isinstance(value, bytes) else None
+                    value = np.asarray(value, kind)
                 else:  # variants, such as of iterators, which are only checked
                     with tf.Graph().as_default():
                         (tensor,) = self._restored([key])

@@ -25,9 +25,9 @@ def named_variables(target: Any) -> dict[str, Any]:
     if isinstance(target, stack.optimizers()):
         paths = _paths(model_parts.reached(target, _optimizer_edges))
         return _unique(paths, paths)
-    if not isinstance(target, (tf.keras.layers.Layer, tf.Module)) or isinstance(
-        target, tf.keras.metrics.Metric
-    ):
+    kinds = (tf.keras.layers.Layer, tf.Module)
+    others = model_parts.NOT_OF_A_MODEL
+    if not isinstance(target, kinds) or isinstance(target, others):
         raise TypeError(
             "`target` must be a Keras model, layer or optimizer or a "
             f"`tf.Module`. Received: target of type {type(target).__name__}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 
 
 def checked_list(
@@ -29,9 +29,7 @@ def checked_list(
         or isinstance(var_list, (str, dict))
         or not isinstance(var_list, Iterable)
     ):
-        raise TypeError(
-            f"`{argument}` must be {wanted}. Received: {argument}={var_list!r}"
-        )
+        raise checks.wrong(argument, f"{wanted}", var_list, TypeError)
     variables = [stack.tf_variable(v) for v in var_list]
     if not variables:
         raise ValueError(
@@ -44,6 +42,7 @@ def checked_list(
             isinstance(variable, tf.Variable)
             or (is_tensor and outermost_graph() is not None)
         ):
+            stack.check_keras(argument, variable)
             raise TypeError(
                 f"`{argument}` must hold variables"
                 f"{' (and tensors only in a v1 graph)' if tensors else ''}. "
@@ -113,14 +112,15 @@ def check_device(device: Any) -> None:
     except (AttributeError, TypeError, ValueError):
         asked = tf.DeviceSpec()
     if asked.device_type is None:
-        raise ValueError(
-            '`device` must be the name of a device, such as "/cpu:0", or None. '
-            f"Received: device={device!r}"
+        raise checks.wrong(
+            "device", 'the name of a device, such as "/cpu:0", or None', device
         )
     if tf.distribute.has_strategy():
-        raise ValueError(
-            "`device` must be None inside `strategy.scope()`, where the "
-            f"strategy places variables. Received: device={device!r}"
+        raise checks.wrong(
+            "device",
+            "None inside `strategy.scope()`, where the strategy places "
+            "variables",
+            device,
         )
     if outermost_graph() is not None:
         return  # the graph may run on another machine
@@ -131,15 +131,34 @@ def check_device(device: Any) -> None:
         known = local.make_merged_spec(tf.DeviceSpec.from_string(each))
         if known.make_merged_spec(asked) == known:
             return
-    raise ValueError(
-        f"`device` must be one of {', '.join(devices)}. "
-        f"Received: device={device!r}"
-    )
+    raise checks.wrong("device", f"one of {', '.join(devices)}", device)
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
     """Returns the strategy of a `tf.Variable`; None for a plain one."""
     return getattr(variable, "distribute_strategy", None)
+
+
+class BoundModule(tf.Module):
+    """A module whose variables belong to variables that it does not own.
+
+    A pickle would belong to copies that nobody trains, a `copy.copy` would
+    share some of the state: both raise.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"A `{type(self).__name__}` cannot be pickled, nor copied by "
+            "`copy.copy`: it is bound to the variables of this process. Use "
+            "`copy.deepcopy` here. For another process save it with "
+            "`tf.train.Checkpoint`, and restore it beside its variables there."
+        )
 
 
 class Untracked:
@@ -157,6 +176,7 @@ class Untracked:
     @property
     def value(self) -> Any:
         if self._memo:
+            _add_models(self._memo)
             self._value = _replaced(self._value, self._memo)
             self._memo = {}
         return self._value
@@ -169,6 +189,14 @@ class Untracked:
         # Looked up at the first use: the model may be copied after this.
         copied._memo = memo
         return copied
+
+
+def _add_models(memo: dict[int, Any]) -> None:
+    """Adds the variables of models, which Keras copies by itself."""
+    for original in memo.get(id(memo), ()):  # all that was copied
+        if isinstance(original, tf.keras.Model) and original.built:
+            for old, new in zip(original.weights, memo[id(original)].weights):
+                memo[id(stack.tf_variable(old))] = stack.tf_variable(new)
 
 
 def _replaced(value: Any, memo: dict[int, Any]) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import WeightAverage
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 from swa_tf.support import variables as variables_lib
 
 
-class BackupVariables(tf.Module):
+class BackupVariables(variables_lib.BoundModule):
     """Copies of variables, to restore them later.
 
     With `assign_averages` this is the published recipe: save, swap in,
@@ -64,22 +64,16 @@ class BackupVariables(tf.Module):
             ]
 
     def save(self) -> Any:
-        """Copies the variables into the backup.
+        """Copies the variables into the backup; returns the op in a graph.
 
         >>> swa_tf.BackupVariables([tf.Variable(1.0)]).save()
-
-        Returns:
-            In a graph the op that copies, in eager mode None.
         """
         return _assign_all(zip(self._backups, self._originals.value))
 
     def restore(self) -> Any:
-        """Copies the backup into the variables.
+        """Copies the backup into the variables; returns the op in a graph.
 
         >>> swa_tf.BackupVariables([tf.Variable(1.0)]).restore()
-
-        Returns:
-            In a graph the op that copies, in eager mode None.
         """
         return _assign_all(zip(self._originals.value, self._backups))
 
@@ -129,9 +123,11 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
 def check_average(swa: Any) -> None:
     """Raises unless `swa` is a `WeightAverage`."""
     if not isinstance(swa, WeightAverage):
-        raise TypeError(
-            "`swa` must be a `WeightAverage`, such as "
-            f"`StochasticWeightAveraging()`. Received: swa={swa!r}"
+        raise checks.wrong(
+            "swa",
+            "a `WeightAverage`, such as `StochasticWeightAveraging()`",
+            swa,
+            TypeError,
         )
 
 

@@ -861,7 +861,7 @@ def test_a_checkpoint_knows_what_has_not_begun(tmp_path, mode, moment):
 
 
 def _refused_by_xla(ema, variables, update):
-    """What is compiled writes no more than it read, until `build`."""
+    """A compiled update refuses a longer vector of flags, until `build`."""
     averages = [ema.average(v).numpy() for v in variables]
     with pytest.raises(tf.errors.InvalidArgumentError, match="shape"):
         update()
@@ -871,7 +871,7 @@ def _refused_by_xla(ema, variables, update):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_checkpoint_of_fewer_variables(tmp_path, mode):
-    """Those that joined since it was written start anew."""
+    """Averages that joined after the checkpoint was written start anew."""
     a, b = (tf.Variable(1.0, name=name) for name in "ab")
     ema = EMA(0.5)
     update = _apply(ema, mode, a, b)
@@ -905,7 +905,7 @@ def test_a_variable_joins_a_copy(n_before):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_copy_whose_variables_join_begins_anew(mode):
-    """What was traced before a variable joined knows of it all the same."""
+    """A function traced before a variable joined updates it all the same."""
     a, b = (tf.Variable(1.0, name=name) for name in "ab")
     ema = EMA(0.9)
     ema.apply([a])
@@ -1015,7 +1015,7 @@ def test_saver_of_the_other_class(tmp_path, writer, reader, zero_debias):
 
 
 def test_averages_of_a_checkpoint_are_swapped_in_a_graph(tmp_path):
-    """Where the checkpoint has no number of models, as TensorFlow's has not."""
+    """TensorFlow's checkpoints have no number of models."""
     path = str(tmp_path / "model")
     with tf.Graph().as_default(), v1.Session() as session:
         v, *_, update = _graph(tf.train.ExponentialMovingAverage)

@@ -732,7 +732,7 @@ def test_changed_shape(compiled):
 
 
 def test_variables_made_by_the_function_that_averages():
-    """As a Keras 3 model that its first batch builds, inside the step."""
+    """A Keras 3 model is built by its first batch, inside the step."""
     model = tf.keras.Sequential([tf.keras.layers.Dense(2, use_bias=False)])
     swa = swa_tf.StochasticWeightAveraging()
 

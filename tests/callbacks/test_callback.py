@@ -192,7 +192,7 @@ def halves(epoch):
 
 
 def predicts_at_the_beginning():
-    """For which Keras 2 puts another `History` on the model."""
+    """Returns a callback that predicts: Keras 2 then replaces `History`."""
     predicts = keras_callbacks.Callback()
     predicts.on_train_begin = lambda logs: predicts.model.predict(X, verbose=0)
     return predicts
@@ -406,7 +406,7 @@ def test_a_file_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_manual_mode():
-    """Who calls `apply` himself, here after epochs 1 and 3."""
+    """A user may call `apply` by hand, here after epochs 1 and 3."""
     swa = swa_tf.StochasticWeightAveraging()
     kernels = []
 
@@ -456,7 +456,7 @@ def test_a_callback_list_of_the_user():
 
 
 def test_weights_of_another_training_bring_no_average(tmp_path):
-    """Only what is restored in this `fit` is of it."""
+    """Weights loaded before a `fit` bring no averages of another training."""
     path = tmp_path / "trained.weights.h5"
     paths = [path] if stack.KERAS_3 else [path, tmp_path / "checkpoint"]
     for path in paths:
@@ -529,7 +529,7 @@ def test_an_average_that_cannot_be_restored_leaves_nothing_behind(monkeypatch):
 
 
 def test_a_layer_unfrozen_in_training_waits_for_the_next_compile():
-    """As Keras does: what is compiled trains on as it is."""
+    """As in Keras, a compiled step goes on training a layer frozen later."""
     model = make_model()
     model.layers[0].trainable = False
     model.compile("sgd", "mse")
@@ -649,19 +649,19 @@ def test_averages_of_another_model_raise_before_training():
         ),
         (
             {"start_epoch": 1, "refit_data": []},
-            "`refit_data` must hold at least 1 batches. Received: 0",
+            "`refit_data` must hold at least one batch. Received: 0",
         ),
         (
             {"start_epoch": 1, "refit_data": fitting.data(), "refit_steps": 5},
-            "`refit_data` must hold at least 5 batches. Received: 4",
+            "`refit_data` must hold `refit_steps`=5 batches. Received: 4",
         ),
         (
             {"start_epoch": 1, "refit_data": iter([fitting.X])},
-            "`refit_data` must be iterable again",
+            "`refit_steps` must be given for a `refit_data` that is used up",
         ),
         (
             {"start_epoch": 1, "refit_data": fitting.data().repeat()},
-            "`refit_steps` must be given for an infinite `refit_data`",
+            "`refit_steps` must be given for a `refit_data` that is infinite",
         ),
     ],
 )

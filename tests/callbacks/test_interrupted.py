@@ -65,14 +65,14 @@ HOOKS = [
 
 
 def count_of(hook):
-    """In epoch 2, once averages exist, but for the hooks that come once."""
+    """Returns the call to interrupt: in epoch 2 if the hook has one there."""
     if hook in ("on_train_begin", "on_train_end"):
         return 1
     return 2 * (fitting.N_BATCHES if "train_batch" in hook else 1) + 1
 
 
 class Keeps(keras_callbacks.Callback):
-    """Keeps the weights as of the moments that `count_of` tells."""
+    """Keeps the weights at the calls that `count_of` counts."""
 
     def __init__(self):
         super().__init__()
@@ -168,7 +168,7 @@ def test_train_on_batch_by_the_user_is_no_step_of_fit():
 
 
 def test_the_users_own_methods_are_used_and_put_back():
-    """Those that a user has set on the model itself, as to watch it."""
+    """Functions that a user has set on the model itself stay set."""
     model = make_model(run_eagerly=True)
     called = collections.Counter()
 
@@ -201,7 +201,7 @@ def test_the_users_own_methods_are_used_and_put_back():
 
 
 def test_weights_loaded_in_training_bring_no_average(tmp_path):
-    """As a callback that goes back to the best weights loads them."""
+    """Weights loaded in `fit`, as by a callback that restores the best."""
     path = str(tmp_path / "kept.weights.h5")
 
     class GoesBack(keras_callbacks.Callback):
@@ -241,7 +241,7 @@ def test_evaluate_with_the_callback_itself_changes_nothing():
 
 
 def test_predict_by_the_user_is_of_the_trained_weights():
-    """Those that the same training without a callback has at that point."""
+    """The weights are those of the same training without a callback."""
 
     class Predicts(keras_callbacks.Callback):
         def __init__(self):
@@ -396,7 +396,7 @@ def test_a_backup_cut_short_between_its_files_is_said(
 
 
 def test_a_restored_average_is_that_of_each_replica(tmp_path):
-    """Not of the first alone, where others would go on from what they had."""
+    """Each replica has the average restored, not the first alone."""
     suffix = ".weights.h5" if stack.KERAS_3 else ""
     path = str(tmp_path / f"kept{suffix}")
     strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
@@ -404,7 +404,7 @@ def test_a_restored_average_is_that_of_each_replica(tmp_path):
         model = make_model()
         swa = swa_tf.StochasticWeightAveraging()
     swa.apply(model.trainable_variables)
-    saved = resume.SavedAverage(model)
+    saved = resume.SavedAverage(model, lambda: model.trainable_variables)
     saved.attach(swa)
     model.save_weights(path)
     expected = [v.numpy() for v in model.trainable_variables]

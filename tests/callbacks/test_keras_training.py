@@ -238,7 +238,7 @@ def check_averages(model, recorded):
 
 
 def check_statistics(parts, x):
-    """Those of the batch norm are the moments of its inputs, in numpy."""
+    """The statistics are the moments of the layer's inputs, in numpy."""
     first, norm, _ = parts
     kernel, bias = (v.numpy().astype(np.float64) for v in first.weights)
     inputs = x @ kernel + bias

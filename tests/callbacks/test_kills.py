@@ -19,7 +19,7 @@ CUT_SHORT = ("OSError: Unable to", "JSONDecodeError", "trained twice")
 
 
 class Trainings:
-    """Those of one way, compared with the one that nobody interrupts."""
+    """Trainings of one kind, compared with one that nobody interrupts."""
 
     def __init__(self, way, folder):
         self._way = way
@@ -86,7 +86,7 @@ class Trainings:
 
 
 def ending(folder):
-    """What a training ends with, and the file that it writes."""
+    """Returns the values that a training ends with, and the file it wrote."""
     with np.load(folder / "ending.npz") as arrays:
         values = {name: arrays[name] for name in arrays}
     averaged = folder / "averaged.weights.h5"

@@ -173,7 +173,7 @@ def _is_trained(model, variable):
 
 
 def test_what_is_averaged_does_not_follow_from_the_key(run):
-    """In Keras 3 the kernels lie under the path of the optimizer."""
+    """Keras 3 stores the kernels under the path of the optimizer."""
     keys = tf.train.load_checkpoint(
         run["paths"][OBJECT][0]
     ).get_variable_to_shape_map()
@@ -468,7 +468,7 @@ def test_every_form_and_type(form, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*looks like.*'epoch'")
 def test_types_of_tensorflow(tmp_path):
-    """What only TensorFlow's own checkpoints hold, by hand."""
+    """Dtypes of TensorFlow's own checkpoints alone, worked out by hand."""
     variables = {
         "brain": tf.Variable([1.0, 2.0], dtype=tf.bfloat16),
         "complex": tf.Variable([1j, 2.0], dtype=tf.complex64),

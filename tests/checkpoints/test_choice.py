@@ -1,4 +1,4 @@
-"""Which checkpoints are averaged, how much each weighs, and what is told."""
+"""The choice of checkpoints, their weights, and the report."""
 
 import contextlib
 import datetime
@@ -660,12 +660,14 @@ def test_windows_take_the_options(tmp_path):
     values = {"v": np.float32(0), "w": np.float32(0)}
     _write(
         tmp_path / "run",
-        {f"ckpt-{i}": {"v": np.float32(i), "w": np.float32(i)} for i in (1, 2)},
+        {f"ckpt-{i}": dict.fromkeys("vw", np.float32(i)) for i in (1, 2, 3)},
     )
-    (path,) = swa_tf.average_windows(
-        tmp_path / "run", tmp_path / "windows", 2, from_newest=["w"]
+    patterns = (pattern for pattern in ["w"])  # passed once
+    written = swa_tf.average_windows(
+        tmp_path / "run", tmp_path / "windows", 2, from_newest=patterns
     )
-    assert _read(path, like=values) == {"v": 1.5, "w": 2}
+    found = [_read(path, like=values) for path in written]
+    assert found == [{"v": 1.5, "w": 2}, {"v": 2.5, "w": 3}]
 
 
 def test_windows_progress(tmp_path):

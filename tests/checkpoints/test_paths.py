@@ -1,4 +1,4 @@
-"""Which files a checkpoint is, which is the newest, where a result may go."""
+"""The files of a checkpoint, the newest one, and places for a result."""
 
 import os
 import pathlib
@@ -41,6 +41,8 @@ def _found(folder):
     [
         ("run/a.weights.h5", ".weights.h5"),
         ("run/a.h5", ".h5"),
+        ("run/a.weights.json", ".weights.json"),
+        ("run/a.json", ""),
         ("run/a.hdf5", ".hdf5"),
         ("run/a.keras", ".keras"),
         ("run.keras/ckpt-1", ""),
@@ -67,6 +69,21 @@ def test_files_of_one_file(tmp_path):
     for name in ("v1", "a.keras"):
         path = str(tmp_path / name)
         assert paths_lib.files(path) == [path]
+
+
+def test_files_of_shards(tmp_path):
+    shards = [f"a[1]_0000{i}.weights.h5" for i in (0, 1)]
+    others = ["a1_00000.weights.h5", "a[1]_0.weights.h5", "a[1].weights.h5"]
+    _touch(tmp_path, "a[1].weights.json", *shards, *others)
+    found = paths_lib.files(str(tmp_path / "a[1].weights.json"))
+    names = [os.path.basename(path) for path in found]
+    assert names == [*shards, "a[1].weights.json"]
+
+
+def test_a_report_is_no_list_of_shards(tmp_path):
+    """`average_checkpoints` writes it beside a checkpoint `a.weights`."""
+    _touch(tmp_path, *_bundle("a.weights"), "a.weights.json")
+    assert _found(tmp_path) == ["a.weights"]
 
 
 @given(

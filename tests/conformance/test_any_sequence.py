@@ -25,7 +25,7 @@ from tests import batch_norm_model, properties
 
 @dataclasses.dataclass
 class Average:
-    """What the average of one variable must be.
+    """The expected average of one variable.
 
     Attributes:
         dtype: Of the average.
@@ -77,7 +77,7 @@ class Average:
 
 @dataclasses.dataclass
 class Known:
-    """What a checkpoint holds: the weights, and all of an average of some."""
+    """The expected content of a checkpoint: weights, and averages of some."""
 
     weights: list
     averages: list = dataclasses.field(default_factory=list)
@@ -205,7 +205,7 @@ kinds = st.builds(Equal) | st.builds(
 
 
 class PlannedError(Exception):
-    """Of the block, or of the data of a refit."""
+    """An error raised in the block, or by the data of a refit."""
 
 
 def batches(sizes, seed):
@@ -331,7 +331,7 @@ class Sequence(stateful.RuleBasedStateMachine):
         self.compiled[tuple(chosen)]()
 
     def know_of_shadows(self, chosen):
-        """Those that are made now are restored, or equal to the weight."""
+        """Expects averages made now to be restored, or equal to the weight."""
         self.n_made = max(self.n_made, 1 + max(chosen))
         averages = self.known.averages
         for i in range(len(averages), self.n_made):
@@ -511,7 +511,7 @@ class Sequence(stateful.RuleBasedStateMachine):
         self.known.averages += joined_since
 
     def can_begin_with(self, known):
-        """Not with exponential averages that were reset: these go on."""
+        """Whether to compare: exponential averages that were reset go on."""
         forgotten = known.n_models == 0 and known.averages
         return not (self.kind.takes_others and forgotten)
 

@@ -876,7 +876,7 @@ SAME = [
 
 
 class Otherwise(NamedTuple):
-    """What a script does with `StochasticWeightAveraging`, where it differs.
+    """The outcome of a script with `StochasticWeightAveraging`, if it differs.
 
     Attributes:
         says: The cell of the table.
@@ -1081,7 +1081,7 @@ def _assert_same(theirs, ours):
 
 
 def _assert_gives(expected, given):
-    """As `_assert_same`, of numbers in plain lists."""
+    """Asserts as `_assert_same` does, for numbers in plain lists."""
     if isinstance(given, (list, tuple)):
         assert len(expected) == len(given)
         for one, other in zip(expected, given):

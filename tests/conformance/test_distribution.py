@@ -17,7 +17,7 @@ def mirrored(replicas):
 
 @pytest.fixture(scope="module")
 def half_way(tmp_path_factory):
-    """Where the training without a strategy is saved after two epochs."""
+    """The path of the training without a strategy, saved after two epochs."""
     return str(tmp_path_factory.mktemp("half_way") / "ckpt")
 
 

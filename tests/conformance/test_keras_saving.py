@@ -166,7 +166,7 @@ FORMATS = {
 
 
 def formats(make):
-    """Those that Keras neither refuses nor leaves incomplete for this kind."""
+    """Returns the formats in which Keras saves all of a model of this kind."""
     kept = []
     for form in FORMATS:
         combined = [(form, make.__name__), (form, "any model")]
@@ -178,7 +178,7 @@ def formats(make):
 
 
 def outputs(model):
-    """Of a model, or of what was exported."""
+    """Returns the outputs of a model, or of an exported one."""
     x, _ = data()
     return np.asarray(getattr(model, "serve", model)(x))
 

@@ -1,4 +1,4 @@
-"""What can be done wrong, and what comes of it: docs/misuse.md, row by row.
+"""Mistakes and their outcome: docs/misuse.md, row by row.
 
 Each test holds the error, or the result, and the state after it.
 """
@@ -9,6 +9,7 @@ import gc
 import inspect
 import math
 import pathlib
+import pickle
 import threading
 import weakref
 
@@ -92,7 +93,7 @@ def _enter(average, target, **kwargs):
 
 
 def _of(average, swa, ema):
-    """What is expected of one class, and of the other."""
+    """Returns `swa` for an average of that class, else `ema`."""
     is_swa = isinstance(average, swa_tf.StochasticWeightAveraging)
     return swa if is_swa else ema
 
@@ -274,6 +275,16 @@ def test_a_copy_made_while_swapped(make):
     with swa_tf.averaged_weights(copied, [variable]):
         pass
     assert float(variable) == 5.0
+
+
+@both
+def test_an_average_pickled(make):
+    average, variable = _averaged(make)
+    before = _state(average, variable)
+    for pickles in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError, match=r"`copy\.deepcopy`.*Checkpoint"):
+            pickles(average)
+    assert _state(average, variable) == before
 
 
 @both
@@ -896,7 +907,7 @@ def _held(variable):
 
 
 def _averaged_mirrored(make, scope):
-    """As `_averaged`, with a variable made in `scope`, and applied outside."""
+    """Returns as `_averaged` does; the variable is made in `scope`."""
     with scope:
         variable = tf.Variable(1.0, name="v")
     average = make()
@@ -1185,7 +1196,7 @@ def test_arguments_of_a_refit(make):
         ),
         (
             ValueError,
-            "`refit_steps` must be given for an infinite `refit_data`",
+            "`refit_steps` must be given for a `refit_data` that is infinite",
             {"refit_data": endless},
         ),
     ):

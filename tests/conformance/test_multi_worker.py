@@ -90,7 +90,7 @@ def run(processes, folder, logs, status=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where two workers have left their results."""
+    """The folder in which two workers have left their results."""
     folder = tmp_path_factory.mktemp("workers")
     for attempt, status in enumerate([-signal.SIGKILL, 0]):
         run(workers(folder, attempt), folder, f"log-{attempt}-*", status)
@@ -111,7 +111,7 @@ def load(file):
 
 
 def results(folder, name):
-    """What each worker found."""
+    """Returns the results of each worker."""
     return [load(folder / f"{name}-{index}.npz") for index in range(WORKERS)]
 
 
@@ -142,7 +142,7 @@ def test_fit_is_what_one_process_finds(folder):
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-    """Where a coordinator of parameter servers has left its results."""
+    """The folder with the results of a coordinator of parameter servers."""
     folder = tmp_path_factory.mktemp("servers")
     run([program("servers", folder, "log")], folder, "log")
     return folder

@@ -75,7 +75,7 @@ def _parameters(value):
 
 
 def _faults(value):
-    """What the docstring of `value` lacks."""
+    """Lists the parts that the docstring of `value` lacks."""
     doc = inspect.cleandoc(getattr(value, "__doc__", None) or "")
     faults = []
     summary, _, rest = doc.partition("\n")

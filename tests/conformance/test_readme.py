@@ -1,4 +1,4 @@
-"""What the README says can be typed, and runs."""
+"""The commands and code of the README run as they stand."""
 
 import pathlib
 import re

@@ -36,7 +36,7 @@ print(json.dumps(found))
 
 @pytest.fixture(name="found", scope="module")
 def fixture_found():
-    """What a fresh process finds."""
+    """The report of a fresh process."""
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=ROOT,

@@ -43,7 +43,7 @@ def _averages(average, weights):
 
 @pytest.mark.parametrize("written_on", STACKS)
 def test_averages(written_on):
-    """Of every stack on every stack: they do not depend on the model's."""
+    """Averages written by any stack are read on any stack."""
     expected = _expected(written_on)["averages"]
     training = write.make_averages()
     weights = training.model.trainable_variables
@@ -90,7 +90,7 @@ def test_checkpoint_of_a_training(written_on):
 
 @pytest.mark.parametrize("name", write.OPTIMIZERS)
 def test_model_with_an_optimizer_and_refit_statistics(name):
-    """Of this stack only: no other can read the layers in a `.keras` file."""
+    """A `.keras` file is read on the stack that wrote it: no other can."""
     expected = _expected(write.STACK)[name]
     path = DATA / write.STACK / f"refitted-{name}.keras"
     tolerance = ADAM_TOLERANCE if name == "adamw" else TOLERANCE

@@ -1,4 +1,4 @@
-"""What our averages do otherwise than TensorFlow's, and does it.
+"""Differences of our averages from TensorFlow's.
 
 One test a row of the second table of docs/ema.md, in its order, for both of
 our classes.

@@ -241,7 +241,7 @@ def write_backup(folder):
 
 
 def write_training(folder):
-    """What a training writes in its middle, and the numbers in it."""
+    """Writes files of a training in its middle, and the numbers in them."""
     expected = {
         "averages": write_averages(folder),
         **{name: write_refitted(folder, name) for name in OPTIMIZERS},

@@ -12,7 +12,7 @@ def output_of(name, *arguments):
 
 
 def accuracies(output):
-    """In percent, by model, as every example prints them at its end."""
+    """Returns the test accuracies that an example printed, in %, by model."""
     lines = re.findall(r"^(.+?) +test accuracy ([\d.]+) %$", output, re.M)
     return {model: float(value) for model, value in lines}
 

@@ -22,7 +22,7 @@ STEPS = 35  # Of an epoch with 1,150 images in batches of 32.
 
 
 def losses(output):
-    """Of each epoch: [trained], and once there is an average, both."""
+    """Returns the losses of each epoch: trained, and later averaged."""
     lines = re.findall(r"^epoch +\d+  validation loss: (.+)$", output, re.M)
     return [
         [float(value) for value in re.findall(r"\d+\.\d+", line)]

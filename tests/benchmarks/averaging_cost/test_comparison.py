@@ -1,4 +1,4 @@
-"""Which ways are timed in one process, by the memory that they need."""
+"""The ways timed in one process, chosen by the memory that they need."""
 
 import pytest
 

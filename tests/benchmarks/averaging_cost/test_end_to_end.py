@@ -26,7 +26,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def here(function, *args):
-    """In place of a process of its own, which takes seconds to start."""
+    """Calls the function here: a process of its own takes seconds to start."""
     return function(*args)
 
 

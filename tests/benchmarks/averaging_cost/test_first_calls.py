@@ -22,7 +22,7 @@ def tiny(weights):
 
 @pytest.fixture(name="measured", scope="module")
 def fixture_measured():
-    """What is measured of `tiny`, and of what processes it is made up."""
+    """The figures of the model `tiny`, and the made-up processes behind."""
     calls = []
 
     def alone(function, *args):

@@ -1,4 +1,4 @@
-"""How numbers are shown."""
+"""The digits with which numbers are shown."""
 
 from benchmarks.averaging_cost import report
 

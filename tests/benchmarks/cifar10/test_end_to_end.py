@@ -36,7 +36,7 @@ def finish(process):
 
 
 def results(path):
-    """What two runs with the same flags have in common: all but times."""
+    """Returns the results that two runs with the same flags share: no times."""
     contents = json.loads((path / "results.json").read_text())
     assert contents.pop("timings")["total_seconds"] > 0.0
     assert contents.pop("invocation")["output_dir"] == str(path)
@@ -181,9 +181,9 @@ def names(path):
 
 
 def figures(monkeypatch, tmp_path, name, **flags):
-    """What a run finds whose batch norm trains with moving statistics.
+    """Returns the results of a run whose batch norm uses moving statistics.
 
-    Those of a batch would be other ones on each replica.
+    The statistics of a batch would differ between replicas.
     """
     call = resnet.ResNet.call
     monkeypatch.setattr(

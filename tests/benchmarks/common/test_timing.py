@@ -1,4 +1,4 @@
-"""How the benchmarks measure: turns, medians, ratios, memory, processes."""
+"""Measurements of the benchmarks: turns, medians, ratios, memory, processes."""
 
 import os
 import time
