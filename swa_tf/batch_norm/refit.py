@@ -65,11 +65,10 @@ class BatchNormRefit:
     A call costs about one forward pass over the data. The first one also
     traces the model, once a shape of inputs, and before that in training mode,
     to see how layers are called: keep the object to refit again. It traces anew
-    when layers or variables were added, replaced, frozen or unfrozen. As with
-    any `tf.function`, all other Python state is what it was at the trace: make
-    a new object after changing it. A model with a `tf.function`, a loop or a
-    condition of TensorFlow inside is traced by way of
-    `tf.config.run_functions_eagerly`, which other threads see meanwhile.
+    when layers or variables were added, replaced, frozen or unfrozen. All other
+    Python state is what it was at the trace: make a new object after changing
+    it. A model with a `tf.function`, a loop or a condition inside is traced by
+    way of `tf.config.run_functions_eagerly`, which other threads see meanwhile.
 
     Several replicas give the result of one. The strategy of the model
     distributes a `tf.data.Dataset`, unless it is distributed already; batches

@@ -108,7 +108,8 @@ def merged(
     if isinstance(replica.strategy, tf.distribute.MirroredStrategy):
         # One process need not send anything, and TensorFlow confuses the
         # collective exchanges of two such strategies.
-        table = replica.merge_call(_stacked, args=(own,))
+        local = replica.strategy.experimental_local_results
+        table = replica.merge_call(lambda _, x: tf.stack(local(x)), (own,))
     else:
         # Each replica fills its own row of a table of zeros, to be summed.
         row = tf.one_hot(
@@ -119,10 +120,6 @@ def merged(
         )
     parts = [Moments(*tf.unstack(x, 3)) for x in tf.unstack(table, replicas)]
     return functools.reduce(Moments.merge, parts)
-
-
-def _stacked(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:
-    return tf.stack(strategy.experimental_local_results(values))
 
 
 def _split(strategy: tf.distribute.Strategy, batch: Any) -> Any:
