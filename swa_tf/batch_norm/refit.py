@@ -63,8 +63,8 @@ class BatchNormRefit:
     data without augmentation; 1,000 to 10,000 samples are enough in practice.
 
     A call costs about one forward pass over the data. The first one also
-    traces the model, once a shape of inputs, and before that in training mode,
-    to see how layers are called: keep the object to refit again. It traces anew
+    traces the model, once in training mode, to see how layers are called, and
+    then once a shape of inputs: keep the object to refit again. It traces anew
     when layers or variables were added, replaced, frozen or unfrozen. All other
     Python state is what it was at the trace: make a new object after changing
     it. A model with a `tf.function`, a loop or a condition inside is traced by
