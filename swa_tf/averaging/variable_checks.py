@@ -10,7 +10,7 @@ from swa_tf.support import variables as variables_lib
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 _SAME_SHAPE = "shape_in_var_list_must_not_change"
-_ON_READ = tf.VariableSynchronization.ON_READ
+_NO_MEAN = (tf.VariableAggregation.NONE, tf.VariableAggregation.SUM)
 
 
 def require_coordinator() -> None:
@@ -67,19 +67,21 @@ def check_each(variables: list[Any], device: str | None) -> None:
     """Raises unless each can be averaged, on `device`, and comes once."""
     seen = set()
     for variable in variables:
+        strategy = variables_lib.strategy_of(variable)
         if variable.dtype.base_dtype not in _FLOATS:
             raise TypeError(
                 "`var_list` must hold variables of dtype float16, "
                 "bfloat16, float32 or float64. "
                 f"Received: {variables_lib.describe([variable])}"
             )
-        if _differs_by_replica(variable):
+        differs = strategy and variables_lib.is_read_by_replica(variable)
+        if differs and variable.aggregation in _NO_MEAN:
             raise ValueError(
                 "`var_list` must hold variables that are one number for "
                 "all replicas, not their sum or a number for each. "
                 f"Received: {variables_lib.describe([variable])}"
             )
-        if device and variables_lib.strategy_of(variable):
+        if device and strategy:
             raise ValueError(
                 "`device` must be None for variables of a strategy, which "
                 f"places them. Received: device={device!r} and "
@@ -91,15 +93,6 @@ def check_each(variables: list[Any], device: str | None) -> None:
                 f"Received twice: {variables_lib.describe([variable])}"
             )
         seen.add(variable.ref())
-
-
-def _differs_by_replica(variable: Any) -> bool:
-    """Whether each replica has its own number, and no mean can be read."""
-    if getattr(variable, "synchronization", None) != _ON_READ:
-        return False
-    if variable.aggregation == tf.VariableAggregation.NONE:
-        return variables_lib.strategy_of(variable) is not None
-    return bool(variable.aggregation == tf.VariableAggregation.SUM)
 
 
 def check_graph(variables: list[Any], first: tf.Graph | None) -> None:
@@ -116,18 +109,13 @@ def check_same(variables: list[Any], averaged: list[Any]) -> None:
     """Raises unless they are, in any order, those of the first `apply`."""
     given, known = ({v.ref() for v in vs} for vs in (variables, averaged))
     late = [v for v in variables if v.ref() not in known]
-    if late:
-        raise ValueError(
-            "`var_list` must hold the variables of the first `apply`: one "
-            "that joins later would have missed the models before. "
-            f"Received in addition: {variables_lib.describe(late)}"
-        )
     missing = [v for v in averaged if v.ref() not in given]
-    if missing:
+    if late or missing:
+        differs = "in addition" if late else "a list without"
         raise ValueError(
             "`var_list` must hold all variables of the first `apply`: one "
-            "that is left out would miss this model. "
-            f"Received a list without: {variables_lib.describe(missing)}"
+            "that joins later, or is left out, would miss a model. "
+            f"Received {differs}: {variables_lib.describe(late or missing)}"
         )
 
 

@@ -161,7 +161,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         if known is None:
             variables = self._prepared(var_list)
             update = Update(self._pairs(variables))
-            known = CachedUpdate(var_list, variables, update)
+            known = CachedUpdate([*var_list], variables, update)
             if all(v.shape.is_fully_defined() for v in variables):
                 self._lists.add(known)
         if known.n_op_by_op < _MAX_UNTRACED_UPDATES:

@@ -86,13 +86,15 @@ def component_pairs(target: Any, source: Any) -> list[tuple[tf.Variable, Any]]:
     if `source` differs between replicas, `source` is reduced when read.
     """
     targets, sources = components(target), components(source)
-    if (
-        len(targets) != len(sources)
-        or getattr(source, "synchronization", None)
-        == tf.VariableSynchronization.ON_READ
-    ):
+    if len(targets) != len(sources) or is_read_by_replica(source):
         sources = [source] * len(targets)
     return list(zip(targets, sources))
+
+
+def is_read_by_replica(variable: Any) -> bool:
+    """Whether each replica has its own value, and a read may join them."""
+    on_read = tf.VariableSynchronization.ON_READ
+    return getattr(variable, "synchronization", None) == on_read
 
 
 def local_variable(value: Any, name: str, device: str | None) -> tf.Variable:
