@@ -186,9 +186,8 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _unchecked(self) -> list[tuple[Any, Any]]:
         """Returns the arguments that an update may find to be wrong."""
-        decay, num_updates = self._decay.value, self._num_updates.value
-        arguments = [(DECAY, decay), (NUM_UPDATES, num_updates)]
-        return [each for each in arguments if not is_known(each[1])]
+        given = zip((DECAY, NUM_UPDATES), (self._decay, self._num_updates))
+        return [(each, v.value) for each, v in given if not is_known(v.value)]
 
     def _starts_as_tensorflow(self) -> bool:
         """Whether the first update moves an average that is there before it."""
@@ -248,23 +247,6 @@ class ExponentialMovingAverage(WeightAverage):
             starts = begin and self._starts_as_tensorflow()
             begun = [starts and is_there for is_there in there]
             first_updates.join(self._begun, begun, n_known)
-
-    def _counter(self, name: str) -> tf.Variable:
-        if not self._has_averages_from_the_start():
-            return super()._counter(name)
-        # The rounding alone depends on it. It is no global variable, which a
-        # `Saver` would look for in checkpoints of TensorFlow's class, and so
-        # may not be initialized.
-        v1 = tf.compat.v1
-        with tf.init_scope():
-            return v1.Variable(
-                0,
-                trainable=False,
-                collections=[v1.GraphKeys.LOCAL_VARIABLES],
-                dtype=tf.int64,
-                use_resource=True,
-                name=self._own_name(name),
-            )
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
         checks = []
