@@ -304,12 +304,8 @@ class SWALearningRate(_Plan):
 
 def _check_schedule(schedule: Any) -> None:
     if not callable(schedule) or isinstance(schedule, type):
-        raise checks.wrong(
-            "schedule",
-            "a LearningRateSchedule, or a function of the step",
-            schedule,
-            TypeError,
-        )
+        wanted = "a LearningRateSchedule, or a function of the step"
+        raise checks.wrong("schedule", wanted, schedule, TypeError)
 
 
 def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:

@@ -123,7 +123,7 @@ class ExponentialMovingAverage(WeightAverage):
         if self._average_of.value:
             self._checked([key.deref() for key in self._average_of.value])
         return [
-            *self._assign_initial_values(self._average_of.value),
+            self._assign_initial_values(self._average_of.value),
             *(v.assign(tf.zeros_like(v)) for v in self._debias_variables),
             *super()._reset_ops(),
         ]
@@ -323,17 +323,13 @@ class ExponentialMovingAverage(WeightAverage):
             average.assign(value / tf.cast(share, value.dtype)),
         ]
 
-    def _assign_initial_values(self, keys: Iterable[Any]) -> list[Any]:
+    def _assign_initial_values(self, keys: Iterable[Any]) -> Any:
         """Assigns each average its weight, or 0 to that of a tensor."""
-        assigned = []
+        pairs: list[tuple[Any, Any]] = []
         for key in keys:
             variable, average = key.deref(), self._average_of.value[key]
-            if not isinstance(variable, tf.Variable):
-                assigned.append(average.assign(tf.zeros_like(average)))
-                continue
-            for target, source in variables_lib.component_pairs(
-                average, variable
-            ):
-                value = tf.cast(variables_lib.read(source), target.dtype)
-                assigned.append(target.assign(value))
-        return assigned
+            if isinstance(variable, tf.Variable):
+                pairs += variables_lib.component_pairs(average, variable)
+            else:
+                pairs.append((average, tf.zeros_like(average)))
+        return variables_lib.assign_all(pairs)

@@ -365,9 +365,8 @@ class ShadowVariables(variables_lib.BoundModule):
 
 def _checked_when(when: Any) -> AveragingSchedule | None:
     if when is not None and not isinstance(when, AveragingSchedule):
-        raise checks.wrong(
-            "when", "a `swa_tf.AveragingSchedule` or None", when, TypeError
-        )
+        wanted = "a `swa_tf.AveragingSchedule` or None"
+        raise checks.wrong("when", wanted, when, TypeError)
     return when
 
 

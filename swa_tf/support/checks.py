@@ -40,7 +40,7 @@ def real(
         math.nan if not is_real else int(value) if is_whole else float(value)
     )
     if not (0 <= number <= sys.float_info.max and holds(number)):
-        raise wrong(name, f"{wanted}", value)
+        raise wrong(name, wanted, value)
     return number
 
 
