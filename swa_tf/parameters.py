@@ -140,11 +140,8 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
         wanted = "a dictionary; one of a file is `dict(np.load(path))`"
         raise checks.wrong("dictionary", wanted, dictionary, TypeError)
     if _N_MODELS in variables:
-        raise ValueError(
-            f"`target` must have no parameter of the name '{_N_MODELS}', which "
-            "is that of the count. Received: one of shape "
-            f"{variables[_N_MODELS].shape}"
-        )
+        wanted = f"one with no parameter '{_N_MODELS}', the key of the count"
+        raise checks.wrong("target", wanted, target)
     averages: dict[str, np.ndarray] = {}
     n_models = 0
     if dictionary:
@@ -157,7 +154,7 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
     threshold = rounding.threshold(tf.constant(n_models, tf.int64))
     new = {}
     for name, variable in variables.items():
-        dtype = _average_dtype(variable)
+        dtype = variables_lib.dtype_of_average(variable)
         value = tf.cast(variable.read_value(), dtype)
         if n_models and dtype.is_floating:
             average = tf.constant(averages[name])
@@ -180,12 +177,6 @@ def _named_variables(target: Any, function: str) -> dict[str, Any]:
 def _array(value: tf.Tensor) -> np.ndarray:
     """Returns a copy that shares no memory with TensorFlow."""
     return np.array(value.numpy(), value.dtype.as_numpy_dtype)
-
-
-def _average_dtype(variable: Any) -> Any:
-    if variable.dtype.is_floating:
-        return variables_lib.dtype_of_average(variable)
-    return variable.dtype
 
 
 def _checked(
@@ -241,7 +232,9 @@ def _fitted(value: Any, variable: Any, is_average: bool) -> np.ndarray:
         array = np.broadcast_to(array, shape)
     if array.shape != shape:
         raise _MisfitError(f"of shape {array.shape} instead of {shape}")
-    dtype = _average_dtype(variable) if is_average else variable.dtype
+    dtype = variable.dtype
+    if is_average:
+        dtype = variables_lib.dtype_of_average(variable)
     try:
         given = tf.as_dtype(array.dtype)
     except TypeError:

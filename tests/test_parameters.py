@@ -253,7 +253,7 @@ def test_a_parameter_of_the_count_s_name_is_one():
         "w",
     ]
     assert int(target.n_models) == 5
-    with pytest.raises(ValueError, match="no parameter of the name 'n_models'"):
+    with pytest.raises(ValueError, match="no parameter 'n_models'"):
         average_parameters(target, {})
 
 

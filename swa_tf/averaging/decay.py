@@ -28,7 +28,8 @@ class Argument(NamedTuple):
         if value is None:
             return None
         if isinstance(value, tf.Variable) or tf.is_tensor(value):
-            self._require_scalar(value.shape, value)
+            if value.shape.rank not in (0, None):
+                raise checks.wrong(self.name, "a scalar", value)
             dtype = value.dtype.base_dtype
             if not (dtype.is_floating or dtype.is_integer):
                 raise checks.wrong(self.name, self.wanted, value)
@@ -49,7 +50,8 @@ class Argument(NamedTuple):
             right = tf.ensure_shape(right, [], name=name)
             message = f"`{self.name}` must be {self.wanted}. Received:"
             return [tf.debugging.Assert(right, [message, value])]
-        self._require_scalar(right.shape, value)
+        if len(right.shape) > 0:
+            raise checks.wrong(self.name, "a scalar", value)
         if not right:
             raise checks.wrong(self.name, self.wanted, value)
         return []
@@ -58,10 +60,6 @@ class Argument(NamedTuple):
         """Whether `value` is right: a boolean tensor or one of NumPy."""
         rounded = float32(value)
         return (rounded >= 0.0) & (rounded < self.below)
-
-    def _require_scalar(self, shape: Any, value: Any) -> None:
-        if tf.TensorShape(shape).rank not in (0, None):
-            raise checks.wrong(self.name, "a scalar", value)
 
 
 DECAY = Argument("decay", "a number in [0, 1), also in float32", 1.0)

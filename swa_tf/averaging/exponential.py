@@ -332,4 +332,4 @@ class ExponentialMovingAverage(WeightAverage):
                 pairs += variables_lib.component_pairs(average, variable)
             else:
                 pairs.append((average, tf.zeros_like(average)))
-        return variables_lib.assign_all(pairs)
+        return variables_lib.assign(pairs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -90,7 +90,7 @@ def _layer_edges(part: Any) -> Iterator[model_parts.Edge]:
 
 def _optimizer_edges(part: Any) -> Iterator[model_parts.Edge]:
     """Yields what an optimizer, its lists and its loss scale hold."""
-    if isinstance(part, (Mapping, list, tuple, set)):
+    if isinstance(part, model_parts.CONTAINERS):
         yield from model_parts.items(part)
     elif not isinstance(part, (tf.keras.layers.Layer, tf.Module)):
         for name, child in stack.optimizer_parts(part):

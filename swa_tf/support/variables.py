@@ -54,10 +54,18 @@ def describe(variables: Iterable[Any]) -> str:
     )
 
 
+def wrong(
+    wanted: str, variables: Iterable[Any], error: type[Exception] = ValueError
+) -> Exception:
+    """Returns the error to raise for a `var_list` that holds `variables`."""
+    received = describe(variables)
+    return error(f"`var_list` must hold {wanted}. Received: {received}")
+
+
 def dtype_of_average(variable: Any) -> tf.DType:
-    """Returns the dtype of the average of a variable or tensor."""
-    is_double = variable.dtype.base_dtype == tf.float64
-    return tf.float64 if is_double else tf.float32
+    """Returns float32 for smaller floats, otherwise the variable's dtype."""
+    dtype = variable.dtype.base_dtype
+    return tf.float32 if dtype.is_floating and dtype.size < 4 else dtype
 
 
 def outermost_graph() -> tf.Graph | None:
@@ -250,7 +258,7 @@ def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
     ]
 
 
-def assign_all(pairs: Iterable[tuple[Any, Any]]) -> Any:
+def assign(pairs: Iterable[tuple[Any, Any]]) -> Any:
     """Assigns to the first of each pair the second, cast to its dtype."""
     return tf.group(
         *[

@@ -68,18 +68,14 @@ class BackupVariables(variables_lib.BoundModule):
 
         >>> swa_tf.BackupVariables([tf.Variable(1.0)]).save()
         """
-        return variables_lib.assign_all(
-            zip(self._backups, self._originals.value)
-        )
+        return variables_lib.assign(zip(self._backups, self._originals.value))
 
     def restore(self) -> Any:
         """Copies the backup into the variables; returns the op in a graph.
 
         >>> swa_tf.BackupVariables([tf.Variable(1.0)]).restore()
         """
-        return variables_lib.assign_all(
-            zip(self._originals.value, self._backups)
-        )
+        return variables_lib.assign(zip(self._originals.value, self._backups))
 
 
 def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
@@ -117,7 +113,7 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
     variables = variables_lib.checked_list("var_list", var_list)
     averages = averages_of(swa, variables)
     with tf.control_dependencies(swa.assert_averaged(variables)):
-        return variables_lib.assign_all(
+        return variables_lib.assign(
             pair
             for variable, average in zip(variables, averages)
             for pair in variables_lib.component_pairs(variable, average)
