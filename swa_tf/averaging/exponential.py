@@ -129,9 +129,9 @@ class ExponentialMovingAverage(WeightAverage):
         ]
 
     def _check_averaged(self, var_list: Iterable[Any] | None) -> list[Any]:
-        checks = super()._check_averaged(var_list)
+        assertions = super()._check_averaged(var_list)
         if self._begun is None or var_list is None:
-            return checks
+            return assertions
         variables = variables_lib.checked_list("var_list", var_list)
         begun = self._have_begun(variables)
         if tf.executing_eagerly():
@@ -145,10 +145,10 @@ class ExponentialMovingAverage(WeightAverage):
         if not tf.executing_eagerly():
             all_have = tf.reduce_all(begun)
             data = [message, "begun:", begun]
-            return [*checks, tf.debugging.Assert(all_have, data)]
+            return [*assertions, tf.debugging.Assert(all_have, data)]
         if variables:
             raise RuntimeError(message)
-        return checks
+        return assertions
 
     def _has_averages_from_the_start(self) -> bool:
         # From initializers, or a checkpoint of TensorFlow's class.
@@ -249,13 +249,13 @@ class ExponentialMovingAverage(WeightAverage):
             first_updates.join(self._begun, begun, n_known)
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
-        checks = []
+        assertions = []
         if unchecked := self._unchecked():
             # In a scope, to leave the names of the caller's ops as they are.
             with tf.name_scope(self._own_name("checks")):
                 for argument, value in unchecked:
-                    checks += argument.check(value)
-        with tf.control_dependencies(checks):
+                    assertions += argument.check(value)
+        with tf.control_dependencies(assertions):
             return super()._apply(var_list)
 
     def _make_debias_variables(self, tensor: tf.Tensor) -> None:

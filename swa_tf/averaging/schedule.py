@@ -17,7 +17,7 @@ class AveragingSchedule:
         due(i)  =  i >= start  and  (i - start) mod period == 0
 
     with i counted from 0: `start` steps are left out, the next is averaged,
-    then every `period`-th after it.
+    then every `period`-th after it. A schedule cannot be changed.
 
     >>> schedule = swa_tf.AveragingSchedule(start=2, period=2)
     >>> [i for i in range(7) if schedule.due(i)]

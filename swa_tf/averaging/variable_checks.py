@@ -71,12 +71,11 @@ def check_each(variables: list[Any], device: str | None) -> None:
             wanted = "variables of one number for all replicas, not their sum"
             raise variables_lib.wrong(wanted, [variable])
         if device and strategy:
-            wanted = (
-                f"None for a strategy's {variables_lib.describe([variable])}"
-            )
+            placed = variables_lib.describe([variable])
+            wanted = f"None for variables of a strategy, as {placed}"
             raise checks.wrong("device", wanted, device)
         if variable.ref() in seen:
-            raise variables_lib.wrong("each once, none twice", [variable])
+            raise variables_lib.wrong("variables once, not twice", [variable])
         seen.add(variable.ref())
 
 
