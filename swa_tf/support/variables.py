@@ -201,16 +201,13 @@ def _replaced(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def read(variable: Any) -> tf.Tensor:
-    """Returns the present value, which no later write changes.
-
-    A tensor of a v1 graph is returned as it is.
-    """
+    """Returns the present value, which no later write changes."""
     if _is_plain_and_eager(variable):
         return tf.raw_ops.ReadVariableOp(
             resource=variable.handle, dtype=variable.dtype
         )
     if isinstance(variable, tf.Tensor):
-        return variable
+        return variable  # of a v1 graph, which averages tensors too
     value = variable.read_value()
     if variable.dtype != variable.dtype.base_dtype:
         # TensorFlow 1's reference variables overwrite values read before.
