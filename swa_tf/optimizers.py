@@ -30,11 +30,9 @@ class _DecoupledDecay(_Mixin):
         if isinstance(learning_rate, numbers.Real):
             learning_rate = float(checks.real("learning_rate", learning_rate))
         elif not (callable(learning_rate) or hasattr(learning_rate, "dtype")):
+            wanted = "a number or a `LearningRateSchedule`"
             raise checks.wrong(
-                "learning_rate",
-                "a number or a `LearningRateSchedule`",
-                learning_rate,
-                TypeError,
+                "learning_rate", wanted, learning_rate, TypeError
             )
         super().__init__(
             learning_rate=learning_rate,
@@ -168,16 +166,14 @@ class MomentumW(_Decay, _SGD):
         name: str = "MomentumW",
         **kwargs: Any,
     ) -> None:
+        wanted = "between 0 and 1"
+        momentum = checks.real("momentum", momentum, wanted, lambda m: m <= 1)
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             weight_decay_on=weight_decay_on,
             scale_decay_by_learning_rate=scale_decay_by_learning_rate,
-            momentum=float(
-                checks.real(
-                    "momentum", momentum, "between 0 and 1", lambda m: m <= 1
-                )
-            ),
+            momentum=float(momentum),
             nesterov=checks.boolean("nesterov", nesterov),
             name=name,
             **kwargs,

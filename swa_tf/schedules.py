@@ -128,10 +128,7 @@ def published_plan(
     total_steps = checks.integer("total_steps", total_steps, at_least=0)
     swa_start = checks.integer("swa_start", swa_start, at_least=0)
     if swa_start > total_steps:
-        raise ValueError(
-            "`swa_start` must be <= `total_steps`. Received: "
-            f"swa_start={swa_start!r}, total_steps={total_steps!r}"
-        )
+        raise checks.wrong("swa_start", f"<= {total_steps=}", swa_start)
     ramp_steps = max(9 * total_steps // 10 - swa_start, 0)
     return LinearRamp(learning_rate, swa_learning_rate, swa_start, ramp_steps)
 
@@ -207,11 +204,8 @@ class Cyclical(_Plan):
             min_learning_rate=min_learning_rate,
         )
         if self.min_learning_rate > self.max_learning_rate:
-            raise ValueError(
-                "`min_learning_rate` must be <= `max_learning_rate`. Received: "
-                f"min_learning_rate={min_learning_rate!r}, "
-                f"max_learning_rate={max_learning_rate!r}"
-            )
+            wanted = f"<= {max_learning_rate=}"
+            raise checks.wrong("min_learning_rate", wanted, min_learning_rate)
         self.period = checks.integer("period", period, at_least=1)
         self.start = checks.integer("start", start, at_least=0)
 
@@ -304,12 +298,8 @@ class SWALearningRate(_Plan):
 
 def _check_schedule(schedule: Any) -> None:
     if not callable(schedule) or isinstance(schedule, type):
-        raise checks.wrong(
-            "schedule",
-            "a LearningRateSchedule, or a function of the step",
-            schedule,
-            TypeError,
-        )
+        wanted = "a LearningRateSchedule, or a function of the step"
+        raise checks.wrong("schedule", wanted, schedule, TypeError)
 
 
 def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
@@ -371,6 +361,5 @@ def plot_schedule(
         # pyplot would ask for a display.
         ax = Figure().add_subplot()
     ax.plot([float(schedule(step)) for step in range(steps)])
-    ax.set_xlabel("step")
-    ax.set_ylabel("learning rate")
+    ax.set(xlabel="step", ylabel="learning rate")
     return ax

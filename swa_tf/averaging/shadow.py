@@ -105,6 +105,13 @@ class ShadowVariables(variables_lib.BoundModule):
         # have to write the variable.
         self._state.set(swapped)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self._state.check_none_waits("An average cannot be copied", "The copy")
+        copied = super().__deepcopy__(memo)
+        if copied.swapped:  # by no block, which would end the swap
+            copied._mark_swapped(False)
+        return copied
+
     @property
     def averaged(self) -> list[tuple[str, tf.Variable]]:
         """The averages, each with the name of its variable, in their order.
@@ -335,9 +342,21 @@ class ShadowVariables(variables_lib.BoundModule):
         self._swapped = self._state.variable
 
     def _counter(self, name: str) -> tf.Variable:
-        name = self._own_name(name)
+        v1 = tf.compat.v1
+        collections = None
+        if self._has_averages_from_the_start():
+            # The rounding alone depends on it. As no global variable it is not
+            # looked for, by a `Saver`, in checkpoints of TensorFlow's class.
+            collections = [v1.GraphKeys.LOCAL_VARIABLES]
         with tf.init_scope():
-            return tf.Variable(0, False, dtype=tf.int64, name=name)
+            return v1.Variable(
+                0,
+                trainable=False,
+                collections=collections,
+                dtype=tf.int64,
+                use_resource=True,
+                name=self._own_name(name),
+            )
 
     def _own_name(self, name: str) -> str:
         """Returns the name of a variable or scope of the object itself."""
@@ -346,9 +365,8 @@ class ShadowVariables(variables_lib.BoundModule):
 
 def _checked_when(when: Any) -> AveragingSchedule | None:
     if when is not None and not isinstance(when, AveragingSchedule):
-        raise checks.wrong(
-            "when", "a `swa_tf.AveragingSchedule` or None", when, TypeError
-        )
+        wanted = "a `swa_tf.AveragingSchedule` or None"
+        raise checks.wrong("when", wanted, when, TypeError)
     return when
 
 

@@ -14,6 +14,7 @@ from swa_tf.averaging import variable_checks
 from swa_tf.averaging.shadow import ShadowVariables
 from swa_tf.averaging.update import Update
 from swa_tf.averaging.update_cache import CachedUpdate
+from swa_tf.support import checks
 from swa_tf.support import variables as variables_lib
 
 _MAX_UNTRACED_UPDATES = 50
@@ -160,7 +161,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         if known is None:
             variables = self._prepared(var_list)
             update = Update(self._pairs(variables))
-            known = CachedUpdate(var_list, variables, update)
+            known = CachedUpdate([*var_list], variables, update)
             if all(v.shape.is_fully_defined() for v in variables):
                 self._lists.add(known)
         if known.n_op_by_op < _MAX_UNTRACED_UPDATES:
@@ -299,10 +300,8 @@ def _apply_merged(
     if isinstance(var_list, (list, tuple)):
         tensors = [v for v in var_list if isinstance(v, tf.Tensor)]
         if tensors and strategy.num_replicas_in_sync > 1:
-            raise ValueError(
-                "`var_list` must hold variables in replica context, where each "
-                f"replica has tensors of its own. Received: {tensors}"
-            )
+            wanted = "a list of variables, in replica context not of tensors"
+            raise checks.wrong("var_list", wanted, tensors)
     first, *others = getattr(averages, "values", [averages])
     applied = first._apply(var_list)
     for other in others:

@@ -89,10 +89,8 @@ def variables_of(model: Any, var_list: Any) -> list[Any]:
     variables = variables_lib.checked_list("var_list", given)
     held = {weight.ref() for weight in model_parts.weights(model)}
     if not {variable.ref() for variable in variables} <= held:
-        raise ValueError(
-            "`var_list` must hold variables of the model that is fit. "
-            f"Received: {variables_lib.describe(variables)}"
-        )
+        wanted = "variables of the model that is fit"
+        raise variables_lib.wrong(wanted, variables)
     return variables
 
 

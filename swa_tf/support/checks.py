@@ -35,12 +35,12 @@ def real(
 ) -> Any:
     """Returns a finite `value` >= 0 as an int or a float if `holds` of it."""
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    is_whole = isinstance(value, numbers.Integral)
-    number = (
-        math.nan if not is_real else int(value) if is_whole else float(value)
-    )
+    number: float = math.nan
+    if is_real:
+        is_whole = isinstance(value, numbers.Integral)
+        number = int(value) if is_whole else float(value)
     if not (0 <= number <= sys.float_info.max and holds(number)):
-        raise wrong(name, f"{wanted}", value)
+        raise wrong(name, wanted, value)
     return number
 
 

@@ -21,7 +21,7 @@ NO_NAME = ""
 """The name of a member of a set, which has no place in an order."""
 
 _LEAVES = frozenset({bool, int, float, str, bytes, type(None), type})
-_CONTAINERS = (Mapping, list, tuple, set)
+CONTAINERS = (Mapping, list, tuple, set)
 _PARTS = (tf.keras.layers.Layer, tf.Module, tf.keras.metrics.Metric)
 NOT_OF_A_MODEL = (tf.keras.metrics.Metric, variables_lib.BoundModule)
 """Parts whose state is no weight of the model that holds them."""
@@ -96,7 +96,7 @@ def edges(part: Any) -> Iterator[Edge]:
 
     `tf.train.TrackableView` does not see what Keras 3 holds in containers.
     """
-    if isinstance(part, _CONTAINERS):
+    if isinstance(part, CONTAINERS):
         yield from items(part)
     elif isinstance(part, _PARTS) and not isinstance(part, NOT_OF_A_MODEL):
         uncounted = stack.uncounted_attributes(part)

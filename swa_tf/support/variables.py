@@ -29,19 +29,14 @@ def checked_list(
         or isinstance(var_list, (str, dict))
         or not isinstance(var_list, Iterable)
     ):
-        raise checks.wrong(argument, f"{wanted}", var_list, TypeError)
+        raise checks.wrong(argument, wanted, var_list, TypeError)
     variables = [stack.tf_variable(v) for v in var_list]
     if not variables:
-        raise ValueError(
-            f"`{argument}` must hold at least one variable. "
-            f"Received: {argument}=[]"
-        )
+        raise checks.wrong(argument, "a list of at least one variable", [])
+    in_v1 = tensors and outermost_graph() is not None
+    kinds = (tf.Variable, tf.Tensor) if in_v1 else tf.Variable
     for variable in variables:
-        is_tensor = tensors and isinstance(variable, tf.Tensor)
-        if not (
-            isinstance(variable, tf.Variable)
-            or (is_tensor and outermost_graph() is not None)
-        ):
+        if not isinstance(variable, kinds):
             stack.check_keras(argument, variable)
             raise TypeError(
                 f"`{argument}` must hold variables"
@@ -59,10 +54,18 @@ def describe(variables: Iterable[Any]) -> str:
     )
 
 
+def wrong(
+    wanted: str, variables: Iterable[Any], error: type[Exception] = ValueError
+) -> Exception:
+    """Returns the error to raise for a `var_list` that holds `variables`."""
+    received = describe(variables)
+    return error(f"`var_list` must hold {wanted}. Received: {received}")
+
+
 def dtype_of_average(variable: Any) -> tf.DType:
-    """Returns the dtype of the average of a variable or tensor."""
-    is_double = variable.dtype.base_dtype == tf.float64
-    return tf.float64 if is_double else tf.float32
+    """Returns float32 for smaller floats, otherwise the variable's dtype."""
+    dtype = variable.dtype.base_dtype
+    return tf.float32 if dtype.is_floating and dtype.size < 4 else dtype
 
 
 def outermost_graph() -> tf.Graph | None:
@@ -86,13 +89,15 @@ def component_pairs(target: Any, source: Any) -> list[tuple[tf.Variable, Any]]:
     if `source` differs between replicas, `source` is reduced when read.
     """
     targets, sources = components(target), components(source)
-    if (
-        len(targets) != len(sources)
-        or getattr(source, "synchronization", None)
-        == tf.VariableSynchronization.ON_READ
-    ):
+    if len(targets) != len(sources) or is_read_by_replica(source):
         sources = [source] * len(targets)
     return list(zip(targets, sources))
+
+
+def is_read_by_replica(variable: Any) -> bool:
+    """Whether each replica has its own value, and a read may join them."""
+    on_read = tf.VariableSynchronization.ON_READ
+    return getattr(variable, "synchronization", None) == on_read
 
 
 def local_variable(value: Any, name: str, device: str | None) -> tf.Variable:
@@ -112,16 +117,11 @@ def check_device(device: Any) -> None:
     except (AttributeError, TypeError, ValueError):
         asked = tf.DeviceSpec()
     if asked.device_type is None:
-        raise checks.wrong(
-            "device", 'the name of a device, such as "/cpu:0", or None', device
-        )
+        wanted = 'the name of a device, such as "/cpu:0", or None'
+        raise checks.wrong("device", wanted, device)
     if tf.distribute.has_strategy():
-        raise checks.wrong(
-            "device",
-            "None inside `strategy.scope()`, where the strategy places "
-            "variables",
-            device,
-        )
+        wanted = "None inside `strategy.scope()`: a strategy places variables"
+        raise checks.wrong("device", wanted, device)
     if outermost_graph() is not None:
         return  # the graph may run on another machine
     # TensorFlow would silently take another device for one that is missing.
@@ -209,12 +209,14 @@ def _replaced(value: Any, memo: dict[int, Any]) -> Any:
     return memo.get(id(value), value)
 
 
-def read(variable: tf.Variable) -> tf.Tensor:
+def read(variable: Any) -> tf.Tensor:
     """Returns the present value, which no later write changes."""
     if _is_plain_and_eager(variable):
         return tf.raw_ops.ReadVariableOp(
             resource=variable.handle, dtype=variable.dtype
         )
+    if isinstance(variable, tf.Tensor):
+        return variable  # of a v1 graph, which averages tensors too
     value = variable.read_value()
     if variable.dtype != variable.dtype.base_dtype:
         # TensorFlow 1's reference variables overwrite values read before.
@@ -260,6 +262,16 @@ def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
         for variable in variables
         for component in components(stack.tf_variable(variable))
     ]
+
+
+def assign(pairs: Iterable[tuple[Any, Any]]) -> Any:
+    """Assigns to the first of each pair the second, cast to its dtype."""
+    return tf.group(
+        *[
+            write(target, tf.cast(read(source), target.dtype.base_dtype))
+            for target, source in pairs
+        ]
+    )
 
 
 def snapshot(variables: Iterable[Any]) -> Callable[[], None]:

@@ -75,9 +75,8 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         finally:
             try:
                 shutil.rmtree(scratch, ignore_errors=True)
-            except BaseException:  # interrupted
+            finally:  # again, in case an interrupt came
                 shutil.rmtree(scratch, ignore_errors=True)
-                raise
     except BaseException as error:
         for parent in made:  # the innermost first
             with contextlib.suppress(OSError):  # no longer empty
@@ -181,12 +180,8 @@ def check_model_path(name: str, path: Any) -> None:
         or is_remote(path)
         or any(parent.is_file() for parent in local.parents)
     ):
-        raise checks.wrong(
-            name,
-            "a local path that ends in .keras, .h5 or .weights.h5, or has no "
-            "suffix",
-            os.fspath(path),
-        )
+        wanted = "a local path that ends in .keras or .h5, or has no suffix"
+        raise checks.wrong(name, wanted, os.fspath(path))
 
 
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:

@@ -109,16 +109,13 @@ def averaged_weights(
 
 def _checked_refit(refit: Any, target: Any, preprocess: Any) -> BatchNormRefit:
     if not _is_model(target):
-        raise TypeError(
-            "`target` must be a model for `refit_data` to be of use. "
-            f"Received: target of type {type(target).__name__}"
-        )
+        wanted = "a model for `refit_data` to be of use"
+        raise checks.wrong("target", wanted, target, TypeError)
     if refit is None:
         return BatchNormRefit(target, preprocess=preprocess)
     if not isinstance(refit, BatchNormRefit):
-        raise checks.wrong(
-            "refit", "a `BatchNormRefit` or None", refit, TypeError
-        )
+        wanted = "a `BatchNormRefit` or None"
+        raise checks.wrong("refit", wanted, refit, TypeError)
     if refit.model is not target or preprocess is not None:
         raise ValueError(
             "`refit` must be of the model `target`, and made with what is to "

@@ -92,7 +92,7 @@ def test_a_list_of_variables():
     [
         ([tf.Variable(1.0)], ValueError, "hold variables of the model"),
         (lambda model: [tf.Variable(1.0)], ValueError, "hold variables of the"),
-        ([], ValueError, "hold at least one variable"),
+        ([], ValueError, "be a list of at least one variable"),
         (3, TypeError, "be a list of variables"),
         (lambda model: None, TypeError, "be a list of variables"),
     ],

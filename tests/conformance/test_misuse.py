@@ -759,7 +759,7 @@ def test_a_variable_twice_in_a_list(make):
     average, variable = _averaged(make)
     _raises_and_changes_nothing(
         ValueError,
-        "twice: 'v'",
+        "twice.*'v'",
         average,
         [variable],
         lambda: average.apply([variable, variable]),
