@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import re
@@ -117,8 +118,14 @@ class TensorFlowCheckpoint(Checkpoint):
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         reader = self._reader()
+        # The first version of `Saver` writes one file, which it compresses.
+        data = paths.files(self.path)[:-1]
+        sizes = [tf.io.gfile.stat(file).length for file in data]
+        at_most = sum(sizes) if data else math.inf
         for key in keys:
             with errors_as_damage(f"'{self.name(key)}' cannot be read"):
+                if self.tensors[key].nbytes > at_most:
+                    raise ValueError("it is larger than the data files")
                 if self._dtypes[key].is_numpy_compatible:
                     value = reader.get_tensor(key)
                     # Of bytes numpy would strip the zeros at the end.

@@ -187,7 +187,7 @@ DAMAGES = {
             replaced_by(itself, b"\x89HDF\r\n\x1a\n" + bytes(9999)),
             "no whole zip",
         ),
-        "no weights": (zipped(without="model.weights.h5"), "holds no"),
+        "no weights": (zipped(without="model.weights.h5"), "no item named"),
         "compressed": (zipped(method=zipfile.ZIP_DEFLATED), "is compressed"),
         "compressed by bzip2": (zipped(method=zipfile.ZIP_BZIP2), "compressed"),
         "encrypted": (zipped(flags=1), "no whole zip file.*encrypted"),
