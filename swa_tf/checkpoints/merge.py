@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
@@ -20,6 +19,7 @@ from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
     DamagedError,
     Tensor,
+    errors_of,
     groups,
 )
 from swa_tf.checkpoints.keras_format import (
@@ -223,18 +223,6 @@ def opened(path: str, argument: str = "inputs") -> Checkpoint:
             return TensorFlowCheckpoint(path)
         forms = {".keras": KerasCheckpoint, paths.SHARDED: ShardedCheckpoint}
         return forms.get(suffix, Hdf5Checkpoint)(path)
-
-
-@contextlib.contextmanager
-def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
-    """Turns an error of reading into one that says which input it is."""
-    try:
-        yield
-    except (DamagedError, OSError) as error:
-        raise ValueError(
-            f"`{argument}` must be whole checkpoints. "
-            f"Received: '{path}': {whole_files.reason(error)}"
-        ) from error
 
 
 def read(

@@ -97,7 +97,7 @@ TENSORFLOW = {
     "negative offset": (claims(offset=-1), "negative position"),
     "huge size": (claims(size=1 << 62), "Invalid size"),
     "negative size": (claims(size=-1), "Invalid size"),
-    "huge shape": (claims(dims=[1 << 40, 1 << 20]), "same tensors|size"),
+    "huge shape": (claims(dims=[1 << 40, 1 << 20]), "same tensors|larger than"),
     "another type": (claims(dtype=7), "same tensors|cannot be read"),
     "string of huge size": (
         claims(dtype=7, size=1 << 60),
