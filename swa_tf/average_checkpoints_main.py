@@ -139,9 +139,6 @@ def main(argv: Sequence[str]) -> int:
             warnings.showwarning = lambda said, *_: _say(
                 errors, "warning", said
             )
-            if FLAGS.window is None:  # `_show` says the same
-                for said in (".*refit_batch_norm", ".* looks like "):
-                    warnings.filterwarnings("ignore", said)
             _run(argv[1:], console, errors)
     except (OSError, TypeError, ValueError) as error:
         _say(errors, "error", error, "red")
@@ -177,6 +174,7 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
         report = checkpoints.average_checkpoints(
             inputs, output, dry_run=True, **_shares(), **options
         )
+        checkpoints.warn(report)
         _show(report, console)
         _show_tensors(report, console)
         console.print("This was a dry run: nothing is written.")
@@ -299,15 +297,16 @@ def _print(text: str, errors: Console) -> None:
 @contextlib.contextmanager
 def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Shows a bar of the bytes read, on a terminal, where they are many."""
-    bar = Progress(console=console, transient=True)
+    # Elsewhere than on a terminal a bar would end in an empty line.
+    elsewhere = not console.is_interactive
+    bar = Progress(console=console, transient=True, disable=elsewhere)
     task = bar.add_task("averaging", visible=False)
 
     def progress(done: int, total: int) -> None:
         visible = total >= _LARGE
         bar.update(task, completed=done, total=total, visible=visible)
 
-    # Elsewhere a bar would end in an empty line.
-    with bar if console.is_interactive else contextlib.nullcontext():
+    with bar:
         yield progress
 
 
@@ -324,18 +323,6 @@ def _show(report: dict[str, Any], console: Console) -> None:
         f"{len(report['from_newest'])} other tensors; "
         f"{len(report['dropped'])} dropped"
     )
-    statistics = report["batch_norm_statistics"]
-    if statistics:
-        _say(
-            console,
-            "batch norm",
-            f"{len(statistics)} of the averaged tensors are batch-norm "
-            "statistics, which after averaging belong to no weights. Compute "
-            "them anew before the model is used: "
-            "swa_tf.refit_batch_norm(model, dataset)",
-        )
-    if report["guessed"]:
-        _say(console, "guessed", checkpoints.guess(report))
 
 
 def _show_tensors(report: dict[str, Any], console: Console) -> None:

@@ -189,8 +189,7 @@ def average_windows(
         "from_newest": merge.patterns(from_newest),
     }
     if dry_run:
-        shares = _coefficients(len(found), None, None)
-        merge.merge(found, written[-1], shares, dry_run=True, **options)
+        merge.merge(found, written[-1], dry_run=True, **options)
         return written
     report: dict[str, Any] = {}
     with whole_files.scratch_folder(folder) as scratch:
@@ -206,7 +205,6 @@ def average_windows(
             report = merge.merge(
                 found[end - window : end],
                 os.fspath(new / names[end - 1]),
-                _coefficients(window, None, None),
                 progress=scaled,
                 **options,
             )
@@ -220,8 +218,8 @@ def average_windows(
 
 def _coefficients(
     n: int, weights: Sequence[float] | np.ndarray | None, decay: float | None
-) -> list[float]:
-    """Returns the c of the equation for each of n inputs."""
+) -> list[float] | None:
+    """Returns the c of the equation for each of n inputs, None for 1 / n."""
     if decay is not None:
         if weights is not None:
             raise ValueError(
@@ -234,7 +232,7 @@ def _coefficients(
             )
         return [1.0] + [1.0 - float(decay)] * (n - 1)
     if weights is None:
-        return [1.0 / (i + 1) for i in range(n)]
+        return None
     wanted = f"`weights` must be a list of {n} numbers > 0, one for each input"
     if isinstance(weights, np.ndarray) and weights.ndim == 1:
         weights = weights.tolist()
