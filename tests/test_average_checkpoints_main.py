@@ -257,7 +257,7 @@ def test_one_way_at_a_time(first, second, run, command):
         (["--from_newest=("], "'('"),
         (["--from_newest=none"], "'none', which matches none"),
         (["--output_path=x.keras"], "a name without suffix"),
-        (["--output_path=run/ckpt-1"], "none of the inputs"),
+        (["--output_path=run/ckpt-1"], "must not exist"),
         (["--output_path=run", "--window=1"], "must not exist"),
         (["--output_path=there"], "'there'"),
         (["--output_path=there/x"], "there"),
