@@ -22,6 +22,15 @@ _NO_WEIGHT = re.compile(
     r"|total_confusion_matrix|conf_mtx|intermediate_weights|weights_intermediate|squared_sum|sum"
     r"|residual|res|num_samples|idf_weights|num_documents)$"
 )
+# Attributes of an object whose own variables are no weights.
+_OPTIMIZER = {"_variables", "_iterations"}  # Keras since TensorFlow 2.11
+_AVERAGE = {"_averages", "_n_models"}
+_NO_MODEL = (
+    _OPTIMIZER,
+    {"iter", "learning_rate"},  # an optimizer of Keras before
+    _AVERAGE,
+    {"current_loss_scale", "good_steps"},
+)
 # Lists of variables, whose order depends on what is frozen, or is any.
 _LIST = re.compile(r"_?(non_)?(trainable_)?variables$")
 _IN_ANY_ORDER = "_all_variables"  # of an export of Keras 3
@@ -55,20 +64,21 @@ class ObjectGraph:
         for node in self._graph.nodes:
             children = {c.local_name: c.node_id for c in node.children}
             own = {key for c in children.values() for key in self._keys(c)}
-            # Keras since TensorFlow 2.11, and Keras 3.
-            if {"_variables", "_iterations"} <= children.keys():
-                state |= own
-                slots |= set(self._below(children["_variables"])) - own
-            # Before, and `tf.compat.v1.train`.
-            if node.slot_variables or (
-                {"iter", "learning_rate"} <= children.keys()
+            held = {name for name, c in children.items() if self._values(c)}
+            if (
+                any(names <= children.keys() for names in _NO_MODEL)
+                or node.slot_variables
+                or {"total", "count"} <= held
+                or all(map(_NO_WEIGHT.match, held))
             ):
                 state |= own
+            if children.keys() >= _OPTIMIZER:
+                slots |= set(self._below(children["_variables"])) - own
             for slot in node.slot_variables:
                 slots |= set(self._keys(slot.slot_variable_node_id))
-            if {"_averages", "_n_models"} <= children.keys():
+            if children.keys() >= _AVERAGE:
                 averages = list(self._below(children["_averages"]))
-                state |= own.union(*map(self._below, children.values()))
+                state = state.union(*map(self._below, children.values()))
                 # Only exponential averages have `_begun`; they do not merge.
                 if "_state" in children and "_begun" not in children:
                     for n_models, saved in zip(
@@ -77,11 +87,6 @@ class ObjectGraph:
                     ):
                         found = AverageKeys(averages, n_models, saved)
                         self.averages.append(found)
-            if {"current_loss_scale", "good_steps"} <= children.keys():
-                state |= own
-            held = {name for name, c in children.items() if self._values(c)}
-            if {"total", "count"} <= held or all(map(_NO_WEIGHT.match, held)):
-                state |= own
         self.slots = slots & set(keys)
         self.state = (state - slots) & set(keys)
 
@@ -92,11 +97,6 @@ class ObjectGraph:
         for key in keys:
             if key.endswith(SUFFIX) and key not in named:
                 raise LookupError(f"it does not name '{key}'")
-        ids = {child.node_id for node in nodes for child in node.children}
-        for node in nodes:
-            ids.update(s.slot_variable_node_id for s in node.slot_variables)
-        if not ids <= set(range(len(nodes))):
-            raise LookupError("it refers to nodes that it does not have")
 
     def twins(self, other: ObjectGraph) -> dict[str, str]:
         """Returns the keys of `other` by those of the same variables here.
