@@ -89,15 +89,14 @@ class TensorFlowCheckpoint(Checkpoint):
             self.slots = _slots_by_name(self.tensors)
             if self.slots:
                 known.update(filter(_POWER_OF_V1.search, self.tensors))
-        scalars = {
+        self.guessed = {
             key
             for key, tensor in self.tensors.items()
             if tensor.shape == () and tensor.is_float
+            if _STATE.search(self.name(key))
             # In an object, such as a model, it may be a weight.
             if not (self._graph and "/" in self.name(key))
-        }
-        named = {key for key in scalars if _STATE.search(self.name(key))}
-        self.guessed = named - self.slots - known
+        } - (self.slots | known)
         self.state = known | self.guessed
         self.batch_norm = set(filter(STATISTIC.search, self.tensors))
 

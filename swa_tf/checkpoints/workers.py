@@ -203,7 +203,7 @@ def _check_joins(average: _Average, target: _Average) -> None:
 
 def _listed(average: _Average) -> str:
     return ", ".join(
-        f"'{name}' {tensor.shape} {tensor.dtype}"
+        f"'{name}' {tensor}"
         for name, tensor in zip(average.names, average.tensors)
     )
 
