@@ -57,12 +57,16 @@ class ObjectGraph:
     def __init__(self, serialized: bytes, keys: Collection[str]) -> None:
         self._graph = trackable_object_graph_pb2.TrackableObjectGraph()
         self._graph.ParseFromString(serialized)
-        self._check(keys)
+        variables = {key for key in keys if key.endswith(SUFFIX)}
+        nodes = range(len(self._graph.nodes))
+        unnamed = variables.difference(*map(self._keys, nodes))
+        if unnamed:
+            raise LookupError(f"it does not name '{min(unnamed)}'")
         slots: set[str] = set()
-        state = {key for key in keys if not key.endswith(SUFFIX)}
+        state = set(keys) - variables
         self.averages: list[AverageKeys] = []
-        for node in self._graph.nodes:
-            children = {c.local_name: c.node_id for c in node.children}
+        for i, node in enumerate(self._graph.nodes):
+            children = self._children(i)
             own = {key for c in children.values() for key in self._keys(c)}
             held = {name for name, c in children.items() if self._values(c)}
             if (
@@ -89,14 +93,6 @@ class ObjectGraph:
                         self.averages.append(found)
         self.slots = slots & set(keys)
         self.state = (state - slots) & set(keys)
-
-    def _check(self, keys: Collection[str]) -> None:
-        """Raises LookupError unless this is the graph of these tensors."""
-        nodes = self._graph.nodes
-        named = {a.checkpoint_key for node in nodes for a in node.attributes}
-        for key in keys:
-            if key.endswith(SUFFIX) and key not in named:
-                raise LookupError(f"it does not name '{key}'")
 
     def twins(self, other: ObjectGraph) -> dict[str, str]:
         """Returns the keys of `other` by those of the same variables here.
