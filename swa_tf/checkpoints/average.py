@@ -212,7 +212,7 @@ def average_windows(
 def _coefficients(
     n: int, weights: Sequence[float] | np.ndarray | None, decay: float | None
 ) -> list[float] | None:
-    """Returns the c of the equation for each of n inputs, None for 1 / n."""
+    """Returns the c for each of n inputs; None for the equal average."""
     if decay is not None:
         if weights is not None:
             raise ValueError(

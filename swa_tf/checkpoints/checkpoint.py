@@ -67,7 +67,7 @@ def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
 def groups(
     items: Iterable[_T], size: Callable[[_T], int], at_most: int
 ) -> Iterator[list[_T]]:
-    """Yields items in groups whose sizes sum to `at_most`, or of one item."""
+    """Yields groups of items, each of size `at_most` in all or of one item."""
     group: list[_T] = []
     total = 0
     for item in items:

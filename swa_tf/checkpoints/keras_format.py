@@ -79,7 +79,7 @@ class Hdf5Checkpoint(Checkpoint):
         with self._opened() as file:
             for key in keys:
                 value = np.asarray(file[key][()])
-                if value.dtype.kind == "V":  # so HDF5 knows bfloat16
+                if value.dtype.kind == "V":  # as HDF5 stores bfloat16
                     value = value.view(tf.bfloat16.as_numpy_dtype)
                 yield value
             del value  # before the next one is read
@@ -159,10 +159,7 @@ class KerasCheckpoint(Hdf5Checkpoint):
 
 
 class ShardedCheckpoint(Hdf5Checkpoint):
-    """A `.weights.json` file, which names the shard of each group of weights.
-
-    The shards are `.weights.h5` files beside it.
-    """
+    """A `.weights.json` file, which lists `.weights.h5` shards beside it."""
 
     form = "sharded .weights.json"
 
@@ -264,7 +261,7 @@ def _datasets(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _copy(old: Any, new: Any, keys: Collection[str], dropped: set[str]) -> None:
-    """Copies a group without the dropped keys and the groups of only these."""
+    """Copies a group without dropped keys, and groups that hold no others."""
     for name, value in old.attrs.items():
         new.attrs[name] = value
     for name in old:
@@ -315,7 +312,8 @@ def _places(file: Any) -> dict[str, tuple[int, int]]:
     """
 
     def listed(group: Any, name: str) -> list[str]:
-        numbered = (f"{name}{i}" for i in itertools.count())  # of very many
+        # Keras splits a list that is too long for one attribute.
+        numbered = (f"{name}{i}" for i in itertools.count())
         names = itertools.takewhile(group.attrs.__contains__, numbered)
         lists = [name] if name in group.attrs else names
         found = [each for attribute in lists for each in group.attrs[attribute]]

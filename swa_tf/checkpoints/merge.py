@@ -269,7 +269,7 @@ def _unmatched(
 
 
 def _weights(checkpoint: Checkpoint, names: set[str]) -> set[str]:
-    """Returns the keys of the weights among some names."""
+    """Returns the keys of the weights that have one of these names."""
     return {
         key
         for key, tensor in checkpoint.tensors.items()

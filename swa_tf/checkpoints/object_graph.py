@@ -31,9 +31,9 @@ _NO_MODEL = (
     _AVERAGE,
     {"current_loss_scale", "good_steps"},
 )
-# Lists of variables, whose order depends on what is frozen, or is any.
+# Lists of variables, in an order that depends on which layers are frozen.
 _LIST = re.compile(r"_?(non_)?(trainable_)?variables$")
-_IN_ANY_ORDER = "_all_variables"  # of an export of Keras 3
+_IN_ANY_ORDER = "_all_variables"  # Keras 3 exports it in a varying order
 
 
 class AverageKeys(NamedTuple):
@@ -97,9 +97,9 @@ class ObjectGraph:
     def twins(self, other: ObjectGraph) -> dict[str, str]:
         """Returns the keys of `other` by those of the same variables here.
 
-        What the same names lead to from the root is the same. Where names and
-        a list lead to it, the names decide: the lists of optimizers depend on
-        what was frozen.
+        Variables are the same if the same names lead to them from the root.
+        Where names and a list both do, the names decide: the order in the
+        lists of optimizers depends on what was frozen.
         """
         keys: dict[str, str] = {}
         names: dict[str, str] = {}
@@ -144,7 +144,7 @@ class ObjectGraph:
         return bytes(graph.SerializeToString(deterministic=True))
 
     def _in_any_order(self) -> dict[str, str]:
-        """Returns the keys in a list without order by name, if names differ."""
+        """Returns keys by name of the unordered list, if its names differ."""
         unordered = self._children(0).get(_IN_ANY_ORDER)
         nodes = {} if unordered is None else self._children(unordered)
         values = [value for i in nodes.values() for value in self._values(i)]

@@ -127,7 +127,7 @@ class TensorFlowCheckpoint(Checkpoint):
                     raise ValueError("it is larger than the data files")
                 if self._dtypes[key].is_numpy_compatible:
                     value = reader.get_tensor(key)
-                    # Of bytes numpy would strip the zeros at the end.
+                    # From bytes numpy would strip the zeros at the end.
                     kind = object if isinstance(value, bytes) else None
                     value = np.asarray(value, kind)
                 else:  # variants, such as of iterators, which are only checked
