@@ -243,13 +243,16 @@ def patterns(from_newest: Iterable[str]) -> list[re.Pattern[str]]:
             "`from_newest` must be a list of regular expressions. "
             f"Received: from_newest={from_newest!r}"
         )
-    try:
-        return [re.compile(pattern) for pattern in from_newest]
-    except (re.error, TypeError) as error:
-        raise ValueError(
-            "`from_newest` must hold regular expressions. "
-            f"Received: from_newest={from_newest!r}: {error}"
-        ) from None
+    compiled = []
+    for pattern in from_newest:
+        try:
+            compiled.append(re.compile(pattern))
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                "`from_newest` must hold regular expressions. "
+                f"Received: {pattern!r}: {error}"
+            ) from None
+    return compiled
 
 
 def _unmatched(
