@@ -116,6 +116,9 @@ flags.DEFINE_multi_string(
 flags.DEFINE_bool(
     "dry_run", False, "Checks and shows what would be done, no more."
 )
+flags.mark_flags_as_mutual_exclusive(
+    ["weights", "decay", "window", "soup_metric"]
+)
 
 
 def run() -> None:
@@ -151,13 +154,6 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
     """Does what the flags say, and shows what it did."""
     if not FLAGS.output_path:
         raise ValueError("--output_path must be given. See --help.")
-    all_ways = ("weights", "decay", "window", "soup_metric")
-    ways = [f"--{way}" for way in all_ways if FLAGS[way].value is not None]
-    if len(ways) > 1:
-        raise ValueError(
-            "One of --weights, --decay, --window and --soup_metric may be "
-            f"given. Received: {' and '.join(ways)}"
-        )
     output, inputs = FLAGS.output_path, _inputs(given)
     options: dict[str, Any] = {
         "optimizer_slots": FLAGS.optimizer_slots,

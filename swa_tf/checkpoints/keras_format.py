@@ -38,6 +38,7 @@ _NO_WEIGHT = re.compile(
     r"(^|/)(_?metrics|\w*(metric|tracker|accuracy|precision|recall|auc"
     r"|io_u|f1_score)s?(_\d+)?)/(.*/)?vars/\d+$|/vars/idf_weights$"
 )
+_STEPS = [Tensor((), np.dtype(name)) for name in ("int32", "int64")]
 _MAX_COMPRESSION = 1032  # no filter, such as deflate, achieves more
 _COPIED_AT_ONCE = 1 << 20  # bytes
 
@@ -313,10 +314,9 @@ def _places(file: Any) -> dict[str, tuple[int, int]]:
 
     def listed(group: Any, name: str) -> list[str]:
         # Keras splits a list that is too long for one attribute.
-        numbered = (f"{name}{i}" for i in itertools.count())
-        names = itertools.takewhile(group.attrs.__contains__, numbered)
-        lists = [name] if name in group.attrs else names
-        found = [each for attribute in lists for each in group.attrs[attribute]]
+        parts = filter(re.compile(rf"{name}\d*").fullmatch, group.attrs)
+        in_order = sorted(parts, key=lambda part: (len(part), part))
+        found = [each for part in in_order for each in group.attrs[part]]
         return [n.decode() if isinstance(n, bytes) else n for n in found]
 
     places: dict[str, tuple[int, int]] = {}
@@ -351,7 +351,7 @@ def _optimizers(tensors: Mapping[str, Tensor]) -> set[str]:
     counted = {
         group
         for group, keys in groups.items()
-        if re.fullmatch(r"\(int\d+, \[\]\)", str(tensors[keys[0]]))
+        if tensors[keys[0]] in _STEPS
         and any(tensors[key].is_float for key in keys)
     }
     shapes: set[tuple[int, ...]] = {()}
