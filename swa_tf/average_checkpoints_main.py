@@ -293,16 +293,15 @@ def _print(text: str, errors: Console) -> None:
 @contextlib.contextmanager
 def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Shows a bar of the bytes read, on a terminal, where they are many."""
-    # Elsewhere than on a terminal a bar would end in an empty line.
-    elsewhere = not console.is_interactive
-    bar = Progress(console=console, transient=True, disable=elsewhere)
+    bar = Progress(console=console, transient=True)
     task = bar.add_task("averaging", visible=False)
 
     def progress(done: int, total: int) -> None:
         visible = total >= _LARGE
         bar.update(task, completed=done, total=total, visible=visible)
 
-    with bar:
+    # Elsewhere a bar would end in an empty line.
+    with bar if console.is_interactive else contextlib.nullcontext():
         yield progress
 
 
