@@ -52,10 +52,22 @@ def errors_as_damage(what: str) -> Iterator[None]:
         raise DamagedError(f"{what}: {whole_files.reason(error)}") from error
 
 
+@contextlib.contextmanager
+def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
+    """Turns an error of reading into one that says which input it is."""
+    try:
+        yield
+    except (DamagedError, OSError) as error:
+        raise ValueError(
+            f"`{argument}` must be whole checkpoints. "
+            f"Received: '{path}': {whole_files.reason(error)}"
+        ) from error
+
+
 def groups(
     items: Iterable[_T], size: Callable[[_T], int], at_most: int
 ) -> Iterator[list[_T]]:
-    """Yields items in groups whose sizes sum to `at_most`, or of one item."""
+    """Yields groups of items, each of size `at_most` in all or of one item."""
     group: list[_T] = []
     total = 0
     for item in items:

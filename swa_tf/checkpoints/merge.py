@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
@@ -20,6 +19,7 @@ from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
     DamagedError,
     Tensor,
+    errors_of,
     groups,
 )
 from swa_tf.checkpoints.keras_format import (
@@ -69,7 +69,7 @@ class NotFiniteError(ValueError):
 def merge(
     inputs: list[str],
     output: str,
-    coefficients: Sequence[float],
+    coefficients: Sequence[float] | None = None,
     *,
     optimizer_slots: str,
     from_newest: Iterable[re.Pattern[str]],
@@ -79,9 +79,12 @@ def merge(
 ) -> dict[str, Any]:
     """Averages checkpoints, as `average_checkpoints` says.
 
-    `coefficients` are the c of the equation for each input; `from_newest` is
-    from `patterns`; `about` is added to the report.
+    `coefficients` are the c of the equation for each input, by default those of
+    the equal average; `from_newest` is from `patterns`; `about` is added to the
+    report.
     """
+    if coefficients is None:
+        coefficients = [1.0 / (i + 1) for i in range(len(inputs))]
     checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     checkpoints = [opened(path) for path in inputs]
     newest = checkpoints[inputs.index(paths.in_order(inputs)[-1])]
@@ -186,19 +189,15 @@ def warn(report: dict[str, Any]) -> None:
             "`swa_tf.refit_batch_norm(model, dataset)`.",
             stacklevel=3,
         )
-    if report["guessed"]:
-        warnings.warn(guess(report), stacklevel=3)
-
-
-def guess(report: dict[str, Any]) -> str:
-    """Returns a warning of what only looks as if it were no weights."""
     names = report["guessed"]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (
-        f"'{report['output']}' does not average what by its name or place "
-        "looks like an optimizer, a metric or a counter: "
-        f"{', '.join(map(repr, names[:3]))}{more}."
-    )
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(
+            f"'{report['output']}' does not average what by its name or place "
+            "looks like an optimizer, a metric or a counter: "
+            f"{', '.join(map(repr, names[:3]))}{more}.",
+            stacklevel=3,
+        )
 
 
 def opened(path: str, argument: str = "inputs") -> Checkpoint:
@@ -223,18 +222,6 @@ def opened(path: str, argument: str = "inputs") -> Checkpoint:
             return TensorFlowCheckpoint(path)
         forms = {".keras": KerasCheckpoint, paths.SHARDED: ShardedCheckpoint}
         return forms.get(suffix, Hdf5Checkpoint)(path)
-
-
-@contextlib.contextmanager
-def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
-    """Turns an error of reading into one that says which input it is."""
-    try:
-        yield
-    except (DamagedError, OSError) as error:
-        raise ValueError(
-            f"`{argument}` must be whole checkpoints. "
-            f"Received: '{path}': {whole_files.reason(error)}"
-        ) from error
 
 
 def read(
@@ -285,7 +272,7 @@ def _unmatched(
 
 
 def _weights(checkpoint: Checkpoint, names: set[str]) -> set[str]:
-    """Returns the keys of the weights among some names."""
+    """Returns the keys of the weights that have one of these names."""
     return {
         key
         for key, tensor in checkpoint.tensors.items()
@@ -308,33 +295,26 @@ def _twins(
         )
     twins = newest.twins(other)
     floats = {twin for k, twin in twins.items() if newest.tensors[k].is_float}
+    theirs = {key: other.tensors[twin] for key, twin in twins.items()}
     pairs = [
-        (newest.name(key), other.tensors[twins[key]], newest.tensors[key])
-        for key in sorted(averaged & twins.keys())
+        (newest.name(key), newest.tensors[key], theirs.get(key))
+        for key in sorted(averaged)
+    ] + [
+        (other.name(key), None, other.tensors[key])
+        for key in sorted(_weights(other, names) - floats)
     ]
-    differ = {
-        "without": [
-            f"'{newest.name(key)}' {newest.tensors[key]}"
-            for key in sorted(averaged - twins.keys())
-        ],
-        "with, in addition,": [
-            f"'{other.name(key)}' {other.tensors[key]}"
-            for key in sorted(_weights(other, names) - floats)
-        ],
-        "with another shape or type of": [
-            f"'{name}' {its} instead of {ours}"
-            for name, its, ours in pairs
-            if str(its) != str(ours)
-        ],
-    }
-    for how, found in differ.items():
-        if found:
-            more = " and more" if len(found) > 3 else ""
-            raise ValueError(
-                "`inputs` must hold the same tensors, apart from what "
-                f"`from_newest` matches. Received: '{other.path}' {how} "
-                f"{', '.join(found[:3])}{more}, against '{newest.path}'"
-            )
+    differ = [
+        f"'{name}' {its or 'missing'} instead of {ours or 'none'}"
+        for name, ours, its in pairs
+        if str(its) != str(ours)
+    ]
+    if differ:
+        more = " and more" if len(differ) > 3 else ""
+        raise ValueError(
+            "`inputs` must hold the same tensors, apart from what "
+            f"`from_newest` matches. Received: '{other.path}' with "
+            f"{', '.join(differ[:3])}{more}, against '{newest.path}'"
+        )
     return twins
 
 

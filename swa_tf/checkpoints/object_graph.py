@@ -22,9 +22,18 @@ _NO_WEIGHT = re.compile(
     r"|total_confusion_matrix|conf_mtx|intermediate_weights|weights_intermediate|squared_sum|sum"
     r"|residual|res|num_samples|idf_weights|num_documents)$"
 )
-# Lists of variables, whose order depends on what is frozen, or is any.
+# Attributes of an object whose own variables are no weights.
+_OPTIMIZER = {"_variables", "_iterations"}  # Keras since TensorFlow 2.11
+_AVERAGE = {"_averages", "_n_models"}
+_NO_MODEL = (
+    _OPTIMIZER,
+    {"iter", "learning_rate"},  # an optimizer of Keras before
+    _AVERAGE,
+    {"current_loss_scale", "good_steps"},
+)
+# Lists of variables, in an order that depends on which layers are frozen.
 _LIST = re.compile(r"_?(non_)?(trainable_)?variables$")
-_IN_ANY_ORDER = "_all_variables"  # of an export of Keras 3
+_IN_ANY_ORDER = "_all_variables"  # Keras 3 exports it in a varying order
 
 
 class AverageKeys(NamedTuple):
@@ -48,27 +57,32 @@ class ObjectGraph:
     def __init__(self, serialized: bytes, keys: Collection[str]) -> None:
         self._graph = trackable_object_graph_pb2.TrackableObjectGraph()
         self._graph.ParseFromString(serialized)
-        self._check(keys)
+        variables = {key for key in keys if key.endswith(SUFFIX)}
+        nodes = range(len(self._graph.nodes))
+        unnamed = variables.difference(*map(self._keys, nodes))
+        if unnamed:
+            raise LookupError(f"it does not name '{min(unnamed)}'")
         slots: set[str] = set()
-        state = {key for key in keys if not key.endswith(SUFFIX)}
+        state = set(keys) - variables
         self.averages: list[AverageKeys] = []
-        for node in self._graph.nodes:
-            children = {c.local_name: c.node_id for c in node.children}
+        for i, node in enumerate(self._graph.nodes):
+            children = self._children(i)
             own = {key for c in children.values() for key in self._keys(c)}
-            # Keras since TensorFlow 2.11, and Keras 3.
-            if {"_variables", "_iterations"} <= children.keys():
-                state |= own
-                slots |= set(self._below(children["_variables"])) - own
-            # Before, and `tf.compat.v1.train`.
-            if node.slot_variables or (
-                {"iter", "learning_rate"} <= children.keys()
+            held = {name for name, c in children.items() if self._values(c)}
+            if (
+                any(names <= children.keys() for names in _NO_MODEL)
+                or node.slot_variables
+                or {"total", "count"} <= held
+                or all(map(_NO_WEIGHT.match, held))
             ):
                 state |= own
+            if children.keys() >= _OPTIMIZER:
+                slots |= set(self._below(children["_variables"])) - own
             for slot in node.slot_variables:
                 slots |= set(self._keys(slot.slot_variable_node_id))
-            if {"_averages", "_n_models"} <= children.keys():
+            if children.keys() >= _AVERAGE:
                 averages = list(self._below(children["_averages"]))
-                state |= own.union(*map(self._below, children.values()))
+                state = state.union(*map(self._below, children.values()))
                 # Only exponential averages have `_begun`; they do not merge.
                 if "_state" in children and "_begun" not in children:
                     for n_models, saved in zip(
@@ -77,33 +91,15 @@ class ObjectGraph:
                     ):
                         found = AverageKeys(averages, n_models, saved)
                         self.averages.append(found)
-            if {"current_loss_scale", "good_steps"} <= children.keys():
-                state |= own
-            held = {name for name, c in children.items() if self._values(c)}
-            if {"total", "count"} <= held or all(map(_NO_WEIGHT.match, held)):
-                state |= own
         self.slots = slots & set(keys)
         self.state = (state - slots) & set(keys)
-
-    def _check(self, keys: Collection[str]) -> None:
-        """Raises LookupError unless this is the graph of these tensors."""
-        nodes = self._graph.nodes
-        named = {a.checkpoint_key for node in nodes for a in node.attributes}
-        for key in keys:
-            if key.endswith(SUFFIX) and key not in named:
-                raise LookupError(f"it does not name '{key}'")
-        ids = {child.node_id for node in nodes for child in node.children}
-        for node in nodes:
-            ids.update(s.slot_variable_node_id for s in node.slot_variables)
-        if not ids <= set(range(len(nodes))):
-            raise LookupError("it refers to nodes that it does not have")
 
     def twins(self, other: ObjectGraph) -> dict[str, str]:
         """Returns the keys of `other` by those of the same variables here.
 
-        What the same names lead to from the root is the same. Where names and
-        a list lead to it, the names decide: the lists of optimizers depend on
-        what was frozen.
+        Variables are the same if the same names lead to them from the root.
+        Where names and a list both do, the names decide: the order in the
+        lists of optimizers depends on what was frozen.
         """
         keys: dict[str, str] = {}
         names: dict[str, str] = {}
@@ -148,7 +144,7 @@ class ObjectGraph:
         return bytes(graph.SerializeToString(deterministic=True))
 
     def _in_any_order(self) -> dict[str, str]:
-        """Returns the keys in a list without order by name, if names differ."""
+        """Returns keys by name of the unordered list, if its names differ."""
         unordered = self._children(0).get(_IN_ANY_ORDER)
         nodes = {} if unordered is None else self._children(unordered)
         values = [value for i in nodes.values() for value in self._values(i)]

@@ -177,13 +177,6 @@ def matching(patterns: Iterable[str]) -> list[str]:
 
 def in_directory(folder: str) -> list[str]:
     """Returns the checkpoints in a directory, the oldest first."""
-
-    def error(wanted: str, received: str) -> ValueError:
-        return ValueError(
-            f"`directory` must {wanted}, or give a list of paths. "
-            f"Received: directory='{folder}' {received}"
-        )
-
     there = whole_files.names_in(folder)
     if not tf.io.gfile.isdir(folder):
         raise FileNotFoundError(
@@ -205,31 +198,28 @@ def in_directory(folder: str) -> list[str]:
     state = _listed(folder)
     # The first version of `Saver` writes one file of no particular name.
     names |= {name for name in state & there if not _PART.search(name)}
-    forms = sorted({f"*{suffix(name)}" for name in names})
-    if len(forms) != 1:
-        found = ", ".join(forms) or "no checkpoint"
-        raise error("hold checkpoints of one form", f"with {found}")
-    lost = ", ".join(sorted(state - names))
-    if lost:
-        wanted = "hold what its file 'checkpoint' lists"
-        raise error(wanted, f"without {lost}")
+    forms = {f"*{suffix(name)}" for name in names}
     averages = {name for name in names if f"{name}.json" in there}
-    if averages and averages != names:
-        wanted = "not hold averages beside checkpoints"
-        raise error(wanted, f"with {', '.join(sorted(averages))}")
-    paths = [os.path.join(folder, name) for name in sorted(names)]
-    twice = _twice(paths, _real)
-    if twice:
-        raise ValueError(
-            "`directory` must hold each checkpoint once, or give a list of "
-            f"paths. Received twice: '{twice[0]}'"
-        )
-    numbered = {name for name in names if _numbers(name_of(name))}
-    if numbered and numbered != names and not averages:
-        others = ", ".join(sorted(names - numbered))
+    others = {name for name in names if not _numbers(name_of(name))}
+    how = "with"
+    if len(forms) != 1:
+        wanted, received = "hold checkpoints of one form", forms
+    elif not state <= names:
+        wanted = "hold what its file 'checkpoint' lists"
+        how, received = "without", state - names
+    elif averages not in (set(), names):
+        wanted, received = "not hold averages beside checkpoints", averages
+    elif others not in (set(), names) and not averages:
         wanted = "hold checkpoints with numbers in their names, or without"
-        raise error(wanted, f"with {others} beside {min(numbered)}")
-    return in_order(paths)
+        received = others
+    else:
+        paths = [os.path.join(folder, name) for name in sorted(names)]
+        return in_order(checked(paths, "directory"))
+    found = ", ".join(sorted(received)) or "no checkpoint"
+    raise ValueError(
+        f"`directory` must {wanted}, or give a list of paths. "
+        f"Received: directory='{folder}' {how} {found}"
+    )
 
 
 def in_order(paths: list[str]) -> list[str]:
@@ -277,16 +267,12 @@ def checked_output(output: Any, paths: list[str]) -> str:
             f"`output` must end in {ending}, as the inputs do. "
             f"Received: output='{output}'"
         )
-    for parent in map(os.fspath, pathlib.Path(output).parents):
-        if os.path.exists(parent) and not os.path.isdir(parent):
+    for parent in pathlib.Path(output).parents:
+        if parent.exists() and not parent.is_dir():
             raise ValueError(
                 "`output` must be in a folder. "
                 f"Received: output='{output}', and '{parent}' is a file"
             )
-    if _real(output) in map(_real, paths):
-        raise FileExistsError(
-            f"`output` must be none of the inputs. Received: output='{output}'"
-        )
     for path in [*files(output), *files(f"{output}.json")]:
         raise FileExistsError(
             "`output` must not exist. "

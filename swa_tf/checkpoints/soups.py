@@ -155,9 +155,8 @@ def greedy_soup(
     sign = 1.0 if mode == "max" else -1.0
 
     def average(soup: list[str], to: str, **kwargs: Any) -> dict[str, Any]:
-        coefficients = [1.0 / (i + 1) for i in range(len(soup))]
         kwargs.update(optimizer_slots=optimizer_slots, from_newest=patterns)
-        return merge.merge(soup, to, coefficients, **kwargs)
+        return merge.merge(soup, to, **kwargs)
 
     def measured(path: str) -> float:
         value: Any = metric(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import re
@@ -88,15 +89,14 @@ class TensorFlowCheckpoint(Checkpoint):
             self.slots = _slots_by_name(self.tensors)
             if self.slots:
                 known.update(filter(_POWER_OF_V1.search, self.tensors))
-        scalars = {
+        self.guessed = {
             key
             for key, tensor in self.tensors.items()
             if tensor.shape == () and tensor.is_float
+            if _STATE.search(self.name(key))
             # In an object, such as a model, it may be a weight.
             if not (self._graph and "/" in self.name(key))
-        }
-        named = {key for key in scalars if _STATE.search(self.name(key))}
-        self.guessed = named - self.slots - known
+        } - (self.slots | known)
         self.state = known | self.guessed
         self.batch_norm = set(filter(STATISTIC.search, self.tensors))
 
@@ -117,11 +117,17 @@ class TensorFlowCheckpoint(Checkpoint):
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         reader = self._reader()
+        # The first version of `Saver` writes one file, which it compresses.
+        data = paths.files(self.path)[:-1]
+        sizes = [tf.io.gfile.stat(file).length for file in data]
+        at_most = sum(sizes) if data else math.inf
         for key in keys:
             with errors_as_damage(f"'{self.name(key)}' cannot be read"):
+                if self.tensors[key].nbytes > at_most:
+                    raise ValueError("it is larger than the data files")
                 if self._dtypes[key].is_numpy_compatible:
                     value = reader.get_tensor(key)
-                    # Of bytes numpy would strip the zeros at the end.
+                    # From bytes numpy would strip the zeros at the end.
                     kind = object if isinstance(value, bytes) else None
                     value = np.asarray(value, kind)
                 else:  # variants, such as of iterators, which are only checked

@@ -260,9 +260,7 @@ def test_directory_with_one_beside_numbered_ones(tmp_path):
     _touch(tmp_path, "best.weights.h5")
     with pytest.raises(ValueError, match="numbers in their names") as error:
         paths_lib.resolved(tmp_path)
-    assert str(error.value).endswith(
-        "with best.weights.h5 beside epoch_01.weights.h5"
-    )
+    assert str(error.value).endswith("with best.weights.h5")
 
 
 @pytest.mark.parametrize(
@@ -349,8 +347,10 @@ def test_directory_whose_state_cannot_be_read(tmp_path):
 
 def test_directory_with_one_checkpoint_under_two_names(tmp_path):
     _touch(tmp_path, "epoch_1.keras", "epoch_2.keras")
-    (tmp_path / "latest.keras").symlink_to("epoch_2.keras")
-    with pytest.raises(ValueError, match=r"Received twice: '.*/latest\.keras'"):
+    (tmp_path / "epoch_3.keras").symlink_to("epoch_2.keras")
+    with pytest.raises(
+        ValueError, match=r"Received twice: '.*/epoch_3\.keras'"
+    ):
         paths_lib.in_directory(str(tmp_path))
 
 
@@ -444,7 +444,7 @@ def test_output_that_is_an_input(tmp_path):
         ("ckpt-1", prefix),
         ("link", prefix),
     ]:
-        with pytest.raises(FileExistsError, match="none of the inputs"):
+        with pytest.raises(FileExistsError, match="must not exist"):
             paths_lib.checked_output(tmp_path / output, inputs)
 
 
