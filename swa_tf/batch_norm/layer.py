@@ -103,13 +103,16 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
             tf.errors.InvalidArgumentError: If `mean` and `variance` are to be
                 used before a pre-inference pass has filled them.
         """
-        call = functools.partial(self._outputs, inputs, training, mask)
-        if not tf.is_tensor(use_moving_statistics):
-            outputs = call(bool(use_moving_statistics))
-        else:
+        # Not `functools.partial`: the process crashed when Keras 2 saved it.
+        given = inputs, training, mask
+        if tf.is_tensor(use_moving_statistics):
             outputs = tf.cond(
-                use_moving_statistics, lambda: call(True), lambda: call(False)
+                use_moving_statistics,
+                lambda: self._outputs(*given, True),
+                lambda: self._outputs(*given, False),
             )
+        else:
+            outputs = self._outputs(*given, bool(use_moving_statistics))
         in_v1_graph = not tf.compat.v1.executing_eagerly_outside_functions()
         if in_v1_graph and use_moving_statistics is not True and training:
             name = tf.compat.v1.GraphKeys.UPDATE_OPS
