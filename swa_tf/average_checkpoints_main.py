@@ -1,8 +1,8 @@
 r"""Averages the weights in checkpoints, and writes a checkpoint of them.
 
-Takes TensorFlow's checkpoints (object-based or name-based), .weights.h5, .h5
-and .keras, and writes the form that it took. Integers, counters and the state
-of optimizers come from the newest one. Examples:
+Takes TensorFlow's checkpoints (object-based or name-based), .weights.h5,
+.weights.json, .h5 and .keras, and writes the form that it took. All that is no
+weight comes from the newest one. Examples:
 
   The last 5 checkpoints of a run:
     swa-average-checkpoints --checkpoint_dir=run --num_last_checkpoints=5 \
@@ -116,6 +116,9 @@ flags.DEFINE_multi_string(
 flags.DEFINE_bool(
     "dry_run", False, "Checks and shows what would be done, no more."
 )
+flags.mark_flags_as_mutual_exclusive(
+    ["weights", "decay", "window", "soup_metric"]
+)
 
 
 def run() -> None:
@@ -139,9 +142,6 @@ def main(argv: Sequence[str]) -> int:
             warnings.showwarning = lambda said, *_: _say(
                 errors, "warning", said
             )
-            if FLAGS.window is None:  # `_show` says the same
-                for said in (".*refit_batch_norm", ".* looks like "):
-                    warnings.filterwarnings("ignore", said)
             _run(argv[1:], console, errors)
     except (OSError, TypeError, ValueError) as error:
         _say(errors, "error", error, "red")
@@ -154,13 +154,6 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
     """Does what the flags say, and shows what it did."""
     if not FLAGS.output_path:
         raise ValueError("--output_path must be given. See --help.")
-    all_ways = ("weights", "decay", "window", "soup_metric")
-    ways = [f"--{way}" for way in all_ways if FLAGS[way].value is not None]
-    if len(ways) > 1:
-        raise ValueError(
-            "One of --weights, --decay, --window and --soup_metric may be "
-            f"given. Received: {' and '.join(ways)}"
-        )
     output, inputs = FLAGS.output_path, _inputs(given)
     options: dict[str, Any] = {
         "optimizer_slots": FLAGS.optimizer_slots,
@@ -177,6 +170,7 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
         report = checkpoints.average_checkpoints(
             inputs, output, dry_run=True, **_shares(), **options
         )
+        checkpoints.warn(report)
         _show(report, console)
         _show_tensors(report, console)
         console.print("This was a dry run: nothing is written.")
@@ -324,18 +318,6 @@ def _show(report: dict[str, Any], console: Console) -> None:
         f"{len(report['from_newest'])} other tensors; "
         f"{len(report['dropped'])} dropped"
     )
-    statistics = report["batch_norm_statistics"]
-    if statistics:
-        _say(
-            console,
-            "batch norm",
-            f"{len(statistics)} of the averaged tensors are batch-norm "
-            "statistics, which after averaging belong to no weights. Compute "
-            "them anew before the model is used: "
-            "swa_tf.refit_batch_norm(model, dataset)",
-        )
-    if report["guessed"]:
-        _say(console, "guessed", checkpoints.guess(report))
 
 
 def _show_tensors(report: dict[str, Any], console: Console) -> None:

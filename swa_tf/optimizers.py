@@ -30,9 +30,9 @@ class _DecoupledDecay(_Mixin):
         if isinstance(learning_rate, numbers.Real):
             learning_rate = float(checks.real("learning_rate", learning_rate))
         elif not (callable(learning_rate) or hasattr(learning_rate, "dtype")):
-            raise TypeError(
-                "`learning_rate` must be a number or a `LearningRateSchedule`. "
-                f"Received: learning_rate={learning_rate!r}"
+            wanted = "a number or a `LearningRateSchedule`"
+            raise checks.wrong(
+                "learning_rate", wanted, learning_rate, TypeError
             )
         super().__init__(
             learning_rate=learning_rate,
@@ -61,13 +61,14 @@ class _KerasDecay(_DecoupledDecay):
     def update_step(
         self, gradient: Any, variable: tf.Variable, *learning_rate: Any
     ) -> None:
+        # A sparse gradient has the same effect as the equal dense one.
+        gradient = tf.convert_to_tensor(gradient)
         if self._decays(variable) and self._use_weight_decay(variable):
             decay = self.weight_decay
             if self.scale_decay_by_learning_rate:
                 decay = decay * tf.cast(self.learning_rate, variable.dtype)
-            variable.assign_sub(decay * variable)
-        # A sparse gradient has the same effect as the equal dense one.
-        gradient = tf.convert_to_tensor(gradient)
+            with tf.control_dependencies([gradient]):  # not if it fails
+                variable.assign_sub(decay * variable)
         super().update_step(gradient, variable, *learning_rate)
 
     def _apply_weight_decay(self, variables: Any) -> None:
@@ -87,6 +88,10 @@ class _AddonsDecay(_DecoupledDecay):
         if self.scale_decay_by_learning_rate:
             decay = decay * self._decayed_lr(var_dtype)
         return decay
+
+    def _resource_apply_dense(self, grad: Any, var: Any, **kwargs: Any) -> Any:
+        with tf.control_dependencies([grad]):  # not if it fails
+            return super()._resource_apply_dense(grad, var, **kwargs)
 
     def _resource_apply_sparse_duplicate_indices(
         self, grad: Any, var: tf.Variable, indices: Any, **kwargs: Any
@@ -161,16 +166,14 @@ class MomentumW(_Decay, _SGD):
         name: str = "MomentumW",
         **kwargs: Any,
     ) -> None:
+        wanted = "between 0 and 1"
+        momentum = checks.real("momentum", momentum, wanted, lambda m: m <= 1)
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             weight_decay_on=weight_decay_on,
             scale_decay_by_learning_rate=scale_decay_by_learning_rate,
-            momentum=float(
-                checks.real(
-                    "momentum", momentum, "between 0 and 1", lambda m: m <= 1
-                )
-            ),
+            momentum=float(momentum),
             nesterov=checks.boolean("nesterov", nesterov),
             name=name,
             **kwargs,

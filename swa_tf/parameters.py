@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from swa_tf.averaging import rounding
-from swa_tf.support import parameter_names
+from swa_tf.support import checks, parameter_names, stack
 from swa_tf.support import variables as variables_lib
 
 _N_MODELS = "n_models"  # the key of the count beside the averages
@@ -85,7 +85,8 @@ def assign_parameters(
     """
     variables = _named_variables(target, "assign_parameters")
     if not isinstance(dictionary, Mapping):
-        raise _not_a("mapping from name to value", dictionary)
+        wanted = "a mapping from name to value"
+        raise checks.wrong("dictionary", wanted, dictionary, TypeError)
     given = dict(dictionary)
     if _N_MODELS not in variables:
         given.pop(_N_MODELS, None)
@@ -136,33 +137,24 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
     """
     variables = _named_variables(target, "average_parameters")
     if not isinstance(dictionary, dict):
-        raise _not_a(
-            "dictionary; one of a file is `dict(np.load(path))`", dictionary
-        )
+        wanted = "a dictionary; one of a file is `dict(np.load(path))`"
+        raise checks.wrong("dictionary", wanted, dictionary, TypeError)
     if _N_MODELS in variables:
-        raise ValueError(
-            f"`target` must have no parameter of the name '{_N_MODELS}', which "
-            "is that of the count. Received: one of shape "
-            f"{variables[_N_MODELS].shape}"
-        )
+        wanted = f"one with no parameter '{_N_MODELS}', the key of the count"
+        raise checks.wrong("target", wanted, target)
     averages: dict[str, np.ndarray] = {}
     n_models = 0
     if dictionary:
         given = dict(dictionary)
-        count = given.pop(_N_MODELS, 1)
-        array = np.asarray(count)
-        if array.shape != () or array.dtype.kind not in "iu" or array < 1:
-            raise ValueError(
-                f"`dictionary['{_N_MODELS}']` must be a whole number >= 1. "
-                f"Received: {count!r}"
-            )
-        n_models = int(array)
+        count = np.asarray(given.pop(_N_MODELS, 1))[()]
+        name = f"dictionary['{_N_MODELS}']"
+        n_models = checks.integer(name, count, at_least=1)
         averages = _checked(variables, given, averages=True)
     c = tf.constant(1.0 / (n_models + 1), tf.float64)
     threshold = rounding.threshold(tf.constant(n_models, tf.int64))
     new = {}
     for name, variable in variables.items():
-        dtype = _average_dtype(variable)
+        dtype = variables_lib.dtype_of_average(variable)
         value = tf.cast(variable.read_value(), dtype)
         if n_models and dtype.is_floating:
             average = tf.constant(averages[name])
@@ -178,25 +170,13 @@ def _named_variables(target: Any, function: str) -> dict[str, Any]:
             f"`{function}` works in eager mode only: call it outside of "
             "graphs and `tf.function`."
         )
+    stack.check_keras("target", target)
     return parameter_names.named_variables(target)
-
-
-def _not_a(wanted: str, dictionary: Any) -> TypeError:
-    return TypeError(
-        f"`dictionary` must be a {wanted}. "
-        f"Received: dictionary of type {type(dictionary).__name__}"
-    )
 
 
 def _array(value: tf.Tensor) -> np.ndarray:
     """Returns a copy that shares no memory with TensorFlow."""
     return np.array(value.numpy(), value.dtype.as_numpy_dtype)
-
-
-def _average_dtype(variable: Any) -> Any:
-    if variable.dtype.is_floating:
-        return variables_lib.dtype_of_average(variable)
-    return variable.dtype
 
 
 def _checked(
@@ -252,7 +232,9 @@ def _fitted(value: Any, variable: Any, is_average: bool) -> np.ndarray:
         array = np.broadcast_to(array, shape)
     if array.shape != shape:
         raise _MisfitError(f"of shape {array.shape} instead of {shape}")
-    dtype = _average_dtype(variable) if is_average else variable.dtype
+    dtype = variable.dtype
+    if is_average:
+        dtype = variables_lib.dtype_of_average(variable)
     try:
         given = tf.as_dtype(array.dtype)
     except TypeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from typing import Any, Callable
@@ -127,10 +128,7 @@ def published_plan(
     total_steps = checks.integer("total_steps", total_steps, at_least=0)
     swa_start = checks.integer("swa_start", swa_start, at_least=0)
     if swa_start > total_steps:
-        raise ValueError(
-            "`swa_start` must be <= `total_steps`. Received: "
-            f"swa_start={swa_start!r}, total_steps={total_steps!r}"
-        )
+        raise checks.wrong("swa_start", f"<= {total_steps=}", swa_start)
     ramp_steps = max(9 * total_steps // 10 - swa_start, 0)
     return LinearRamp(learning_rate, swa_learning_rate, swa_start, ramp_steps)
 
@@ -206,11 +204,8 @@ class Cyclical(_Plan):
             min_learning_rate=min_learning_rate,
         )
         if self.min_learning_rate > self.max_learning_rate:
-            raise ValueError(
-                "`min_learning_rate` must be <= `max_learning_rate`. Received: "
-                f"min_learning_rate={min_learning_rate!r}, "
-                f"max_learning_rate={max_learning_rate!r}"
-            )
+            wanted = f"<= {max_learning_rate=}"
+            raise checks.wrong("min_learning_rate", wanted, min_learning_rate)
         self.period = checks.integer("period", period, at_least=1)
         self.start = checks.integer("start", start, at_least=0)
 
@@ -303,10 +298,8 @@ class SWALearningRate(_Plan):
 
 def _check_schedule(schedule: Any) -> None:
     if not callable(schedule) or isinstance(schedule, type):
-        raise TypeError(
-            "`schedule` must be a LearningRateSchedule, or a function of the "
-            f"step. Received: schedule={schedule!r}"
-        )
+        wanted = "a LearningRateSchedule, or a function of the step"
+        raise checks.wrong("schedule", wanted, schedule, TypeError)
 
 
 def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
@@ -327,7 +320,11 @@ def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
         TypeError: If `schedule` is neither.
     """
     _check_schedule(schedule)
-    return lambda epoch: float(schedule(epoch))
+    return functools.partial(_rate_of, schedule)  # a lambda is not pickled
+
+
+def _rate_of(schedule: Callable[[int], Any], epoch: int) -> float:
+    return float(schedule(epoch))
 
 
 def plot_schedule(
@@ -364,6 +361,5 @@ def plot_schedule(
         # pyplot would ask for a display.
         ax = Figure().add_subplot()
     ax.plot([float(schedule(step)) for step in range(steps)])
-    ax.set_xlabel("step")
-    ax.set_ylabel("learning rate")
+    ax.set(xlabel="step", ylabel="learning rate")
     return ax

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -319,6 +320,30 @@ def test_a_step_that_loss_scaling_skips_does_not_decay(cls):
     assert variable.numpy().item() == 1.0
     optimizer.apply_gradients([(tf.constant([0.0]), variable)])
     assert variable.numpy().item() == 0.75
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_a_step_without_data_does_not_decay(cls):
+    variable = tf.Variable([8.0])
+    optimizer = cls(weight_decay=0.25)
+    build(optimizer, [variable])
+
+    def generator():
+        yield [0.0]
+        time.sleep(0.05)  # what does not wait for data will have run
+
+    output = tf.TensorSpec([1], tf.float32)
+    dataset = tf.data.Dataset.from_generator(generator, output_signature=output)
+
+    @tf.function
+    def step(iterator):
+        optimizer.apply_gradients([(next(iterator), variable)])
+
+    iterator = iter(dataset)
+    step(iterator)
+    with pytest.raises(tf.errors.OutOfRangeError):
+        step(iterator)
+    assert variable.numpy().item() == 6.0
 
 
 @pytest.mark.parametrize("cls", BOTH)

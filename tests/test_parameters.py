@@ -253,7 +253,7 @@ def test_a_parameter_of_the_count_s_name_is_one():
         "w",
     ]
     assert int(target.n_models) == 5
-    with pytest.raises(ValueError, match="no parameter of the name 'n_models'"):
+    with pytest.raises(ValueError, match="no parameter 'n_models'"):
         average_parameters(target, {})
 
 
@@ -606,7 +606,7 @@ REFUSED_AVERAGES = {
     **{
         f"count {count!r}": (
             lambda d, count=count: d.update(n_models=count),
-            "`dictionary\\['n_models'\\]` must be a whole number >= 1. Receiv",
+            "`dictionary\\['n_models'\\]` must be an integer >= 1. Received",
         )
         for count in (0, -1, 1.0, "2", [1], True, None, np.ones([1], int))
     },

@@ -739,8 +739,8 @@ def test_cycles_with_reversed_bounds():
     with pytest.raises(ValueError, match=r"^`min_learning_rate`") as error:
         schedules.Cyclical(0.1, 0.5, period=4)
     assert str(error.value) == (
-        "`min_learning_rate` must be <= `max_learning_rate`. Received: "
-        "min_learning_rate=0.5, max_learning_rate=0.1"
+        "`min_learning_rate` must be <= max_learning_rate=0.1. "
+        "Received: min_learning_rate=0.5"
     )
 
 
@@ -748,8 +748,7 @@ def test_published_plan_that_ends_before_swa_starts():
     with pytest.raises(ValueError, match=r"^`swa_start`") as error:
         schedules.published_plan(0.1, 0.01, 11, 10)
     assert str(error.value) == (
-        "`swa_start` must be <= `total_steps`. "
-        "Received: swa_start=11, total_steps=10"
+        "`swa_start` must be <= total_steps=10. Received: swa_start=11"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from collections.abc import Iterable
@@ -50,15 +49,6 @@ class CheckpointState(tf.train.experimental.PythonState):
         self.swapped = swapped
         for component in variables_lib.components(self.variable):
             variables_lib.write(component, tf.constant(swapped))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CheckpointState:
-        self._check_none_waits("An average cannot be copied", "The copy")
-        copied = CheckpointState.__new__(CheckpointState)
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(vars(self), memo))
-        if copied.swapped:  # by no block, which would end the swap
-            copied.set(False)
-        return copied
 
     def check(self, name: str) -> None:
         """Raises if the averages of `name` are swapped in."""
@@ -118,7 +108,7 @@ class CheckpointState(tf.train.experimental.PythonState):
             )
 
     def serialize(self) -> str:
-        self._check_none_waits("A checkpoint cannot be written", "A checkpoint")
+        self.check_none_waits("A checkpoint cannot be written", "A checkpoint")
         averaged = self._averaged or self.restored
         return json.dumps(
             {
@@ -128,7 +118,7 @@ class CheckpointState(tf.train.experimental.PythonState):
             }
         )
 
-    def _check_none_waits(self, impossible: str, thing: str) -> None:
+    def check_none_waits(self, impossible: str, thing: str) -> None:
         """Raises if all averages restored wait for `build`; warns of some.
 
         Only TensorFlow has the values of those that wait.

@@ -25,15 +25,15 @@ class Argument(NamedTuple):
     def given(self, value: Any) -> Any:
         """Returns `value`, or raises if it is known already to be wrong."""
         value = stack.tf_variable(value)
+        if value is None:
+            return None
         if isinstance(value, tf.Variable) or tf.is_tensor(value):
-            self._require_scalar(value.shape)
+            if value.shape.rank not in (0, None):
+                raise checks.wrong(self.name, "a scalar", value)
             dtype = value.dtype.base_dtype
             if not (dtype.is_floating or dtype.is_integer):
-                raise ValueError(
-                    f"`{self.name}` must be {self.wanted}. "
-                    f"Received: {self.name} of dtype {dtype.name}"
-                )
-        elif value is not None:
+                raise checks.wrong(self.name, self.wanted, value)
+        else:
             if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
                 value = value.item()
             wanted = f"a scalar tensor or {self.wanted}"
@@ -44,31 +44,22 @@ class Argument(NamedTuple):
 
     def check(self, value: Any) -> list[tf.Operation]:
         """Raises unless `value` is right; in a graph, gives assertions."""
-        if value is None:
-            return []
         right = self.allows(value)
-        message = f"`{self.name}` must be {self.wanted}. Received: {self.name}="
         if tf.is_tensor(right) and not hasattr(right, "numpy"):
-            if right.shape.rank is None:
-                name = f"{self.name}_must_be_a_scalar"
-                right = tf.ensure_shape(right, [], name=name)
+            name = f"{self.name}_must_be_a_scalar"
+            right = tf.ensure_shape(right, [], name=name)
+            message = f"`{self.name}` must be {self.wanted}. Received:"
             return [tf.debugging.Assert(right, [message, value])]
-        self._require_scalar(right.shape)
+        if len(right.shape) > 0:
+            raise checks.wrong(self.name, "a scalar", value)
         if not right:
-            raise ValueError(f"{message}{value!r}")
+            raise checks.wrong(self.name, self.wanted, value)
         return []
 
     def allows(self, value: Any) -> Any:
         """Whether `value` is right: a boolean tensor or one of NumPy."""
         rounded = float32(value)
         return (rounded >= 0.0) & (rounded < self.below)
-
-    def _require_scalar(self, shape: Any) -> None:
-        if tf.TensorShape(shape).rank not in (0, None):
-            raise ValueError(
-                f"`{self.name}` must be a scalar. "
-                f"Received: {self.name} of shape {shape}"
-            )
 
 
 DECAY = Argument("decay", "a number in [0, 1), also in float32", 1.0)
@@ -114,8 +105,5 @@ def scaled_decay(decay: float, batch_size_ratio: float) -> float:
         Busbridge et al. 2023, How to Scale Your EMA, definition 1.2,
         https://arxiv.org/abs/2307.13813.
     """
-    if checks.real("decay", decay, "a number in [0, 1)") >= 1:
-        raise ValueError(
-            f"`decay` must be a number in [0, 1). Received: {decay=}"
-        )
+    decay = checks.real("decay", decay, "a number in [0, 1)", lambda d: d < 1)
     return float(decay ** checks.positive("batch_size_ratio", batch_size_ratio))

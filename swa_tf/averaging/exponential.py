@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import math
@@ -112,9 +111,7 @@ class ExponentialMovingAverage(WeightAverage):
         if half_life is not None:
             half_life = checks.positive("half_life", half_life)
         if warm_up is not None and checks.positive("warm_up", warm_up) < 1.0:
-            raise ValueError(
-                f"`warm_up` must be a number >= 1. Received: {warm_up=}"
-            )
+            raise checks.wrong("warm_up", "a number >= 1", warm_up)
         self._zero_debias = checks.boolean("zero_debias", zero_debias)
         self._half_life = half_life
         self._warm_up = warm_up
@@ -126,15 +123,15 @@ class ExponentialMovingAverage(WeightAverage):
         if self._average_of.value:
             self._checked([key.deref() for key in self._average_of.value])
         return [
-            *self._assign_initial_values(self._average_of.value),
+            self._assign_initial_values(self._average_of.value),
             *(v.assign(tf.zeros_like(v)) for v in self._debias_variables),
             *super()._reset_ops(),
         ]
 
     def _check_averaged(self, var_list: Iterable[Any] | None) -> list[Any]:
-        checks = super()._check_averaged(var_list)
+        assertions = super()._check_averaged(var_list)
         if self._begun is None or var_list is None:
-            return checks
+            return assertions
         variables = variables_lib.checked_list("var_list", var_list)
         begun = self._have_begun(variables)
         if tf.executing_eagerly():
@@ -148,10 +145,10 @@ class ExponentialMovingAverage(WeightAverage):
         if not tf.executing_eagerly():
             all_have = tf.reduce_all(begun)
             data = [message, "begun:", begun]
-            return [*checks, tf.debugging.Assert(all_have, data)]
+            return [*assertions, tf.debugging.Assert(all_have, data)]
         if variables:
             raise RuntimeError(message)
-        return checks
+        return assertions
 
     def _has_averages_from_the_start(self) -> bool:
         # From initializers, or a checkpoint of TensorFlow's class.
@@ -189,9 +186,8 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _unchecked(self) -> list[tuple[Any, Any]]:
         """Returns the arguments that an update may find to be wrong."""
-        decay, num_updates = self._decay.value, self._num_updates.value
-        arguments = [(DECAY, decay), (NUM_UPDATES, num_updates)]
-        return [each for each in arguments if not is_known(each[1])]
+        given = zip((DECAY, NUM_UPDATES), (self._decay, self._num_updates))
+        return [(each, v.value) for each, v in given if not is_known(v.value)]
 
     def _starts_as_tensorflow(self) -> bool:
         """Whether the first update moves an average that is there before it."""
@@ -224,13 +220,10 @@ class ExponentialMovingAverage(WeightAverage):
             with tf.init_scope():
                 self._begun = first_updates.made(self._own_name("begun"))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ExponentialMovingAverage:
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if self._begun is not None:
             memo[id(self._begun)] = first_updates.copied(self._begun)
-        copied.__dict__.update(copy.deepcopy(vars(self), memo))
-        return copied
+        return super().__deepcopy__(memo)
 
     def _make_averages(self, variables: list[Any], begin: bool) -> None:
         n_before = len(self._averages)
@@ -255,31 +248,14 @@ class ExponentialMovingAverage(WeightAverage):
             begun = [starts and is_there for is_there in there]
             first_updates.join(self._begun, begun, n_known)
 
-    def _counter(self, name: str) -> tf.Variable:
-        if not self._has_averages_from_the_start():
-            return super()._counter(name)
-        # The rounding alone depends on it. It is no global variable, which a
-        # `Saver` would look for in checkpoints of TensorFlow's class, and so
-        # may not be initialized.
-        v1 = tf.compat.v1
-        with tf.init_scope():
-            return v1.Variable(
-                0,
-                trainable=False,
-                collections=[v1.GraphKeys.LOCAL_VARIABLES],
-                dtype=tf.int64,
-                use_resource=True,
-                name=self._own_name(name),
-            )
-
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
-        checks = []
+        assertions = []
         if unchecked := self._unchecked():
             # In a scope, to leave the names of the caller's ops as they are.
             with tf.name_scope(self._own_name("checks")):
                 for argument, value in unchecked:
-                    checks += argument.check(value)
-        with tf.control_dependencies(checks):
+                    assertions += argument.check(value)
+        with tf.control_dependencies(assertions):
             return super()._apply(var_list)
 
     def _make_debias_variables(self, tensor: tf.Tensor) -> None:
@@ -347,17 +323,13 @@ class ExponentialMovingAverage(WeightAverage):
             average.assign(value / tf.cast(share, value.dtype)),
         ]
 
-    def _assign_initial_values(self, keys: Iterable[Any]) -> list[Any]:
+    def _assign_initial_values(self, keys: Iterable[Any]) -> Any:
         """Assigns each average its weight, or 0 to that of a tensor."""
-        assigned = []
+        pairs: list[tuple[Any, Any]] = []
         for key in keys:
             variable, average = key.deref(), self._average_of.value[key]
-            if not isinstance(variable, tf.Variable):
-                assigned.append(average.assign(tf.zeros_like(average)))
-                continue
-            for target, source in variables_lib.component_pairs(
-                average, variable
-            ):
-                value = tf.cast(variables_lib.read(source), target.dtype)
-                assigned.append(target.assign(value))
-        return assigned
+            if isinstance(variable, tf.Variable):
+                pairs += variables_lib.component_pairs(average, variable)
+            else:
+                pairs.append((average, tf.zeros_like(average)))
+        return variables_lib.assign(pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import tensorflow as tf
@@ -9,13 +10,14 @@ import tensorflow as tf
 from swa_tf.support import checks
 
 
+@dataclasses.dataclass(frozen=True)
 class AveragingSchedule:
     """Averages from `start` on, every `period` steps or epochs.
 
         due(i)  =  i >= start  and  (i - start) mod period == 0
 
     with i counted from 0: `start` steps are left out, the next is averaged,
-    then every `period`-th after it.
+    then every `period`-th after it. A schedule cannot be changed.
 
     >>> schedule = swa_tf.AveragingSchedule(start=2, period=2)
     >>> [i for i in range(7) if schedule.due(i)]
@@ -42,27 +44,13 @@ class AveragingSchedule:
         ValueError: If `start` or `period` is none of these.
     """
 
-    def __init__(self, start: int = 0, period: int = 1) -> None:
-        self._start = checks.integer("start", start, at_least=0)
-        self._period = checks.integer("period", period, at_least=1)
+    start: int = 0
+    period: int = 1
 
-    @property
-    def start(self) -> int:
-        """The first step (or epoch) to average. It cannot be changed.
-
-        >>> swa_tf.AveragingSchedule(start=2).start
-        2
-        """
-        return self._start
-
-    @property
-    def period(self) -> int:
-        """From one average to the next. It cannot be changed.
-
-        >>> swa_tf.AveragingSchedule(period=2).period
-        2
-        """
-        return self._period
+    def __post_init__(self) -> None:
+        start = checks.integer("start", self.start, at_least=0)
+        period = checks.integer("period", self.period, at_least=1)
+        vars(self).update(start=start, period=period)  # of NumPy, as of Python
 
     def due(self, index: Any) -> Any:
         """Whether to average after the step (or epoch) number `index`.
@@ -82,6 +70,3 @@ class AveragingSchedule:
             on_time = tf.equal(tf.math.floormod(since, self.period), 0)
             return tf.logical_and(since >= 0, on_time)
         return bool(since >= 0 and since % self.period == 0)
-
-    def __repr__(self) -> str:
-        return f"AveragingSchedule(start={self.start}, period={self.period})"

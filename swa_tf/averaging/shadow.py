@@ -16,11 +16,11 @@ from swa_tf.averaging import variable_checks
 from swa_tf.averaging.checkpoint_state import CheckpointState
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update_cache import UpdateCache
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 from swa_tf.support import variables as variables_lib
 
 
-class ShadowVariables(tf.Module):
+class ShadowVariables(variables_lib.BoundModule):
     """The part of a `WeightAverage` that does not update: its variables."""
 
     # Whether later calls of `apply` may name other variables than the first.
@@ -35,7 +35,7 @@ class ShadowVariables(tf.Module):
         super().__init__()
         name = type(self).__name__ if name is ... else name
         if not isinstance(name, (str, type(None))):
-            raise TypeError(f"`name` must be a string. Received: {name=}")
+            raise checks.wrong("name", "a string", name, TypeError)
         variables_lib.check_device(device)
         self._name = name
         self._device = device
@@ -105,6 +105,13 @@ class ShadowVariables(tf.Module):
         # have to write the variable.
         self._state.set(swapped)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self._state.check_none_waits("An average cannot be copied", "The copy")
+        copied = super().__deepcopy__(memo)
+        if copied.swapped:  # by no block, which would end the swap
+            copied._mark_swapped(False)
+        return copied
+
     @property
     def averaged(self) -> list[tuple[str, tf.Variable]]:
         """The averages, each with the name of its variable, in their order.
@@ -161,7 +168,7 @@ class ShadowVariables(tf.Module):
         """
         variable = stack.tf_variable(var)
         if not isinstance(variable, (tf.Variable, tf.Tensor)):
-            raise TypeError(f"`var` must be a variable. Received: var={var!r}")
+            raise checks.wrong("var", "a variable", var, TypeError)
         return self._average_of.value.get(variable.ref())
 
     def average_name(self, var: Any) -> str:
@@ -335,9 +342,21 @@ class ShadowVariables(tf.Module):
         self._swapped = self._state.variable
 
     def _counter(self, name: str) -> tf.Variable:
-        name = self._own_name(name)
+        v1 = tf.compat.v1
+        collections = None
+        if self._has_averages_from_the_start():
+            # The rounding alone depends on it. As no global variable it is not
+            # looked for, by a `Saver`, in checkpoints of TensorFlow's class.
+            collections = [v1.GraphKeys.LOCAL_VARIABLES]
         with tf.init_scope():
-            return tf.Variable(0, False, dtype=tf.int64, name=name)
+            return v1.Variable(
+                0,
+                trainable=False,
+                collections=collections,
+                dtype=tf.int64,
+                use_resource=True,
+                name=self._own_name(name),
+            )
 
     def _own_name(self, name: str) -> str:
         """Returns the name of a variable or scope of the object itself."""
@@ -346,10 +365,8 @@ class ShadowVariables(tf.Module):
 
 def _checked_when(when: Any) -> AveragingSchedule | None:
     if when is not None and not isinstance(when, AveragingSchedule):
-        raise TypeError(
-            "`when` must be a `swa_tf.AveragingSchedule` or None. "
-            f"Received: when={when!r}"
-        )
+        wanted = "a `swa_tf.AveragingSchedule` or None"
+        raise checks.wrong("when", wanted, when, TypeError)
     return when
 
 

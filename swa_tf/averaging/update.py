@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -31,8 +31,7 @@ class Update:
     or, in a v1 graph, a tensor.
     """
 
-    def __init__(self, pairs: Iterable[tuple[tf.Variable, Any]]) -> None:
-        pairs = list(pairs)
+    def __init__(self, pairs: Sequence[tuple[tf.Variable, Any]]) -> None:
         alike: dict[Any, list[int]] = {}
         for place, pair in enumerate(pairs):
             # A pair without a kind is a bundle by itself.
@@ -128,12 +127,12 @@ def _op_by_op(
     """Updates a bundle by operations of TensorFlow; in a graph returns them."""
     dtype = bundle.averages[0].dtype
     # Read before the device is chosen: only the weight is sent there.
-    weights = [_read(weight) for weight in bundle.weights]
+    weights = [variables_lib.read(weight) for weight in bundle.weights]
     with tf.device(bundle.averages[0].device):
         if isinstance(c, float) and c == 1.0:
             values = [tf.cast(weight, dtype) for weight in weights]
         else:
-            averages = [_read(average) for average in bundle.averages]
+            averages = [variables_lib.read(v) for v in bundle.averages]
             values = _moved(averages, weights, c, threshold, zero)
     return [
         variables_lib.write(average, value)
@@ -167,7 +166,7 @@ def _compiled(
     """Updates a large average by a function that XLA compiles."""
     kind: Any = bundle.kind
     (average,), (weight,) = bundle.averages, bundle.weights
-    weight = _read(weight) if kind.is_sent else weight.handle
+    weight = variables_lib.read(weight) if kind.is_sent else weight.handle
     with tf.device(kind.device):
         return _compiled_function(kind)(
             average.handle, weight, c, threshold, zero
@@ -196,12 +195,6 @@ def _read_handle(handle: Any, dtype: tf.DType, shape: Any) -> tf.Tensor:
     value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
     value.set_shape(shape)
     return value
-
-
-def _read(value: Any) -> tf.Tensor:
-    """Returns the value of a variable now; a tensor of a v1 graph as it is."""
-    is_variable = isinstance(value, tf.Variable)
-    return variables_lib.read(value) if is_variable else value
 
 
 def _is_compiled(kind: _Kind) -> bool:

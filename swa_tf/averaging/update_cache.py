@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,20 +11,18 @@ from swa_tf.averaging.update import Update
 _MAX_LISTS = 8
 
 
+@dataclasses.dataclass
 class CachedUpdate:
     """A list given to `apply`, as `tf.Variable`s, and their update.
 
     It ran op by op `n_op_by_op` times; `traced` is its function, if there is.
     """
 
-    def __init__(
-        self, given: Sequence[Any], variables: list[Any], update: Update
-    ) -> None:
-        self.given = list(given)
-        self.variables = variables
-        self.update = update
-        self.n_op_by_op = 0
-        self.traced: Callable[[], Any] | None = None
+    given: list[Any]
+    variables: list[Any]
+    update: Update
+    n_op_by_op: int = 0
+    traced: Callable[[], Any] | None = None
 
 
 class UpdateCache:

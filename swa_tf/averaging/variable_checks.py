@@ -6,11 +6,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from swa_tf.support import checks
 from swa_tf.support import variables as variables_lib
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 _SAME_SHAPE = "shape_in_var_list_must_not_change"
-_ON_READ = tf.VariableSynchronization.ON_READ
+_NO_MEAN = (tf.VariableAggregation.NONE, tf.VariableAggregation.SUM)
 
 
 def require_coordinator() -> None:
@@ -29,11 +30,8 @@ def require_coordinator() -> None:
 def require_v1_graph(argument: str) -> None:
     """Raises where there is no collection to take for `argument`=None."""
     if variables_lib.outermost_graph() is None:
-        raise ValueError(
-            f"`{argument}` must be given outside v1 graphs, where no "
-            "collection of trainable variables exists. "
-            f"Received: {argument}=None"
-        )
+        wanted = "given outside v1 graphs, where it has no default"
+        raise checks.wrong(argument, wanted, None)
 
 
 def check_strategies(
@@ -50,11 +48,8 @@ def check_strategies(
     others = [v for v in variables if variables_lib.strategy_of(v) not in here]
     known = all(average is not None for average in averages)
     if others and not (known and tf.executing_eagerly()):
-        raise ValueError(
-            "`var_list` must hold no variables of another strategy than "
-            "that in whose scope `apply` is called: call it outside. "
-            f"Received: {variables_lib.describe(others)}"
-        )
+        wanted = "no variables of another strategy than that of the scope"
+        raise variables_lib.wrong(f"{wanted}: call `apply` outside", others)
     if variables_lib.strategy_of(n_models) not in here:
         raise ValueError(
             "`apply` must not be called in the scope of another strategy "
@@ -67,67 +62,41 @@ def check_each(variables: list[Any], device: str | None) -> None:
     """Raises unless each can be averaged, on `device`, and comes once."""
     seen = set()
     for variable in variables:
+        strategy = variables_lib.strategy_of(variable)
         if variable.dtype.base_dtype not in _FLOATS:
-            raise TypeError(
-                "`var_list` must hold variables of dtype float16, "
-                "bfloat16, float32 or float64. "
-                f"Received: {variables_lib.describe([variable])}"
-            )
-        if _differs_by_replica(variable):
-            raise ValueError(
-                "`var_list` must hold variables that are one number for "
-                "all replicas, not their sum or a number for each. "
-                f"Received: {variables_lib.describe([variable])}"
-            )
-        if device and variables_lib.strategy_of(variable):
-            raise ValueError(
-                "`device` must be None for variables of a strategy, which "
-                f"places them. Received: device={device!r} and "
-                f"{variables_lib.describe([variable])}"
-            )
+            wanted = "variables of dtype float16, bfloat16, float32 or float64"
+            raise variables_lib.wrong(wanted, [variable], TypeError)
+        differs = strategy and variables_lib.is_read_by_replica(variable)
+        if differs and variable.aggregation in _NO_MEAN:
+            wanted = "variables of one number for all replicas, not their sum"
+            raise variables_lib.wrong(wanted, [variable])
+        if device and strategy:
+            placed = variables_lib.describe([variable])
+            wanted = f"None for variables of a strategy, as {placed}"
+            raise checks.wrong("device", wanted, device)
         if variable.ref() in seen:
-            raise ValueError(
-                "`var_list` must name each variable once. "
-                f"Received twice: {variables_lib.describe([variable])}"
-            )
+            raise variables_lib.wrong("variables once, not twice", [variable])
         seen.add(variable.ref())
-
-
-def _differs_by_replica(variable: Any) -> bool:
-    """Whether each replica has its own number, and no mean can be read."""
-    if getattr(variable, "synchronization", None) != _ON_READ:
-        return False
-    if variable.aggregation == tf.VariableAggregation.NONE:
-        return variables_lib.strategy_of(variable) is not None
-    return bool(variable.aggregation == tf.VariableAggregation.SUM)
 
 
 def check_graph(variables: list[Any], first: tf.Graph | None) -> None:
     """Raises unless this is the graph of the first `apply`."""
     if variables_lib.outermost_graph() is not first:
-        raise ValueError(
-            "`var_list` must belong to the graph of the first `apply` "
-            "(or, as there, to eager mode). "
-            f"Received: {variables_lib.describe(variables)}"
-        )
+        wanted = "variables of the mode and graph of the first `apply`"
+        raise variables_lib.wrong(wanted, variables)
 
 
 def check_same(variables: list[Any], averaged: list[Any]) -> None:
     """Raises unless they are, in any order, those of the first `apply`."""
     given, known = ({v.ref() for v in vs} for vs in (variables, averaged))
     late = [v for v in variables if v.ref() not in known]
-    if late:
-        raise ValueError(
-            "`var_list` must hold the variables of the first `apply`: one "
-            "that joins later would have missed the models before. "
-            f"Received in addition: {variables_lib.describe(late)}"
-        )
     missing = [v for v in averaged if v.ref() not in given]
-    if missing:
+    if late or missing:
+        differs = "in addition" if late else "a list without"
         raise ValueError(
             "`var_list` must hold all variables of the first `apply`: one "
-            "that is left out would miss this model. "
-            f"Received a list without: {variables_lib.describe(missing)}"
+            "that joins later, or is left out, would miss a model. "
+            f"Received {differs}: {variables_lib.describe(late or missing)}"
         )
 
 
@@ -140,23 +109,30 @@ def check_shapes(variables: list[Any], averages: list[Any]) -> None:
         if tf.executing_eagerly() and not shape.is_fully_defined():
             shape = variable.read_value().shape
         if not average.shape.is_compatible_with(shape):
-            raise ValueError(
-                "`var_list` must hold variables whose shapes stay as they "
-                f"were at the first `apply`, here {average.shape}. "
-                f"Received: {variables_lib.describe([variable])} "
-                f"of shape {shape}"
-            )
+            wanted = f"variables whose shapes stay, {average.shape} not {shape}"
+            raise variables_lib.wrong(wanted, [variable])
 
 
-def shape_checks(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
-    """Returns ops that check the other shapes when a graph runs."""
+def ready(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
+    """Returns, in a graph, tensors that are there when all weights are.
+
+    Where a step fails, as after the last batch, an update that waits for them
+    neither averages nor counts: a `tf.function` reads a variable after what
+    assigns it. (In a v1 graph the caller orders them.) Checks unknown shapes.
+    """
     if tf.executing_eagerly():
         return []
-    # Not `assert_equal(tf.shape(variable), ...)`: TensorFlow folds that shape
-    # into a constant here, from the branches of the `tf.cond` that follows.
-    return [
-        tf.ensure_shape(variable.read_value(), average.shape, name=_SAME_SHAPE)
-        for variable, average in zip(variables, averages)
-        if isinstance(variable, tf.Variable)
-        and not variable.shape.is_fully_defined()
-    ]
+    in_v1 = variables_lib.outermost_graph() is not None
+    tensors = []
+    for variable, average in zip(variables, averages):
+        if not isinstance(variable, tf.Variable):
+            tensors.append(variable)
+        elif not variable.shape.is_fully_defined():
+            # Not `assert_equal(tf.shape(variable), ...)`: TensorFlow takes that
+            # for a constant, from the branches of the `tf.cond` that follows.
+            value, shape = variable.read_value(), average.shape
+            tensors.append(tf.ensure_shape(value, shape, name=_SAME_SHAPE))
+        elif not in_v1:
+            parts = variables_lib.components(variable)
+            tensors += [part.read_value() for part in parts]
+    return tensors

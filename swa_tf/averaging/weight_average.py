@@ -14,6 +14,7 @@ from swa_tf.averaging import variable_checks
 from swa_tf.averaging.shadow import ShadowVariables
 from swa_tf.averaging.update import Update
 from swa_tf.averaging.update_cache import CachedUpdate
+from swa_tf.support import checks
 from swa_tf.support import variables as variables_lib
 
 _MAX_UNTRACED_UPDATES = 50
@@ -63,8 +64,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     given more or fewer, if one list begins with the other, names included.)
 
     A `copy.deepcopy` has averages and counts of its own, not swapped in, of
-    the same variables, or of their copies made in the same call. (Those that
-    Keras makes of the variables of a model do not count.)
+    the same variables, or of their copies made in the same call. It cannot be
+    pickled: a `tf.train.Checkpoint` takes it from one process to another.
 
     Args:
         name: Suffix of the names of the shadow variables; by default the name
@@ -160,7 +161,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         if known is None:
             variables = self._prepared(var_list)
             update = Update(self._pairs(variables))
-            known = CachedUpdate(var_list, variables, update)
+            known = CachedUpdate([*var_list], variables, update)
             if all(v.shape.is_fully_defined() for v in variables):
                 self._lists.add(known)
         if known.n_op_by_op < _MAX_UNTRACED_UPDATES:
@@ -216,11 +217,11 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         """
         averages = [self.average(variable) for variable in variables]
         is_own = update is not None
-        checks = variable_checks.shape_checks(variables, averages)
-        if not is_own:
-            checks += self._state.assertions(self.name)
+        checks: list[Any] = []
         named: Any = contextlib.nullcontext()  # where nobody sees the names
         if not is_own:
+            checks += variable_checks.ready(variables, averages)
+            checks += self._state.assertions(self.name)
             named = tf.name_scope("average" if self.name is None else self.name)
         with named as scope:
             with tf.control_dependencies(checks):
@@ -299,10 +300,8 @@ def _apply_merged(
     if isinstance(var_list, (list, tuple)):
         tensors = [v for v in var_list if isinstance(v, tf.Tensor)]
         if tensors and strategy.num_replicas_in_sync > 1:
-            raise ValueError(
-                "`var_list` must hold variables in replica context, where each "
-                f"replica has tensors of its own. Received: {tensors}"
-            )
+            wanted = "a list of variables, in replica context not of tensors"
+            raise checks.wrong("var_list", wanted, tensors)
     first, *others = getattr(averages, "values", [averages])
     applied = first._apply(var_list)
     for other in others:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -25,18 +24,22 @@ class ForwardPass:
     with unknown sizes where batches differ. A `tf.function` alone would trace
     twice where the last batch is short, and warn of each new trace.
 
+    Layers that the model itself calls with `training=False` do what they always
+    do. A trace in training mode, which never runs, tells which they are.
+
     On several replicas, of one process or of many, each takes a part of every
     batch and normalizes by the moments of the whole batch.
     """
 
     def __init__(self, model: Any, layers: list[Any]) -> None:
-        self.layers = layers
+        self._layers = layers
         self._accumulators = moments.Accumulators(
             [layer.moving_mean.shape.num_elements() for layer in layers]
         )
         self._model = model
         self._strategy = replicas.strategy_of(layers[0].moving_mean)
         self._traces: list[tuple[Any, Any]] = []  # specs of inputs, function
+        self._trains = [[True]] * len(layers)  # whether each call of each does
         # What follows is of use while the model is traced.
         self._inlines = False
         self._graph: Any = None
@@ -45,11 +48,12 @@ class ForwardPass:
 
     def run(
         self, dataset: Iterable[Any], steps: int | None, argument: str
-    ) -> tuple[int, list[moments.Statistics]]:
-        """Returns the number of batches taken, and each layer's statistics.
+    ) -> tuple[int, list[tuple[Any, moments.Statistics]]]:
+        """Returns the number of batches taken, and layers with statistics.
 
-        Every variable that the model may have changed is restored. `argument`
-        is the name of `dataset` in errors.
+        These are the layers that training trains; without any, no batch is
+        taken. Every variable that the model may have changed is restored.
+        `argument` is the name of `dataset` in errors.
         """
         dataset = replicas.distributed(
             self._strategy, dataset, _inputs_of, argument
@@ -77,45 +81,61 @@ class ForwardPass:
                 if function is None or common != specs:
                     specs, function = self._trace_for(common)
                     undo.callback(variables_lib.snapshot(function.variables))
+                    if not any(map(any, self._trains)):
+                        break
                 function(inputs)
                 taken += 1
-            return taken, self._accumulators.read()
+            found = zip(self._layers, self._accumulators.read())
+            return taken, [*itertools.compress(found, map(any, self._trains))]
 
     def _trace_for(self, wanted: Any) -> tuple[Any, Any]:
         """Returns the last trace that takes inputs of the specs `wanted`."""
         for specs, function in reversed(self._traces):
             if _common(specs, wanted) == specs:
                 return specs, function
-        function = tf.function(self._all_replicas, autograph=False)
-        with _inlining(self._inlines):
-            function = function.get_concrete_function(wanted)
-        if not self._inlines and self._calls_functions(function.graph):
-            self._inlines = True
-            return self._trace_for(wanted)
+        if not self._traces:
+            self._traced(wanted, training=True)
+        function = self._traced(wanted, training=False)
         self._traces.append((wanted, function))
         return wanted, function
 
-    def _all_replicas(self, inputs: Any) -> None:
+    def _traced(self, specs: Any, training: bool) -> Any:
+        function = tf.function(
+            lambda inputs: self._all_replicas(inputs, training), autograph=False
+        )
+        with _inlining(self._inlines):
+            function = function.get_concrete_function(specs)
+        if not self._inlines and self._calls_functions(function.graph):
+            self._inlines = True
+            return self._traced(specs, training)
+        return function
+
+    def _all_replicas(self, inputs: Any, training: bool) -> None:
         self._graph = tf.compat.v1.get_default_graph()
         self._shared = {}
         with interception.intercepted(
-            self.layers, self._is_traced_here, self._normalize
+            self._layers, self._is_traced_here, self._normalize
         ):
             if self._strategy is None:
-                found = self._forward(inputs)
+                found = self._forward(inputs, training)
             else:
-                of_all = self._strategy.run(self._forward, args=(inputs,))
+                of_all = self._strategy.run(self._forward, (inputs, training))
                 local = self._strategy.experimental_local_results
                 found = tf.nest.map_structure(lambda x: local(x)[0], of_all)
-        self._accumulators.merge(found)
+        if training:
+            self._trains = [calls or [True] for calls in found]
+        else:
+            self._accumulators.merge(found)
 
-    def _forward(self, inputs: Any) -> dict[int, list[moments.Moments]]:
-        """Returns the moments that each layer, by its number, has met."""
-        self._found.of = collections.defaultdict(list)
+    def _forward(self, inputs: Any, training: bool) -> list[list[Any]]:
+        """Returns what `_normalize` has found for each layer."""
+        self._found.of = [[] for _ in self._layers]
+        self._found.training = training
+        self._found.calls = [*map(iter, self._trains)]
         if self._strategy is not None:
             inputs, self._found.empty = replicas.filled(inputs)
-        self._model(inputs, training=False)
-        return dict(self._found.of)
+        self._model(inputs, training=training)
+        return list(self._found.of)
 
     def _is_traced_here(self) -> bool:
         """Whether a layer is called in this trace, and not elsewhere."""
@@ -125,19 +145,28 @@ class ForwardPass:
             graph = getattr(graph, "outer_graph", None)
         return graph is self._graph
 
-    def _normalize(self, layer: Any, inputs: Any, mask: Any) -> Any:
+    def _normalize(self, layer: Any, given: Mapping[str, Any]) -> Any:
+        """Normalizes by the batch, or in training mode notes whether to."""
+        inputs, mask = given["inputs"], given.get("mask")
+        [number] = (n for n, each in enumerate(self._layers) if each is layer)
+        if self._found.training:
+            training = given.get("training")
+            trains = bool(tf.is_tensor(training) or training)
+            self._found.of[number].append(trains)
+            return tf.cast(inputs, layer.compute_dtype)
+        # A call that training does not make counts if any other does.
+        if not next(self._found.calls[number], any(self._trains[number])):
+            return None
         batch = moments.batch_moments(layer, inputs, mask, self._call)
-        [number] = (n for n, each in enumerate(self.layers) if each is layer)
         outermost = tf.compat.v1.get_default_graph() is self._graph
         if self._strategy is not None:
             batch = replicas.merged(layer, batch, self._found.empty, outermost)
         if outermost:
             self._found.of[number].append(batch)
         else:  # inside a loop or a condition, out of reach from here
-            self._accumulators.merge({number: [batch]})
-        return moments.normalize(
-            layer, inputs, batch.mean, batch.variance, self._call
-        )
+            alone = [[batch] if each is layer else [] for each in self._layers]
+            self._accumulators.merge(alone)
+        return moments.normalize(layer, inputs, *batch[1:], self._call)
 
     def _call(self, function: Any, *tensors: Any, **settings: Any) -> Any:
         """Calls a function of tensors that all layers share in the graph.
@@ -208,7 +237,6 @@ def _common(known: Any, specs: Any) -> Any:
             lambda a, b: a.most_specific_common_supertype([b]) or b,
             known,
             specs,
-            check_types=False,
         )
-    except ValueError:
+    except (TypeError, ValueError):
         return specs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -18,14 +18,15 @@ from swa_tf.support import stack
 def intercepted(
     layers: list[Any],
     is_traced_here: Callable[[], bool],
-    normalize: Callable[[Any, Any, Any], Any],
+    normalize: Callable[[Any, Mapping[str, Any]], Any],
 ) -> Iterator[None]:
-    """Lends layers a class that calls `normalize(layer, inputs, mask)`.
+    """Lends layers a class that calls `normalize(layer, arguments)`.
 
     The class stands between the user's classes and Keras's or ours. So a
     subclass with a `call` of its own keeps it, and is met where it calls
     `super().call`. No class is changed, and other models see nothing. Where
-    not `is_traced_here()`, as in another thread, layers do what they always do.
+    `normalize` returns None, and where not `is_traced_here()`, as in another
+    thread, layers do what they always do.
     """
     own: list[Any] = [type(layer) for layer in layers]
     lent = {
@@ -37,17 +38,18 @@ def intercepted(
             # the class as an attribute of the layer, which would hide ours.
             if getattr(vars(layer).get("call"), "__func__", None) is cls.call:
                 del vars(layer)["call"]
-            _set_class(layer, lent[cls])
+            # Keras's own `__setattr__` would track it.
+            object.__setattr__(layer, "__class__", lent[cls])
         yield
     finally:
         for layer, cls in zip(layers, own):
-            _set_class(layer, cls)
+            object.__setattr__(layer, "__class__", cls)
 
 
 def _lent_class(
     own: Any,
     is_traced_here: Callable[[], bool],
-    normalize: Callable[[Any, Any, Any], Any],
+    normalize: Callable[[Any, Mapping[str, Any]], Any],
 ) -> type:
     kinds = (MovingFreeBatchNormalization, *stack.batch_norm_layers())
     kind: Any = next(each for each in own.__mro__ if each in kinds)
@@ -56,10 +58,9 @@ def _lent_class(
 
     @tf.autograph.experimental.do_not_convert
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not is_traced_here():
-            return original(self, *args, **kwargs)
         given = signature.bind(self, *args, **kwargs).arguments
-        return normalize(self, given["inputs"], given.get("mask"))
+        outputs = normalize(self, given) if is_traced_here() else None
+        return original(self, *args, **kwargs) if outputs is None else outputs
 
     # Python's method resolution puts a subclass of `kind` right before it.
     between = types.new_class(
@@ -68,8 +69,3 @@ def _lent_class(
     if own is kind:
         return between
     return types.new_class(own.__name__, (own, between))
-
-
-def _set_class(layer: Any, cls: type) -> None:
-    # Keras's own `__setattr__` would track it.
-    object.__setattr__(layer, "__class__", cls)

@@ -61,8 +61,8 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         self.n_updates = add("n_updates", **count)
         self.n_samples = add("n_samples", **count)
 
-    def reset_statistics(self) -> None:
-        """Forgets `mean` and `variance`: the next pass starts anew.
+    def reset_statistics(self) -> Any:
+        """Forgets `mean` and `variance`; in a v1 graph, returns the op for it.
 
         >>> layer = swa_tf.MovingFreeBatchNormalization()
         >>> x = tf.ones([2, 1])
@@ -71,11 +71,13 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         >>> int(layer.n_updates)
         0
         """
-        if self.built:
-            self.mean.assign(tf.zeros_like(self.mean))
-            self.variance.assign(tf.ones_like(self.variance))
-            self.n_updates.assign(0)
-            self.n_samples.assign(0)
+        if not self.built:
+            return None
+        zeros = [self.mean, self.n_updates, self.n_samples]
+        return tf.group(
+            self.variance.assign(tf.ones_like(self.variance)),
+            *(each.assign(tf.zeros_like(each)) for each in zeros),
+        )
 
     def call(
         self,
@@ -94,34 +96,55 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
             mask: The samples that count, as in Keras's layer.
 
         Returns:
-            A tensor of the shape of `inputs`.
+            A tensor of the shape of `inputs`. In a v1 graph it runs the update
+            of `mean` and `variance`, which is in `UPDATE_OPS`.
 
         Raises:
             tf.errors.InvalidArgumentError: If `mean` and `variance` are to be
                 used before a pre-inference pass has filled them.
         """
+        # Not `functools.partial`: the process crashed when Keras 2 saved it.
+        given = inputs, training, mask
         if tf.is_tensor(use_moving_statistics):
-            return tf.cond(
+            outputs = tf.cond(
                 use_moving_statistics,
-                lambda: self.call(inputs, training, True, mask),
-                lambda: self.call(inputs, training, False, mask),
+                lambda: self._outputs(*given, True),
+                lambda: self._outputs(*given, False),
             )
+        else:
+            outputs = self._outputs(*given, bool(use_moving_statistics))
+        in_v1_graph = not tf.compat.v1.executing_eagerly_outside_functions()
+        if in_v1_graph and use_moving_statistics is not True and training:
+            name = tf.compat.v1.GraphKeys.UPDATE_OPS
+            tf.compat.v1.add_to_collection(name, outputs.op)
+        return outputs
+
+    def _outputs(
+        self, inputs: Any, training: Any, mask: Any, use_moving_statistics: bool
+    ) -> Any:
         if use_moving_statistics:
             return super().call(inputs, training=training, mask=mask)
         if training and self.trainable:
+            rank = inputs.shape.rank
+            last = moments.channel_axes(self, rank) == [rank - 1]
+            if mask is not None and not last:
+                raise ValueError(
+                    "`mask` needs a batch-norm layer whose `axis` is the last. "
+                    f"Received: axis={self.axis} in layer {self.name}"
+                )
             batch = moments.batch_moments(self, inputs, mask)
-            self._merge(batch)
-            return moments.normalize(self, inputs, batch.mean, batch.variance)
+            with tf.control_dependencies([self._merged(batch)]):
+                return moments.normalize(self, inputs, *batch[1:])
         filled = tf.debugging.assert_positive(
             tf.convert_to_tensor(self.n_updates),
             message=f"Layer {self.name} has no refit statistics yet: call "
-            "`swa_tf.refit_batch_norm` first",
+            "`swa_tf.refit_batch_norm`, or the layer with `training=True`",
         )
-        with tf.control_dependencies([filled] if filled is not None else []):
+        with tf.control_dependencies([filled]):
             mean = tf.identity(self.mean)
         return moments.normalize(self, inputs, mean, self.variance)
 
-    def _merge(self, batch: moments.Moments) -> None:
+    def _merged(self, batch: moments.Moments) -> Any:
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
             raise RuntimeError(
@@ -133,7 +156,9 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
         merged = moments.Moments(
             *(tf.cast(each, tf.float64) for each in statistics)
         ).merge(batch)
-        self.mean.assign(tf.cast(merged.mean, self.mean.dtype))
-        self.variance.assign(tf.cast(merged.variance, self.variance.dtype))
-        self.n_samples.assign(tf.cast(merged.count, tf.int64))
-        self.n_updates.assign_add(1)
+        return tf.group(
+            self.mean.assign(tf.cast(merged.mean, self.mean.dtype)),
+            self.variance.assign(tf.cast(merged.variance, self.variance.dtype)),
+            self.n_samples.assign(tf.cast(merged.count[0], tf.int64)),
+            self.n_updates.assign_add(1),
+        )

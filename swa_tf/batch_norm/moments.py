@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ _MAX_ROW = 1024
 
 
 class Moments(NamedTuple):
-    """Count, mean and variance of samples, in float64, a vector of channels."""
+    """Counts, means and variances of samples, in float64, one a channel."""
 
     count: Any
     mean: Any
@@ -58,26 +58,20 @@ def batch_moments(
     """Returns the moments of one batch, exact to about 1e-7.
 
     `mask`, of a shape that broadcasts to that of `inputs` without its last
-    axis, says which samples count. `call(function, *tensors, **settings)`
-    calls the part that needs no layer.
+    axis, says which elements count; a fused layer of Keras 2 ignores it.
+    `call(function, *tensors, **settings)` calls the part that needs no layer.
     """
-    x, order = _channels_last(layer, inputs)
+    x, _ = _channels_last(layer, inputs)
     n_channels = layer.moving_mean.shape.num_elements()
     x = tf.cast(x, _dtype_of_sums(x))
-    block = _largest_divisor(x, n_channels, _MAX_BLOCK)
-    blocks = tf.reshape(x, [-1, block, n_channels])
-    weights = None
-    if mask is not None:
-        if order is not None or n_channels != x.shape[-1]:
-            raise ValueError(
-                "`mask` needs a batch-norm layer whose `axis` is the last. "
-                f"Received: axis={layer.axis} in layer {layer.name}"
-            )
-        samples = tf.concat([tf.shape(x)[:-1], [1]], 0)
-        weights = tf.broadcast_to(tf.expand_dims(mask, -1), samples)
-        weights = tf.reshape(tf.cast(weights, x.dtype), [-1, block, 1])
-    found = call(_moments_of_blocks, blocks, weights)
-    for each in found[1:]:
+    shape = [-1, _largest_divisor(x, n_channels, _MAX_BLOCK), n_channels]
+    counted = None
+    if mask is not None and not getattr(layer, "fused", False):
+        counted = tf.expand_dims(tf.cast(mask, tf.bool), -1)
+        counted = tf.broadcast_to(counted, tf.shape(inputs))
+        counted = tf.reshape(_channels_last(layer, counted)[0], shape)
+    found = call(_moments_of_blocks, tf.reshape(x, shape), counted)
+    for each in found:
         each.set_shape([n_channels])
     return Moments(*found)
 
@@ -110,19 +104,20 @@ def normalize(
 
 
 def _moments_of_blocks(
-    blocks: tf.Tensor, weights: tf.Tensor | None
+    blocks: tf.Tensor, counted: tf.Tensor | None
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns count, mean and variance of [block, sample, channel]."""
-    if weights is None:
-        size = tf.size(blocks, tf.int64)
-        count = tf.cast(size // tf.shape(blocks, tf.int64)[-1], tf.float64)
+    if counted is None:
+        *samples, n_channels = tf.unstack(tf.shape(blocks, tf.int64))
+        n_samples = tf.cast(tf.reduce_prod(samples), tf.float64)
+        count = tf.fill([n_channels], n_samples)
     else:
-        count = tf.reduce_sum(tf.cast(weights, tf.float64))
+        count = tf.reduce_sum(tf.cast(counted, tf.float64), [0, 1])
 
     def means(blocks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the means of values and squares, and stores no squares."""
-        if weights is not None:
-            blocks = blocks * weights
+        if counted is not None:
+            blocks = tf.where(counted, blocks, tf.zeros_like(blocks))
         sums = tf.cast(tf.reduce_sum(blocks, 1), tf.float64)
         norms = tf.cast(tf.math.reduce_euclidean_norm(blocks, 1), tf.float64)
         return (
@@ -172,15 +167,20 @@ def _normalized_rows(
 
 def _vector(parameter: Any) -> tf.Tensor | None:
     """Returns a parameter of a layer as a tensor of one axis."""
-    if parameter is None:
-        return None
-    vector = tf.convert_to_tensor(parameter)
     # A layer of Keras 2 may normalize several axes.
-    return vector if vector.shape.rank == 1 else tf.reshape(vector, [-1])
+    return None if parameter is None else tf.reshape(parameter, [-1])
 
 
 def _dtype_of_sums(x: tf.Tensor) -> tf.DType:
     return tf.float64 if x.dtype == tf.float64 else tf.float32
+
+
+def channel_axes(layer: Any, rank: int) -> list[int]:
+    """Returns the axes of inputs of `rank` that a layer has statistics for."""
+    axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
+    # Keras 2 counts an axis of virtual batches in, which inputs do not have.
+    has_virtual = getattr(layer, "virtual_batch_size", None) is not None
+    return sorted((axis - has_virtual) % rank for axis in axes)
 
 
 def _channels_last(
@@ -188,8 +188,7 @@ def _channels_last(
 ) -> tuple[tf.Tensor, list[int] | None]:
     """Returns `inputs`, channels last, and the order of its axes if changed."""
     rank = inputs.shape.rank
-    axes = [layer.axis] if isinstance(layer.axis, int) else layer.axis
-    axes = sorted(axis % rank for axis in axes)
+    axes = channel_axes(layer, rank)
     order = [axis for axis in range(rank) if axis not in axes] + axes
     if order == [*range(rank)]:
         return inputs, None
@@ -237,28 +236,21 @@ class Accumulators:
         """Forgets all samples."""
         self._table.assign(tf.zeros_like(self._table))
 
-    def merge(self, batches: Mapping[int, Sequence[Moments]]) -> None:
-        """Merges batches, by the number of the layer that met them."""
-        n_layers = len(self._channels)
-        layer_of_channel = np.repeat(range(n_layers), self._channels)
-        of_layers = [batches.get(n, ()) for n in range(n_layers)]
-        for one_of_each in itertools.zip_longest(*of_layers):
-            counts, means, variances = zip(
-                *(
-                    batch or _no_samples(n_channels)
-                    for batch, n_channels in zip(one_of_each, self._channels)
-                )
+    def merge(self, batches: Sequence[Sequence[Moments]]) -> None:
+        """Merges the batches of each layer."""
+        for one_of_each in itertools.zip_longest(*batches):
+            of_all = (
+                batch or Moments(*[tf.zeros([n_channels], tf.float64)] * 3)
+                for batch, n_channels in zip(one_of_each, self._channels)
             )
-            count = tf.gather(tf.stack(counts), layer_of_channel)
-            variance = tf.concat(variances, 0)
-            batch = Moments(count, tf.concat(means, 0), variance)
+            batch = Moments(*(tf.concat(each, 0) for each in zip(*of_all)))
             n_updates, *known, sum_of_variances = tf.unstack(self._table)
             self._table.assign(
                 tf.stack(
                     [
-                        n_updates + tf.cast(count > 0.0, tf.float64),
+                        n_updates + tf.cast(batch.count > 0.0, tf.float64),
                         *Moments(*known).merge(batch),
-                        sum_of_variances + variance,
+                        sum_of_variances + batch.variance,
                     ]
                 )
             )
@@ -269,11 +261,6 @@ class Accumulators:
         table[-1] /= np.maximum(table[0], 1.0)
         ends = np.cumsum(self._channels)[:-1]
         return [
-            Statistics(n_updates[0], n_samples[0], *vectors)
+            Statistics(n_updates.max(), n_samples.max(), *vectors)
             for n_updates, n_samples, *vectors in np.split(table, ends, axis=1)
         ]
-
-
-def _no_samples(n_channels: int) -> Moments:
-    zeros = tf.zeros([n_channels], tf.float64)
-    return Moments(tf.constant(0.0, tf.float64), zeros, zeros)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from swa_tf.support import checks, model_parts, stack
 from swa_tf.support import variables as variables_lib
 
 _ONE_AT_A_TIME = threading.RLock()  # two models may share layers
+_FOREIGN = re.compile("(moving|running)_var(iance)?")  # of other libraries
 
 
 class ArgumentNames(NamedTuple):
@@ -55,18 +57,18 @@ class BatchNormRefit:
 
     Nothing but these statistics changes: every other variable that the pass
     writes has its old value at the end. A layer with `trainable=False` is left
-    alone; so is one that no batch reached, with a warning. A layer that the
-    model always calls with `training=False`, to keep it as it is, should have
-    `trainable=False` too: nothing else tells the refit. Use training data
-    without augmentation; 1,000 to 10,000 samples are enough in practice.
+    alone; so is one that `model(x, training=True)` calls with `training=False`,
+    as in transfer learning, in each such call. One that no batch reached, and
+    batch norms of other libraries, are left alone with a warning. Use training
+    data without augmentation; 1,000 to 10,000 samples are enough in practice.
 
     A call costs about one forward pass over the data. The first one also
-    traces the model, once a shape of inputs: keep the object to refit again.
-    It traces anew when layers or variables were added, replaced, frozen or
-    unfrozen. As with any `tf.function`, all other Python state is what it was
-    at the trace: make a new object after changing it. A model with a
-    `tf.function`, a loop or a condition of TensorFlow inside is traced by way
-    of `tf.config.run_functions_eagerly`, which other threads see meanwhile.
+    traces the model, once in training mode, to see how layers are called, and
+    then once a shape of inputs: keep the object to refit again. It traces anew
+    when layers or variables were added, replaced, frozen or unfrozen. All other
+    Python state is what it was at the trace: make a new object after changing
+    it. A model with a `tf.function`, a loop or a condition inside is traced by
+    way of `tf.config.run_functions_eagerly`, which other threads see meanwhile.
 
     Several replicas give the result of one. The strategy of the model
     distributes a `tf.data.Dataset`, unless it is distributed already; batches
@@ -81,9 +83,13 @@ class BatchNormRefit:
             "mean_of_batches", the plain mean of the batches' variances, as in
             the first published TensorFlow implementation: too small wherever
             samples of a batch resemble each other.
+        preprocess: What `fit` does to inputs and a call does not: a function
+            of the inputs of a batch, in TensorFlow. None is that of a KerasHub
+            task (its `preprocess_samples`), for other models nothing.
 
     Raises:
-        TypeError: If `model` is not a model or layer.
+        TypeError: If `model` is not a model or layer of `tf.keras`, or has no
+            `call`; or if `preprocess` is no function.
         ValueError: If `variance` is none of the above.
 
     References:
@@ -93,20 +99,37 @@ class BatchNormRefit:
         merge.
     """
 
-    def __init__(self, model: Any, variance: str = "pooled") -> None:
-        # Keras 2 raises where the variables of an unbuilt model are asked for.
-        has_variables = any(
-            hasattr(x, "variables") for x in (type(model), model)
-        )
-        if not callable(model) or not has_variables or isinstance(model, type):
+    def __init__(
+        self, model: Any, variance: str = "pooled", preprocess: Any = None
+    ) -> None:
+        stack.check_keras("model", model)
+        kinds = (tf.keras.layers.Layer, tf.Module)
+        if not callable(model) or not isinstance(model, kinds):
             raise TypeError(
                 f"`model` must be a model or layer. Received: model={model!r}"
             )
+        call = getattr(getattr(model, "call", None), "__func__", None)
+        if call is tf.keras.Model.call:
+            raise TypeError(
+                "`model` must have a `call`, which a refit runs over the data. "
+                f"Received: {type(model).__name__} without one. Write one, or "
+                "refit its parts inside `averaged_weights(swa, model)`"
+            )
+        if not (preprocess is None or callable(preprocess)):
+            raise TypeError(
+                f"`preprocess` must be a function. Received: {preprocess=}"
+            )
         checks.choice("variance", variance, ("pooled", "mean_of_batches"))
         self._model = model
+        self._preprocess = preprocess
         self._variance = variance
         self._pass: ForwardPass | None = None
         self._parts: list[tuple[int, Any, Any]] = []
+        self._others: list[str] = []  # batch norms that cannot be refitted
+
+    def __reduce__(self) -> Any:
+        # A copy, or a pickle, is of a copy of the model, and traces anew.
+        return type(self), (self._model, self._variance, self._preprocess)
 
     @property
     def model(self) -> Any:
@@ -125,10 +148,11 @@ class BatchNormRefit:
 
         Args:
             dataset: Batches, as `tf.data.Dataset`, distributed by a strategy
-                or not, or as any other iterable. A tuple or list is (x,),
-                (x, y) or (x, y, sample_weight), as in `Model.fit`; anything
-                else is x, a tensor or a dictionary.
-            steps: The number of batches to take, > 0. None takes all.
+                or not, or as any other iterable but a tuple. A batch that is
+                a tuple or list is (x,), (x, y) or (x, y, sample_weight), as in
+                `Model.fit`; anything else is x, a tensor or a dictionary.
+            steps: The number of batches to take, > 0. None takes all, or as
+                many as its length says.
 
         Raises:
             TypeError: If `dataset` is no iterable of batches.
@@ -151,31 +175,27 @@ class BatchNormRefit:
                 "`refit_batch_norm` works in eager mode only: call it outside "
                 "of graphs and `tf.function`."
             )
-        checks.batches(dataset, steps, names.dataset, names.steps)
+        n_batches = checks.batches(dataset, steps, names.dataset, names.steps)
+        if isinstance(dataset, tf.keras.utils.Sequence):
+            # As `fit` does: to iterate over one may shuffle it.
+            dataset = map(dataset.__getitem__, range(n_batches or 0))
         with _ONE_AT_A_TIME:
             forward = self._forward_pass(names)
-            if forward is None:
-                frozen = model_parts.batch_norm_layers(self._model)
-                kind = "with `trainable=True`" if frozen else "of `tf.keras`"
+            found: list[Any] = []
+            if forward is not None:
+                taken, found = forward.run(dataset, n_batches, names.dataset)
+            if not found:
                 warnings.warn(
-                    f"`{names.model}` holds no batch-norm layer {kind} to "
-                    f"refit. Received: {names.model}={self._model!r}",
+                    f"`{names.model}` holds no batch-norm layer to refit: one "
+                    "of `tf.keras` with `trainable=True`, which the model "
+                    "calls, and not with `training=False` only. Received: "
+                    f"{names.model}={self._model!r}, others: {self._others}",
                     stacklevel=names.level,
                 )
                 return
-            taken, found = forward.run(dataset, steps, names.dataset)
-            if taken == 0:
-                raise ValueError(
-                    f"`{names.dataset}` must hold at least one batch. "
-                    "Received an empty one"
-                )
-            if steps is not None and taken < steps:
-                raise ValueError(
-                    f"`{names.dataset}` must hold `{names.steps}`={steps} "
-                    f"batches. Received: {taken} batches"
-                )
+            checks.enough_batches(taken, steps, names.dataset, names.steps)
             values: list[tuple[tf.Variable, np.ndarray]] = []
-            for layer, statistics in _reached(forward.layers, found, names):
+            for layer, statistics in _reached(found, self._others, names):
                 values += self._new_values(layer, statistics, names)
             _write(values)
 
@@ -191,15 +211,33 @@ class BatchNormRefit:
         if self._pass is not None and parts == self._parts:
             return self._pass
         layers = model_parts.batch_norm_layers(self._model, trainable=True)
+        built = [layer for layer in layers if layer.built]
+        # In a model that is built, unbuilt layers are never called.
         unbuilt = [layer.name for layer in layers if not layer.built]
-        if unbuilt:
+        if unbuilt and not getattr(self._model, "built", built):
             raise ValueError(
                 f"`{names.model}` must be built: call it once on a batch. "
                 f"Received a model with unbuilt layers: {', '.join(unbuilt)}"
             )
-        self._pass = ForwardPass(self._model, layers) if layers else None
+        self._others = unbuilt + [
+            f"{part.name} ({type(part).__module__}.{type(part).__name__})"
+            for _, trainable, part in parts
+            if trainable is not False
+            and not isinstance(part, stack.batch_norm_layers())
+            and any(map(_FOREIGN.fullmatch, vars(part)))
+        ]
+        self._pass = ForwardPass(self._call_model, built) if built else None
         self._parts = parts
         return self._pass
+
+    def _call_model(self, inputs: Any, **settings: Any) -> Any:
+        """Calls the model after the preprocessing that `fit` does."""
+        if self._preprocess is not None:
+            inputs = self._preprocess(inputs)
+        elif hasattr(self._model, "preprocess_samples"):
+            batch = self._model.preprocess_samples(inputs)
+            inputs = tf.keras.utils.unpack_x_y_sample_weight(batch)[0]
+        return self._model(inputs, **settings)
 
     def _new_values(
         self, layer: Any, found: Statistics, names: ArgumentNames
@@ -208,13 +246,13 @@ class BatchNormRefit:
         pooled = self._variance == "pooled"
         variance = found.variance if pooled else found.mean_of_variances
         new = {"moving_mean": found.mean, "moving_variance": variance}
+        if getattr(layer, "renorm", False):
+            stddev = np.sqrt(variance + layer.epsilon)
+            new |= {"moving_stddev": stddev, "renorm_stddev": stddev}
+            new["renorm_mean"] = found.mean
         if isinstance(layer, MovingFreeBatchNormalization):
-            new = {
-                "mean": found.mean,
-                "variance": variance,
-                "n_updates": found.n_updates,
-                "n_samples": found.n_samples,
-            }
+            new = found._replace(variance=variance)._asdict()
+            del new["mean_of_variances"]
         values = []
         for name, value in new.items():
             variable = stack.tf_variable(getattr(layer, name))
@@ -236,6 +274,7 @@ def refit_batch_norm(
     steps: int | None = None,
     *,
     variance: str = "pooled",
+    preprocess: Callable[[Any], Any] | None = None,
 ) -> None:
     """Computes the statistics of every batch-norm layer anew, once.
 
@@ -254,31 +293,31 @@ def refit_batch_norm(
         dataset: As in its call.
         steps: As in its call.
         variance: As in `BatchNormRefit`.
+        preprocess: As in `BatchNormRefit`.
 
     Raises:
         TypeError, ValueError, RuntimeError: As `BatchNormRefit` and its call.
     """
-    BatchNormRefit(model, variance)._run(dataset, steps, ArgumentNames())
+    refit = BatchNormRefit(model, variance, preprocess)
+    refit._run(dataset, steps, ArgumentNames())
 
 
 def _reached(
-    layers: list[Any], found: list[Statistics], names: ArgumentNames
+    pairs: list[tuple[Any, Statistics]], others: list[str], names: ArgumentNames
 ) -> list[tuple[Any, Statistics]]:
     """Returns the layers that samples reached; warns of the others."""
-    pairs = list(zip(layers, found))
     reached = [pair for pair in pairs if pair[1].n_updates > 0]
-    missed = ", ".join(
-        sorted(layer.name for layer, each in pairs if each.n_updates == 0)
-    )
+    missed = [layer.name for layer, each in pairs if each.n_updates == 0]
     if not reached:
         raise ValueError(
             f"`{names.dataset}` must hold samples that reach a batch-norm "
-            f"layer. Received samples for none of {missed}"
+            f"layer. Received samples for none of {', '.join(missed)}"
         )
-    if missed:
+    if missed + others:
         warnings.warn(
-            "No sample reached these batch-norm layers, and their statistics "
-            f"stay as they are: {missed}",
+            "No sample reached these batch norms, or they are none of "
+            "`tf.keras`. A refit leaves their statistics as they are: "
+            + ", ".join(sorted(missed + others)),
             stacklevel=names.level + 1,
         )
     return reached

@@ -102,30 +102,24 @@ def merged(
             f"Received: layer {layer.name} inside one"
         )
     count = tf.where(empty, tf.zeros_like(batch.count), batch.count)
-    own = tf.concat([[count], batch.mean, batch.variance], axis=0)
+    own = tf.stack([count, batch.mean, batch.variance])
     replica = tf.distribute.get_replica_context()
     replicas = replica.num_replicas_in_sync
     if isinstance(replica.strategy, tf.distribute.MirroredStrategy):
         # One process need not send anything, and TensorFlow confuses the
         # collective exchanges of two such strategies.
-        table = replica.merge_call(_stacked, args=(own,))
+        local = replica.strategy.experimental_local_results
+        table = replica.merge_call(lambda _, x: tf.stack(local(x)), (own,))
     else:
         # Each replica fills its own row of a table of zeros, to be summed.
         row = tf.one_hot(
             replica.replica_id_in_sync_group, replicas, dtype=tf.float64
         )
         table = replica.all_reduce(
-            tf.distribute.ReduceOp.SUM, row[:, tf.newaxis] * own
+            tf.distribute.ReduceOp.SUM, row[:, tf.newaxis, tf.newaxis] * own
         )
-    parts = []
-    for each in tf.unstack(table, replicas):
-        mean, variance = tf.split(each[1:], 2)
-        parts.append(Moments(each[0], mean, variance))
+    parts = [Moments(*tf.unstack(x, 3)) for x in tf.unstack(table, replicas)]
     return functools.reduce(Moments.merge, parts)
-
-
-def _stacked(strategy: tf.distribute.Strategy, values: Any) -> tf.Tensor:
-    return tf.stack(strategy.experimental_local_results(values))
 
 
 def _split(strategy: tf.distribute.Strategy, batch: Any) -> Any:

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from swa_tf.averaging import AveragingSchedule
 from swa_tf.schedules import per_epoch
-from swa_tf.support import checks
+from swa_tf.support import checks, model_parts
+from swa_tf.support import variables as variables_lib
 
 
 def averaging_schedule(
@@ -63,7 +64,11 @@ def rate_of_epoch(
             "`swa_tf.schedules.SWALearningRate`. "
             f"Received: {swa_learning_rate=}"
         )
-    return lambda epoch: rate if epoch >= first_epoch else None
+    return functools.partial(_rate_from, first_epoch, rate)
+
+
+def _rate_from(first_epoch: int, rate: float, epoch: int) -> float | None:
+    return rate if epoch >= first_epoch else None
 
 
 def _checked_rate(rate_of: Callable[[int], float], epoch: int) -> Any:
@@ -74,6 +79,19 @@ def _checked_rate(rate_of: Callable[[int], float], epoch: int) -> Any:
             f"`schedule` must give a number for epoch {epoch}: {error}"
         ) from error
     return checks.real(f"schedule({epoch})", rate)
+
+
+def variables_of(model: Any, var_list: Any) -> list[Any]:
+    """Returns the variables of a model that `var_list` says."""
+    if var_list is None:
+        return model_parts.trained_weights(model)
+    given = var_list(model) if callable(var_list) else var_list
+    variables = variables_lib.checked_list("var_list", given)
+    held = {weight.ref() for weight in model_parts.weights(model)}
+    if not {variable.ref() for variable in variables} <= held:
+        wanted = "variables of the model that is fit"
+        raise variables_lib.wrong(wanted, variables)
+    return variables
 
 
 def check_rate_can_be_set(optimizer: Any) -> None:

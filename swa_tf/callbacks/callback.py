@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import warnings
@@ -12,8 +13,8 @@ import tensorflow as tf
 
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.batch_norm import BatchNormRefit
-from swa_tf.callbacks import arguments, overrides, resume
-from swa_tf.support import checks, model_parts, whole_files
+from swa_tf.callbacks import arguments, beside, overrides, resume
+from swa_tf.support import checks, model_parts, stack, whole_files
 from swa_tf.swapping import averaged_weights
 
 _NOT_STARTED = -(2**62)
@@ -31,58 +32,58 @@ class SWACallback(tf.keras.callbacks.Callback):
     >>> int(swa.averages.n_models)
     3
 
-    Averaging: with `start_epoch` alone, after that epoch and each later one,
-    or every `average_period`-th. With `unit="step"`, after train steps, as a
-    part of the compiled train step, also with `steps_per_execution` and
-    `jit_compile`. Each `fit` starts a new average, unless `averages` was
-    given, which goes on.
+    Averaging: after `start_epoch` and each later epoch, or with `unit="step"`
+    after train steps, as a part of the compiled step. Each `fit` starts a new
+    average, unless `averages` was given, which goes on.
 
     Validation: the logs get `swa_val_loss` and so on beside `val_loss`, for
-    every callback, wherever it is in the list. Before the first average they
-    equal those of the trained model, which is also what your own `evaluate`
-    and `predict` see during training.
+    every callback. Before the first average they are of the trained model.
 
-    At the end, after all other callbacks (`EarlyStopping` restores its best
-    weights before), the model has its averaged weights and, with `refit_data`,
-    batch-norm statistics for them. If anything raises, it has its trained
-    ones. `BackupAndRestore`, or whatever else saves the model in training,
-    saves and restores the average with the model, which must be built.
+    At the end, after all other callbacks, the model has its averaged weights
+    and, with `refit_data`, batch-norm statistics for them. If anything raises,
+    it has its trained ones. `BackupAndRestore`, or whatever else saves the
+    model, saves and restores the average with it, if it was built before.
 
     Args:
         start_epoch: The first epoch whose weights are averaged, counted from
-            0: an integer >= 0. Give this or `start_step`. With neither, give
-            `averages`: its own `when` decides, or, if it has none, you call
-            its `apply` yourself (manual mode).
-        average_period: The number of `unit`s from one average to the next,
-            counted from the start: an integer >= 1.
+            0. Give this or `start_step`. With neither, give `averages`: its own
+            `when` decides, or, if it has none, you call its `apply` yourself
+            (manual mode).
+        average_period: The number >= 1 of `unit`s from one average to the next.
         unit: "epoch" or "step"; None is "step" with `start_step`, otherwise
             "epoch". With "step", `start_epoch` stands for its first step.
         start_step: The first train step (batch) whose weights are averaged,
             counted from 0 at the beginning of `fit`.
-        swa_learning_rate: The constant learning rate from `start_epoch` on, a
-            finite float >= 0, set at the beginning of each epoch after all
-            other callbacks. For rates by steps give the optimizer a schedule.
+        swa_learning_rate: The learning rate from `start_epoch` on, set at the
+            beginning of each epoch after all other callbacks. For rates by
+            steps give the optimizer a schedule.
         schedule: Instead of `swa_learning_rate`: a function from every epoch
             to its rate, such as a schedule of `swa_tf.schedules` in epochs.
-        refit_data: Batches for `swa_tf.refit_batch_norm`, before the averaged
-            model is evaluated and at the end. Training data without
-            augmentation; a model with batch normalization needs it.
+        refit_data: Batches for `swa_tf.refit_batch_norm`, such as the training
+            data; a model with batch normalization needs it.
         refit_steps: How many of them to take; None takes all.
+        preprocess: As in `swa_tf.BatchNormRefit`.
         evaluate: The weights that validation uses: "trained"; "averaged", for
             `val_...` and `swa_val_...`, also while the `on_test_...` of other
             callbacks run; or "both", in two runs.
         averages: A `WeightAverage` to use instead of a new
             `StochasticWeightAveraging`.
+        var_list: The variables to average, a list or a function of the model:
+            `lambda gan: gan.generator.trainable_variables`. None takes all
+            trainable ones.
         final_weights: Those of the model after `fit`: "averaged" or "trained".
         filepath: Where to write the averaged model at the end: a `.keras`,
             `.h5` or `.weights.h5` file, or, without a suffix, a SavedModel for
-            serving. An existing file is replaced when the new one is complete.
+            serving.
         verbose: 1 prints a line for each epoch averaged and at the end; or 0.
+
+    Attributes:
+        averages: The average of the present or last `fit`; None before any.
 
     Raises:
         TypeError, ValueError: If an argument is none of the above, or does
-            not go with another. In `fit`, before training, if the rate is to
-            be set and the optimizer does not allow it.
+            not go with another; in `fit`, before training, if it does not go
+            with the model or its optimizer.
 
     Source: the automatic and manual modes are those of
     torchcontrib.optim.SWA; Izmailov et al. 2018,
@@ -100,13 +101,18 @@ class SWACallback(tf.keras.callbacks.Callback):
         schedule: Callable[[int], Any] | None = None,
         refit_data: Iterable[Any] | None = None,
         refit_steps: int | None = None,
+        preprocess: Callable[[Any], Any] | None = None,
         evaluate: str = "both",
         averages: WeightAverage | None = None,
+        var_list: Iterable[Any] | Callable[[Any], Iterable[Any]] | None = None,
         final_weights: str = "averaged",
         filepath: str | os.PathLike[str] | None = None,
         verbose: int = 1,
     ) -> None:
         super().__init__()
+        self.averages: Any = None
+        self._refit: dict[str, Any] = {}
+        self._weights: list[Any] = []
         if unit is None:
             unit = "epoch" if start_step is None else "step"
         checks.choice("unit", unit, ("epoch", "step"))
@@ -121,13 +127,13 @@ class SWACallback(tf.keras.callbacks.Callback):
         if filepath is not None:
             whole_files.check_model_path("filepath", filepath)
         if refit_data is not None:
-            batches = (refit_data, refit_steps, "refit_data", "refit_steps")
-            checks.batches(*batches)
-            checks.enough_batches(*batches, again=evaluate != "trained")
-        elif refit_steps is not None:
+            self._refit = {"refit_data": refit_data, "refit_steps": refit_steps}
+            again = evaluate != "trained"
+            checks.batches(*self._refit.values(), *self._refit, again=again)
+        elif refit_steps is not None or preprocess is not None:
             raise ValueError(
-                "`refit_data` must be given for `refit_steps` to be of use. "
-                f"Received: {refit_steps=} alone"
+                "`refit_data` must be given with `refit_steps` or "
+                f"`preprocess`. Received: {refit_steps=}, {preprocess=} alone"
             )
         when = arguments.averaging_schedule(
             start_epoch, start_step, average_period, unit
@@ -152,28 +158,26 @@ class SWACallback(tf.keras.callbacks.Callback):
             swa_learning_rate, schedule, first_epoch
         )
         self._unit, self._start_epoch = unit, start_epoch
-        self._refit_data, self._refit_steps = refit_data, refit_steps
+        self._preprocess, self._var_list = preprocess, var_list
         self._evaluates = evaluate
         self._keep = final_weights == "averaged"
         self._filepath = filepath
         self._verbose = verbose
-        self._averages: Any = None
 
-    @property
-    def averages(self) -> WeightAverage | None:
-        """The average of the present or the last `fit`; None before any.
-
-        >>> swa_tf.SWACallback(start_epoch=5).averages is None
-        True
-        """
-        return self._averages
+    def __deepcopy__(self, memo: dict[int, Any]) -> SWACallback:
+        """Shares the model, its variables and the data, as tuners need it."""
+        others = (self.model, self._weights, self._var_list, self._preprocess)
+        for each in (*others, *self._refit.values()):
+            memo.setdefault(id(each), each)
+        copied = memo[id(self)] = copy.copy(self)
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def set_model(self, model: Any) -> None:
+        stack.check_keras("model", model)
         super().set_model(model)
-        # Not in `on_train_begin`: by then another callback may have restored
-        # the model or replaced `model.history`.
-        self._saved = resume.SavedAverage(model)
-        self._history = getattr(model, "history", None)
+        # Not in `on_train_begin`: another callback may have restored the model.
+        self._saved = resume.SavedAverage(model, self._variables_to_average)
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._warned_of_averages = False
@@ -210,50 +214,53 @@ class SWACallback(tf.keras.callbacks.Callback):
         if average.swapped:
             raise RuntimeError(
                 f"`fit` was called while the averages of {average.name} are "
-                "swapped in: it would train them, and lose the training when "
-                "`averaged_weights` ends. Leave it first."
+                "swapped in, and would train them. Leave `averaged_weights`."
             )
-        self._weights: list[Any] = []
+        self._weights = []
+        self._results: dict[str, Any] = {}
         self._epoch: int | None = None  # none has begun
         when = self._when or average.when
         if when is not None and model.built:  # or the first `apply` does
-            average.build(self._trainable_variables())
+            average.build(self._variables_to_average())
         undo.callback(setattr, average, "when", average.when)
         average.when = when
-        self._averages = average
+        self.averages = average
         self._counted = None if when is None else self._unit
         if self._counted == "epoch" or self._start_epoch is not None:
             average.n_calls = _NOT_STARTED
         elif self._when is not None:
             average.n_calls = 0
         self._saved.attach(average)
-        self._refit: dict[str, Any] = {}
-        if self._refit_data is not None:
-            self._refit = {
-                "refit_data": self._refit_data,
-                "refit_steps": self._refit_steps,
-                "refit": BatchNormRefit(model),
-            }
+        if self._refit:
+            refit = BatchNormRefit(model, preprocess=self._preprocess)
+            self._refit["refit"] = refit
         elif self._has_batch_norm():
             warnings.warn(
                 "The model has batch-norm layers, whose statistics do not "
                 "belong to the averaged weights: give `SWACallback` "
-                "`refit_data`, such as the training data.",
+                "`refit_data`, such as the training data, unless all of them "
+                "are called with `training=False`.",
                 stacklevel=3,
             )
-        undo.replace(model, "evaluate", self._validation())
+        running = beside.running_list()
+        undo.replace(model, "evaluate", self._validation(running))
         if self._counted == "step":
             undo.replace_train_step(self._averaging_step())
-        last = self._history  # which Keras calls after those of the user
-        if getattr(last, "params", self) is not self.params:
-            last = self  # `fit` was given a `CallbackList`
-        undo.replace(last, "on_epoch_begin", self._begin_epoch)
-        undo.replace(last, "on_train_end", self._finish)
+        if running is None:  # the user calls the callbacks
+            undo.replace(self, "on_epoch_begin", self._begin_epoch)
+            undo.replace(self, "on_train_end", self._finish)
+            return
+        first = tf.keras.callbacks.LambdaCallback(on_epoch_end=self._report)
+        last = tf.keras.callbacks.LambdaCallback(
+            on_epoch_begin=self._begin_epoch, on_train_end=self._finish
+        )
+        others = beside.prepared(running.callbacks, self._evaluates)
+        undo.replace(running, "callbacks", [first, *others, last])
 
-    def _trainable_variables(self) -> list[Any]:
-        """The trainable variables when `fit` began, which it compiles for."""
+    def _variables_to_average(self) -> list[Any]:
+        """The variables to average when `fit` began, which it compiles for."""
         if not self._weights:
-            self._weights = list(self.model.trainable_variables)
+            self._weights = arguments.variables_of(self.model, self._var_list)
         return self._weights
 
     def _averaging_step(self) -> Callable[..., Any]:
@@ -262,7 +269,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
         def averaging_step(*args: Any, **kwargs: Any) -> Any:
             logs = train_step(*args, **kwargs)
-            self._averages.apply(self._trainable_variables())
+            self.averages.apply(self._variables_to_average())
             return logs
 
         return averaging_step
@@ -270,7 +277,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _begin_epoch(self, epoch: int, logs: Any = None) -> None:
         """Runs after the `on_epoch_begin` of every other callback."""
         if self._counted == "epoch":
-            n_trained = int(self._averages.n_calls)
+            n_trained = int(self.averages.n_calls)
             if self._epoch is None and n_trained > epoch:
                 # Keras 3 writes a backup to two files, one after the other.
                 warnings.warn(
@@ -280,9 +287,9 @@ class SWACallback(tf.keras.callbacks.Callback):
                     stacklevel=2,
                 )
             self._apply(epoch - 1)  # if a backup was made before that
-            self._averages.n_calls = epoch
+            self.averages.n_calls = epoch
         elif self._start_epoch is not None and epoch >= self._start_epoch:
-            self._averages.n_calls = max(int(self._averages.n_calls), 0)
+            self.averages.n_calls = max(int(self.averages.n_calls), 0)
         self._epoch = epoch
         self._saved.restorable = False
         rate = None if self._rate is None else self._rate(epoch)
@@ -291,43 +298,38 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _apply(self, epoch: int | None) -> None:
         """Averages the weights after `epoch`, if that was not done yet."""
-        if self._counted != "epoch" or int(self._averages.n_calls) != epoch:
+        if self._counted != "epoch" or int(self.averages.n_calls) != epoch:
             return
-        weights = self._trainable_variables()
+        weights = self._variables_to_average()
         if not _are_finite(weights):
             warnings.warn(
                 f"Epoch {epoch + 1} is not averaged: its weights are not all "
                 "finite.",
                 stacklevel=2,
             )
-            self._averages.n_calls = epoch + 1
+            self.averages.n_calls = epoch + 1
             return
-        before = int(self._averages.n_models)
-        self._averages.apply(weights)
-        n_models = int(self._averages.n_models)
+        before = int(self.averages.n_models)
+        self.averages.apply(weights)
+        n_models = int(self.averages.n_models)
         if n_models > before:
             self._print(f"Epoch {epoch + 1}: averaged {n_models} model(s)")
 
-    def _validation(self) -> Callable[..., Any]:
+    def _report(self, epoch: int, logs: Any) -> None:
+        """Runs before the `on_epoch_end` of every other callback."""
+        logs.update(self._results)
+        self._results = {}
+
+    def _validation(self, running: Any) -> Callable[..., Any]:
         """Returns an `evaluate` that in `fit` also evaluates the averages."""
         evaluate = self.model.evaluate
-        results: dict[str, Any] = {}
-
-        def report(epoch: int, logs: Any) -> None:
-            logs.update(results)
-            results.clear()
-
-        reporter = tf.keras.callbacks.LambdaCallback(on_epoch_end=report)
 
         def validation(*args: Any, **kwargs: Any) -> Any:
-            callbacks = getattr(kwargs.get("callbacks"), "callbacks", [])
-            if not any(each is self for each in callbacks):
+            if running is None or kwargs.get("callbacks") is not running:
                 return evaluate(*args, **kwargs)  # called by the user
             self._apply(self._epoch)
             if self._evaluates == "trained":
                 return evaluate(*args, **kwargs)
-            if callbacks[0] is not reporter:
-                callbacks.insert(0, reporter)
             if not self._has_averages():
                 trained = averaged = evaluate(*args, **kwargs)
             elif self._evaluates == "averaged":
@@ -339,43 +341,40 @@ class SWACallback(tf.keras.callbacks.Callback):
                 kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
                 with self._swapped_in():
                     averaged = evaluate(*args, **kwargs)
-            for name, value in averaged.items():
-                results[f"swa_val_{name}"] = value
+            self._results = {f"swa_val_{n}": v for n, v in averaged.items()}
             return trained
 
         return validation
 
     def _swapped_in(self, keep: bool = False) -> Any:
         refit = self._refit if self._has_batch_norm() else {}
-        return averaged_weights(self._averages, self.model, keep=keep, **refit)
+        return averaged_weights(self.averages, self.model, keep=keep, **refit)
 
     def _has_batch_norm(self) -> bool:
         return bool(model_parts.batch_norm_layers(self.model, trainable=True))
 
     def _has_averages(self) -> bool:
         """Whether every weight that would be swapped has its average."""
-        swapped = [weight for weight, _ in self._pairs()]
         try:
-            self._averages.assert_averaged(swapped or None)
+            self.averages.assert_averaged(self._averaged_weights() or None)
         except RuntimeError:
             return False
         return True
 
     def _are_averages_finite(self) -> bool:
-        return _are_finite([average for _, average in self._pairs()])
+        return _are_finite(map(self.averages.average, self._averaged_weights()))
 
-    def _pairs(self) -> list[tuple[Any, Any]]:
-        """Returns the averaged weights of the model with their averages."""
+    def _averaged_weights(self) -> list[Any]:
+        """Returns the weights of the model that have an average."""
         weights = model_parts.weights(self.model)
-        pairs = [(w, self._averages.average(w)) for w in weights]
-        return [pair for pair in pairs if pair[1] is not None]
+        return [w for w in weights if self.averages.average(w) is not None]
 
     def _finish(self, logs: Any = None) -> None:
         """Runs after the `on_train_end` of every other callback."""
         if self._epoch is None:  # resumed after the last epoch
             self._apply(self.params["epochs"] - 1)
         self._undo.close()
-        n_models = int(self._averages.n_models)
+        n_models = int(self.averages.n_models)
         found = None
         if not self._has_averages():
             found = (
@@ -402,5 +401,5 @@ class SWACallback(tf.keras.callbacks.Callback):
             sys.stdout.write(f"\n{line}\n")
 
 
-def _are_finite(variables: list[Any]) -> bool:
+def _are_finite(variables: Iterable[Any]) -> bool:
     return all(tf.reduce_all(tf.math.is_finite(v)) for v in variables)

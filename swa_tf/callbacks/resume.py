@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,15 @@ class SavedAverage:
 
     Args:
         model: The model that is fit.
+        variables: A function that returns those to average.
 
     Attributes:
         average: What to save; None before `attach`.
         restorable: Whether what the model loads is of this training.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, variables: Callable[[], list[Any]]) -> None:
+        self._model, self._variables = model, variables
         self.average: WeightAverage | None = None
         self.restorable = True
         self.detach = stack.save_with_model(
@@ -65,7 +67,7 @@ class SavedAverage:
                 "restored: call it once on a batch."
             )
         if len(values) > len(self.average.variables):  # in manual mode
-            self.average.build(self._model.trainable_variables)
+            self.average.build(self._variables())
         variables = self.average.variables
         # A variable of unknown shape has the shape of its value.
         wanted = [tuple(v.read_value().shape) for v in variables]

@@ -2,7 +2,7 @@
 
 from swa_tf.checkpoints import soups, workers
 from swa_tf.checkpoints.average import average_checkpoints, average_windows
-from swa_tf.checkpoints.merge import guess
+from swa_tf.checkpoints.merge import warn
 from swa_tf.checkpoints.paths import checkpoints_in, matching
 from swa_tf.checkpoints.soups import greedy_soup
 from swa_tf.checkpoints.workers import merge_averages
@@ -12,9 +12,9 @@ __all__ = [
     "average_windows",
     "checkpoints_in",
     "greedy_soup",
-    "guess",
     "matching",
     "merge_averages",
     "soups",
+    "warn",
     "workers",
 ]

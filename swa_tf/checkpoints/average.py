@@ -46,24 +46,21 @@ def average_checkpoints(
     A model with batch normalization must then have its statistics computed
     anew, by `refit_batch_norm`, as a warning says.
 
-    Every floating point (or complex) tensor is averaged that is no state of
-    the training. From the newest input come all other types; counters of steps
-    and saves; what belongs to optimizers, metrics and `WeightAverage`s. Where
-    a file does not say what is an optimizer's or a counter, names and shapes
-    decide, and a warning says so: scalars called `step`, `epoch`,
-    `learning_rate` and the like that are in no object of an object-based
-    checkpoint, and in `.weights.h5` and `.keras` what is laid out like an
-    optimizer. The newest has the highest number at the end of its name, or was
-    written last.
+    Every weight of floating point or complex numbers is averaged. All else
+    comes from the newest input, which has the highest number at the end of its
+    name, or was written last: other types, and what belongs to optimizers,
+    metrics, generators and `WeightAverage`s. Where a file does not say what is
+    a weight, names and shapes decide, and a warning says so. Only what is
+    averaged must agree between inputs. docs/checkpoints.md says more.
 
-    Each input is read once, tensor by tensor: memory does not depend on their
-    number. Nothing in them is executed or unpickled, and checksums are checked
-    where the form has them.
+    Memory does not depend on the number of inputs. Nothing in them is executed
+    or unpickled, and checksums are checked where the form has them.
 
     Args:
         inputs: Paths of checkpoints of one form: what
             `tf.train.load_checkpoint` takes (object-based or name-based),
-            `.weights.h5`, `.h5` or `.keras`. Or a directory: all in it.
+            SavedModel folders, whose checkpoints are taken, `.weights.h5`,
+            `.weights.json`, `.h5` or `.keras`. Or a directory: all in it.
         output: The path of the result, which must not exist. `<output>.json`
             beside it has the report. Any path may be remote: `gs://bucket/x`.
         weights: One positive number for each input; c is the input's share of
@@ -88,8 +85,9 @@ def average_checkpoints(
         FileNotFoundError: If an input does not exist.
         FileExistsError: If the output exists, or is one of the inputs.
         TypeError, ValueError: If an argument is not as above, an input is
-            damaged, or inputs differ in the names, shapes or types of their
-            tensors. Nothing has been written then.
+            damaged, inputs differ in which weights they have, or of which shape
+            or type, or an average is NaN or infinite where the newest input is
+            not. Nothing has been written then.
 
     References:
         Izmailov et al. 2018, section 3.1, https://arxiv.org/abs/1803.05407.
@@ -103,7 +101,7 @@ def average_checkpoints(
         paths.checked_output(output, found),
         coefficients,
         optimizer_slots=optimizer_slots,
-        from_newest=from_newest,
+        from_newest=merge.patterns(from_newest),
         dry_run=dry_run,
         progress=progress,
         about={
@@ -161,7 +159,7 @@ def average_windows(
             written then.
     """
     found = paths.resolved(inputs)
-    names = [os.path.basename(path) for path in found]
+    names = [paths.name_of(path) for path in found]
     if checks.integer("window", window, at_least=1) > len(found):
         raise ValueError(
             f"`window` must be at most {len(found)}, the number of inputs. "
@@ -181,11 +179,10 @@ def average_windows(
     written = [os.path.join(folder, names[end - 1]) for end in ends]
     options: dict[str, Any] = {
         "optimizer_slots": optimizer_slots,
-        "from_newest": from_newest,
+        "from_newest": merge.patterns(from_newest),
     }
     if dry_run:
-        shares = _coefficients(len(found), None, None)
-        merge.merge(found, written[-1], shares, dry_run=True, **options)
+        merge.merge(found, written[-1], dry_run=True, **options)
         return written
     report: dict[str, Any] = {}
     with whole_files.scratch_folder(folder) as scratch:
@@ -201,7 +198,6 @@ def average_windows(
             report = merge.merge(
                 found[end - window : end],
                 os.fspath(new / names[end - 1]),
-                _coefficients(window, None, None),
                 progress=scaled,
                 **options,
             )
@@ -215,31 +211,28 @@ def average_windows(
 
 def _coefficients(
     n: int, weights: Sequence[float] | np.ndarray | None, decay: float | None
-) -> list[float]:
-    """Returns the c of the equation for each of n inputs."""
+) -> list[float] | None:
+    """Returns the c for each of n inputs; None for the equal average."""
     if decay is not None:
         if weights is not None:
             raise ValueError(
                 "`decay` and `weights` must not both be given. "
                 f"Received: decay={decay}, weights={weights}"
             )
-        if not 0 <= checks.real("decay", decay) < 1:
-            raise ValueError(
-                f"`decay` must be in [0, 1). Received: decay={decay}"
-            )
+        checks.real("decay", decay, "in [0, 1)", lambda number: number < 1)
         return [1.0] + [1.0 - float(decay)] * (n - 1)
     if weights is None:
-        return [1.0 / (i + 1) for i in range(n)]
-    wanted = f"`weights` must be a list of {n} numbers > 0, one for each input"
+        return None
     if isinstance(weights, np.ndarray) and weights.ndim == 1:
         weights = weights.tolist()
     if not isinstance(weights, Sequence) or len(weights) != n:
-        raise ValueError(f"{wanted}. Received: weights={weights!r}")
-    for weight in weights:
-        if not checks.real("weights", weight, "finite numbers > 0") > 0:
-            raise ValueError(f"{wanted}. Received: weights={weights!r}")
-    largest = float(max(weights))
-    parts = [float(weight) / largest for weight in weights]
+        raise ValueError(
+            f"`weights` must be a list of {n} numbers > 0, one for each input. "
+            f"Received: weights={weights!r}"
+        )
+    numbers = [checks.positive("weights", weight) for weight in weights]
+    largest = max(numbers)
+    parts = [number / largest for number in numbers]
     sums = itertools.accumulate(parts)
     # The first parts may be 0, if `largest` is very much larger.
     return [part / total if total else 1.0 for part, total in zip(parts, sums)]

@@ -52,10 +52,22 @@ def errors_as_damage(what: str) -> Iterator[None]:
         raise DamagedError(f"{what}: {whole_files.reason(error)}") from error
 
 
+@contextlib.contextmanager
+def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
+    """Turns an error of reading into one that says which input it is."""
+    try:
+        yield
+    except (DamagedError, OSError) as error:
+        raise ValueError(
+            f"`{argument}` must be whole checkpoints. "
+            f"Received: '{path}': {whole_files.reason(error)}"
+        ) from error
+
+
 def groups(
     items: Iterable[_T], size: Callable[[_T], int], at_most: int
 ) -> Iterator[list[_T]]:
-    """Yields items in groups whose sizes sum to `at_most`, or of one item."""
+    """Yields groups of items, each of size `at_most` in all or of one item."""
     group: list[_T] = []
     total = 0
     for item in items:
@@ -103,10 +115,12 @@ class Checkpoint(abc.ABC):
     Attributes:
         form: The kind of file, in words.
         tensors: All tensors, by their key in the file.
-        slots: Keys of the state of optimizers; files may differ in them.
+        slots: Keys of the state of optimizers.
         state: Keys of floats that are no weights.
         guessed: Keys in `slots` or `state` for their names or shapes alone.
         batch_norm: Keys of batch-norm statistics.
+        places: The places of keys that say little, such as those of layers
+            which are numbered in each process anew.
     """
 
     form: str
@@ -118,10 +132,20 @@ class Checkpoint(abc.ABC):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.places: dict[str, tuple[int, int]] = {}
 
     def name(self, key: str) -> str:
         """Returns a key as it is shown to users."""
         return key
+
+    def twins(self, other: Any) -> dict[str, str]:
+        """Returns the keys of another checkpoint by the same tensors' here."""
+        mine, its = self.places, other.places
+        if mine.keys() == its.keys():
+            mine = its = {}
+        keys = {its.get(key, key): key for key in other.tensors}
+        places = {key: mine.get(key, key) for key in self.tensors}
+        return {k: keys[place] for k, place in places.items() if place in keys}
 
     @abc.abstractmethod
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:

@@ -1,23 +1,24 @@
-"""Keras's files: `.weights.h5`, `.h5`, and `.keras`, a zip with one of them."""
+"""Keras's files: `.weights.h5`, `.h5`, and what holds or lists such files."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
-import os
+import itertools
+import json
 import pathlib
 import re
 import shutil
 import struct
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import h5py
 import numpy as np
 import tensorflow as tf
 
+from swa_tf.checkpoints import paths
 from swa_tf.checkpoints.checkpoint import (
     STATISTIC,
     Checkpoint,
@@ -25,11 +26,19 @@ from swa_tf.checkpoints.checkpoint import (
     Tensor,
     Values,
     errors_as_damage,
+    errors_of,
 )
 from swa_tf.support import whole_files
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
+# Variables of metrics, by the attribute or class that leads to them, and of
+# vocabularies.
+_NO_WEIGHT = re.compile(
+    r"(^|/)(_?metrics|\w*(metric|tracker|accuracy|precision|recall|auc"
+    r"|io_u|f1_score)s?(_\d+)?)/(.*/)?vars/\d+$|/vars/idf_weights$"
+)
+_STEPS = [Tensor((), np.dtype(name)) for name in ("int32", "int64")]
 _MAX_COMPRESSION = 1032  # no filter, such as deflate, achieves more
 _COPIED_AT_ONCE = 1 << 20  # bytes
 
@@ -42,24 +51,36 @@ class Hdf5Checkpoint(Checkpoint):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.tensors = {}
-        places: list[tuple[int, int, str]] = []
+        extents: list[tuple[int, int, str]] = []
         with self._opened() as file:
-            self._walk(file, "", places)
-        places.sort()
-        for (_, end, key), (start, _, other) in zip(places, places[1:]):
+            for key, dataset in _datasets(file):
+                self.tensors[key] = _tensor(key, dataset)
+                start = dataset.id.get_offset()
+                if start is not None:
+                    end = start + dataset.id.get_storage_size()
+                    extents.append((start, end, key))
+            self.places = _places(file)
+        extents.sort()
+        for (_, end, key), (start, _, other) in zip(extents, extents[1:]):
             if start < end:
                 raise DamagedError(f"'{key}' and '{other}' lie in one place")
+        self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """Sets which of the tensors are weights, and which are not."""
         named = {k for k in self.tensors if k.split("/")[0] in _OPTIMIZER}
-        self.guessed = _optimizers(self.tensors) - named
-        self.slots = named | self.guessed
-        self.state = {key for key in self.tensors if key.startswith("metrics/")}
+        optimizers = _optimizers(self.tensors) - named
+        self.slots = named | optimizers
+        self.state = set(filter(_NO_WEIGHT.search, self.tensors)) - self.slots
+        known = re.compile("metrics/|.*idf_weights$").match
+        self.guessed = optimizers | {k for k in self.state if not known(k)}
         self.batch_norm = _batch_norm(self.tensors) - self.slots - self.state
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         with self._opened() as file:
             for key in keys:
                 value = np.asarray(file[key][()])
-                if value.dtype.kind == "V":  # so HDF5 knows bfloat16
+                if value.dtype.kind == "V":  # as HDF5 stores bfloat16
                     value = value.view(tf.bfloat16.as_numpy_dtype)
                 yield value
             del value  # before the next one is read
@@ -67,19 +88,21 @@ class Hdf5Checkpoint(Checkpoint):
     def write(
         self, path: pathlib.Path, values: Values, dropped: set[str]
     ) -> None:
-        if dropped:
-            self._copy_without(dropped, path)
-        else:
+        self.copy(path, dropped)
+        with h5py.File(path, "r+") as file:
+            _assign(values, lambda key: file)
+
+    def copy(self, path: pathlib.Path, dropped: set[str]) -> None:
+        """Writes a copy of the HDF5 file without some keys."""
+        if not dropped:
             with self._part() as part, open(path, "wb") as copied:
                 shutil.copyfileobj(part, copied, _COPIED_AT_ONCE)
-        with h5py.File(path, "r+") as file:
-            for key, value in values:
-                if value is None:
-                    continue
-                dataset = file[key]
-                if dataset.dtype.kind == "V":
-                    value = value.view(dataset.dtype)
-                dataset[...] = value  # in whatever type and order the file has
+            return
+        with self._part() as part:
+            whole_files.reserve(path, part.seek(0, io.SEEK_END))
+        with errors_of(self.path), self._opened() as old:
+            with h5py.File(path, "w") as new:
+                _copy(old, new, self.tensors.keys(), dropped)
 
     @contextlib.contextmanager
     def _part(self) -> Iterator[Any]:
@@ -94,39 +117,6 @@ class Hdf5Checkpoint(Checkpoint):
             with self._part() as part, h5py.File(part, "r") as file:
                 yield file
 
-    def _copy_without(self, dropped: set[str], path: pathlib.Path) -> None:
-        with self._part() as part:
-            whole_files.reserve(path, part.seek(0, io.SEEK_END))
-        try:
-            with self._opened() as old, h5py.File(path, "w") as new:
-                _copy(old, new, self.tensors.keys(), dropped)
-        except DamagedError as error:
-            raise ValueError(
-                "`optimizer_slots` cannot be dropped from the newest of "
-                f"`inputs`, '{self.path}': {error}"
-            ) from error
-
-    def _walk(
-        self, group: Any, path: str, places: list[tuple[int, int, str]]
-    ) -> None:
-        """Adds the tensors of a group, and where in the file they lie."""
-        for name in group:
-            key = f"{path}{name}"
-            link = group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                raise DamagedError(f"'{key}' is a link, where Keras has none")
-            item = group[name]
-            if h5py.h5o.get_info(item.id).rc > 1:
-                raise DamagedError(f"'{key}' has another name as well")
-            if isinstance(item, h5py.Group):
-                self._walk(item, f"{key}/", places)
-            elif isinstance(item, h5py.Dataset):
-                self.tensors[key] = _tensor(key, item)
-                start = item.id.get_offset()
-                if start is not None:
-                    end = start + item.id.get_storage_size()
-                    places.append((start, end, key))
-
 
 class KerasCheckpoint(Hdf5Checkpoint):
     """A `.keras` file, whose member `model.weights.h5` has the weights."""
@@ -134,9 +124,8 @@ class KerasCheckpoint(Hdf5Checkpoint):
     form = ".keras file"
 
     def __init__(self, path: str) -> None:
-        with _zip(path) as archive:
-            if _WEIGHTS not in archive.namelist():
-                raise DamagedError(f"it holds no {_WEIGHTS}")
+        with errors_as_damage("it is no whole zip file"), _open(path) as file:
+            archive = zipfile.ZipFile(file)
             damaged = archive.testzip()  # compares the checksums
             if damaged:
                 raise DamagedError(f"the checksum of {damaged} is wrong")
@@ -152,29 +141,72 @@ class KerasCheckpoint(Hdf5Checkpoint):
     ) -> None:
         weights = path.with_name(_WEIGHTS)
         super().write(weights, values, dropped)
-        with contextlib.ExitStack() as files:
-            enter = files.enter_context
-            source = enter(zipfile.ZipFile(enter(_open(self.path))))
-            target = enter(zipfile.ZipFile(path, "w"))
+        with _open(self.path) as file, zipfile.ZipFile(path, "w") as target:
+            source = zipfile.ZipFile(file)
             for member in source.infolist():
-                new = copy.copy(member)
                 if member.filename == _WEIGHTS:
-                    content: Any = enter(_open(os.fspath(weights)))
-                    new.file_size = os.path.getsize(weights)
+                    target.write(weights, _WEIGHTS)
                 else:
-                    content = enter(source.open(member))
-                with target.open(new, "w") as copied:
-                    shutil.copyfileobj(content, copied, _COPIED_AT_ONCE)
+                    target.writestr(member, source.read(member))
 
     @contextlib.contextmanager
     def _part(self) -> Iterator[Any]:
-        with _zip(self.path) as archive:
-            member = archive.getinfo(_WEIGHTS)
         with _open(self.path) as file:
+            member = zipfile.ZipFile(file).getinfo(_WEIGHTS)
             file.seek(member.header_offset + 26)
             name, extra = struct.unpack("<HH", file.read(4))
             start = member.header_offset + 30 + name + extra
             yield io.BufferedReader(_Part(file, start, member.file_size))
+
+
+class ShardedCheckpoint(Hdf5Checkpoint):
+    """A `.weights.json` file, which lists `.weights.h5` shards beside it."""
+
+    form = "sharded .weights.json"
+
+    def __init__(self, path: str) -> None:
+        self.path, self.tensors, self.places = path, {}, {}
+        with errors_as_damage("it is no list of shards"):
+            with tf.io.gfile.GFile(path) as file:
+                self._config = json.load(file)
+            weight_map = self._config["weight_map"]
+            for group, names in weight_map.items():
+                weight_map[group] = [names] if isinstance(names, str) else names
+            names = set().union(*weight_map.values())
+        there = {whole_files.split(f)[1]: f for f in paths.files(path)[:-1]}
+        lost = ", ".join(sorted(map(str, names - there.keys())))
+        if lost:
+            raise DamagedError(f"its shards {lost} are missing")
+        self._shards, self._shard_of = {}, {}
+        for name in sorted(names):
+            shard = self._shards[name] = Hdf5Checkpoint(there[name])
+            self._shard_of.update(dict.fromkeys(shard.tensors, name))
+            self.tensors.update(shard.tensors)
+        self._tell_apart()
+
+    def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
+        for name, some in itertools.groupby(keys, self._shard_of.__getitem__):
+            yield from self._shards[name].read(some)
+
+    def write(
+        self, path: pathlib.Path, values: Values, dropped: set[str]
+    ) -> None:
+        stem = path.name[: -len(paths.SHARDED)]
+        with contextlib.ExitStack() as files:
+            new, opened = {}, {}
+            for name, shard in self._shards.items():
+                # Keras looks for names of this kind only.
+                new[name] = stem + name[-len("_00000.weights.h5") :]
+                file = path.with_name(new[name])
+                shard.copy(file, dropped & shard.tensors.keys())
+                opened[name] = files.enter_context(h5py.File(file, "r+"))
+            _assign(values, lambda key: opened[self._shard_of[key]])
+        weight_map = {
+            group: [new[name] for name in names]
+            for group, names in self._config["weight_map"].items()
+        }
+        config = {**self._config, "weight_map": weight_map}
+        path.write_text(json.dumps(config, indent=4), encoding="utf-8")
 
 
 class _Part(io.RawIOBase):
@@ -199,16 +231,12 @@ class _Part(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: max(self._size - self._at, 0)]
         self._file.seek(self._start + self._at)
-        if isinstance(self._file, tf.io.gfile.GFile):  # it has no `readinto`
-            data = self._file.read(len(view))
-            count = len(data)
-            view[:count] = data
-        else:
-            count = self._file.readinto(view)
-        self._at += count
-        return count
+        left = max(self._size - self._at, 0)
+        data = self._file.read(min(len(buffer), left, _COPIED_AT_ONCE))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def _open(path: str) -> Any:
@@ -218,15 +246,23 @@ def _open(path: str) -> Any:
     return open(path, "rb")
 
 
-@contextlib.contextmanager
-def _zip(path: str) -> Iterator[zipfile.ZipFile]:
-    with errors_as_damage("it is no whole zip file"):
-        with _open(path) as file, zipfile.ZipFile(file) as archive:
-            yield archive
+def _datasets(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the keys of all datasets below a group, and the datasets."""
+    for name in group:
+        key = f"{path}{name}"
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise DamagedError(f"'{key}' is a link, where Keras has none")
+        item = group[name]
+        if h5py.h5o.get_info(item.id).rc > 1:
+            raise DamagedError(f"'{key}' has another name as well")
+        if isinstance(item, h5py.Group):
+            yield from _datasets(item, f"{key}/")
+        elif isinstance(item, h5py.Dataset):
+            yield key, item
 
 
 def _copy(old: Any, new: Any, keys: Collection[str], dropped: set[str]) -> None:
-    """Copies a group without the dropped keys and the groups of only these."""
+    """Copies a group without dropped keys, and groups that hold no others."""
     for name, value in old.attrs.items():
         new.attrs[name] = value
     for name in old:
@@ -260,6 +296,41 @@ def _tensor(key: str, dataset: Any) -> Tensor:
     return Tensor(dataset.shape, dtype)
 
 
+def _assign(values: Values, file_of: Callable[[str], Any]) -> None:
+    """Writes values in whatever type and byte order the files have."""
+    for key, value in values:
+        if value is not None:
+            dataset = file_of(key)[key]
+            if dataset.dtype.kind == "V":
+                value = value.view(dataset.dtype)
+            dataset[...] = value
+
+
+def _places(file: Any) -> dict[str, tuple[int, int]]:
+    """Returns the places of what a `.h5` file lists: its layer, its weight.
+
+    Keras loads by them: it numbers the names of layers anew in each process.
+    """
+
+    def listed(group: Any, name: str) -> list[str]:
+        # Keras splits a list that is too long for one attribute.
+        parts = filter(re.compile(rf"{name}\d*").fullmatch, group.attrs)
+        in_order = sorted(parts, key=lambda part: (len(part), part))
+        found = [each for part in in_order for each in group.attrs[part]]
+        return [n.decode() if isinstance(n, bytes) else n for n in found]
+
+    places: dict[str, tuple[int, int]] = {}
+    group = file.get("model_weights", file)
+    n_layers = 0
+    for layer in [*listed(group, "layer_names"), "top_level_model_weights"]:
+        names = listed(group[layer], "weight_names") if layer in group else []
+        for i, name in enumerate(names):
+            key = f"{group.name}/{layer}/{name}".lstrip("/")
+            places[key] = (n_layers, i)
+        n_layers += bool(names)
+    return places
+
+
 def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Returns the keys such as `layers/dense/vars/0`, in order, by group."""
     groups: dict[str, list[str]] = {}
@@ -280,7 +351,7 @@ def _optimizers(tensors: Mapping[str, Tensor]) -> set[str]:
     counted = {
         group
         for group, keys in groups.items()
-        if re.fullmatch(r"\(int\d+, \[\]\)", str(tensors[keys[0]]))
+        if tensors[keys[0]] in _STEPS
         and any(tensors[key].is_float for key in keys)
     }
     shapes: set[tuple[int, ...]] = {()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
@@ -14,16 +13,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from swa_tf.checkpoints import paths
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
     DamagedError,
     Tensor,
+    errors_of,
     groups,
 )
-from swa_tf.checkpoints.keras_format import Hdf5Checkpoint, KerasCheckpoint
+from swa_tf.checkpoints.keras_format import (
+    Hdf5Checkpoint,
+    KerasCheckpoint,
+    ShardedCheckpoint,
+)
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import checks, whole_files
 
@@ -59,28 +62,40 @@ class Average:
         return self._value.astype(self._dtype)
 
 
+class NotFiniteError(ValueError):
+    """The error of an average that is NaN or infinite, and need not be."""
+
+
 def merge(
     inputs: list[str],
     output: str,
-    coefficients: Sequence[float],
+    coefficients: Sequence[float] | None = None,
     *,
     optimizer_slots: str,
-    from_newest: Iterable[str],
+    from_newest: Iterable[re.Pattern[str]],
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Averages checkpoints, as `average_checkpoints` says.
 
-    `coefficients` are the c of the equation for each input; `about` is added
-    to the report.
+    `coefficients` are the c of the equation for each input, by default those of
+    the equal average; `from_newest` is from `patterns`; `about` is added to the
+    report.
     """
+    if coefficients is None:
+        coefficients = [1.0 / (i + 1) for i in range(len(inputs))]
     checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
     checkpoints = [opened(path) for path in inputs]
     newest = checkpoints[inputs.index(paths.in_order(inputs)[-1])]
-    for checkpoint in checkpoints:
-        _check_alike(checkpoint, newest)
-    averaged = _averaged(newest, from_newest)
+    unmatched = _unmatched(checkpoints, from_newest)
+    averaged = _weights(newest, unmatched)
+    if not averaged:
+        raise ValueError(
+            "`inputs` must hold weights of floating point to average. "
+            f"Received: none in '{newest.path}'"
+        )
+    twins = [_twins(newest, averaged, c, unmatched) for c in checkpoints]
     dropped = newest.slots if optimizer_slots == "drop" else set()
     others = newest.tensors.keys() - averaged - dropped
     shares: list[float] = []
@@ -128,17 +143,19 @@ def merge(
         if progress is not None:
             progress(done, total)
 
-    for checkpoint in checkpoints:  # for their checksums
-        unaveraged = sorted(checkpoint.tensors.keys() - averaged)
-        for key, _ in read(checkpoint, unaveraged):
+    for checkpoint, keys in zip(checkpoints, twins):  # for their checksums
+        unaveraged = checkpoint.tensors.keys() - {keys[k] for k in averaged}
+        for key, _ in read(checkpoint, sorted(unaveraged)):
             advance(checkpoint.tensors[key])
 
     def values() -> Iterator[tuple[str, np.ndarray | None]]:
         sizes = {key: newest.tensors[key].size for key in sorted(averaged)}
         for group in groups(sizes, sizes.__getitem__, _MAX_GROUP):
             averages: dict[str, Average] = {}
-            for checkpoint, c in zip(checkpoints, coefficients):
-                for key, weight in read(checkpoint, group):
+            for checkpoint, keys, c in zip(checkpoints, twins, coefficients):
+                key_of = {keys[key]: key for key in group}
+                for twin, weight in read(checkpoint, key_of):
+                    key = key_of[twin]
                     if key in averages:
                         averages[key].update(weight, c)
                     else:
@@ -146,7 +163,10 @@ def merge(
                     advance(newest.tensors[key])
                     del weight  # before the next one is read
             for key in group:
-                yield key, averages.pop(key).value()
+                average = averages.pop(key).value()
+                _check_finite(key, average, newest, zip(checkpoints, twins))
+                yield key, average
+                del average  # before the next one is made
         for key in others:
             yield key, None
 
@@ -169,29 +189,20 @@ def warn(report: dict[str, Any]) -> None:
             "`swa_tf.refit_batch_norm(model, dataset)`.",
             stacklevel=3,
         )
-    if report["guessed"]:
-        warnings.warn(guess(report), stacklevel=3)
-
-
-def guess(report: dict[str, Any]) -> str:
-    """Returns a warning of what only looks as if it were no weights."""
     names = report["guessed"]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (
-        f"'{report['output']}' does not average what by its name or place "
-        "looks like an optimizer or a counter: "
-        f"{', '.join(map(repr, names[:3]))}{more}."
-    )
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(
+            f"'{report['output']}' does not average what by its name or place "
+            "looks like an optimizer, a metric or a counter: "
+            f"{', '.join(map(repr, names[:3]))}{more}.",
+            stacklevel=3,
+        )
 
 
 def opened(path: str, argument: str = "inputs") -> Checkpoint:
     """Opens a checkpoint, or raises an error that says why it is none."""
     files = paths.files(path)
-    if tf.io.gfile.isdir(path) and files[-1:] in ([], [path]):
-        raise ValueError(
-            f"`{argument}` must be a list of checkpoints, or one directory. "
-            f"Received: the directory '{path}' in a list"
-        )
     if not files:
         raise FileNotFoundError(
             f"`{argument}` must be checkpoints that exist. Received: '{path}'"
@@ -203,24 +214,14 @@ def opened(path: str, argument: str = "inputs") -> Checkpoint:
                 os.stat(file).st_mode
             ):
                 raise DamagedError(f"{os.path.basename(file)} is no file")
-        if files[-1] not in (path, f"{path}.index"):
-            raise DamagedError(f"{os.path.basename(path)}.index is missing")
         suffix = paths.suffix(path)
-        if suffix == ".keras":
-            return KerasCheckpoint(path)
-        return Hdf5Checkpoint(path) if suffix else TensorFlowCheckpoint(path)
-
-
-@contextlib.contextmanager
-def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
-    """Turns an error of reading into one that says which input it is."""
-    try:
-        yield
-    except (DamagedError, OSError) as error:
-        raise ValueError(
-            f"`{argument}` must be whole checkpoints. "
-            f"Received: '{path}': {whole_files.reason(error)}"
-        ) from error
+        main = path if suffix else f"{path}.index"
+        if files[-1] not in (path, main):
+            raise DamagedError(f"{os.path.basename(main)} is missing")
+        if not suffix:
+            return TensorFlowCheckpoint(path)
+        forms = {".keras": KerasCheckpoint, paths.SHARDED: ShardedCheckpoint}
+        return forms.get(suffix, Hdf5Checkpoint)(path)
 
 
 def read(
@@ -235,67 +236,107 @@ def read(
         del value  # before the next one is read
 
 
-def _check_alike(checkpoint: Checkpoint, newest: Checkpoint) -> None:
-    """Raises unless both have the same tensors; slots aside."""
-    if checkpoint.form != newest.form:
-        raise ValueError(
-            "`inputs` must be of one form. "
-            f"Received: '{checkpoint.path}', a {checkpoint.form}, and "
-            f"'{newest.path}', a {newest.form}"
-        )
-    slots = checkpoint.slots | newest.slots
-    ours, others = (
-        {k: str(v) for k, v in each.tensors.items() if k not in slots}
-        for each in (checkpoint, newest)
-    )
-    differ = {
-        "without": others.keys() - ours.keys(),
-        "with, in addition,": ours.keys() - others.keys(),
-        "with another shape or type of": dict(ours.items() - others.items()),
-    }
-    for how, keys in differ.items():
-        if keys:
-            tensors = ", ".join(
-                f"'{newest.name(key)}' "
-                + " instead of ".join(
-                    t[key] for t in (ours, others) if key in t
-                )
-                for key in sorted(keys)[:3]
-            )
-            more = " and more" if len(keys) > 3 else ""
-            raise ValueError(
-                "`inputs` must hold the same tensors. "
-                f"Received: '{checkpoint.path}' {how} {tensors}{more}, "
-                f"against '{newest.path}'"
-            )
-
-
-def _averaged(newest: Checkpoint, from_newest: Iterable[str]) -> set[str]:
-    """Returns the keys of what is averaged."""
+def patterns(from_newest: Iterable[str]) -> list[re.Pattern[str]]:
+    """Returns the regular expressions of the argument `from_newest`."""
     if isinstance(from_newest, str):
         raise TypeError(
             "`from_newest` must be a list of regular expressions. "
             f"Received: from_newest={from_newest!r}"
         )
-    keys = {key for key, tensor in newest.tensors.items() if tensor.is_float}
-    keys -= newest.slots | newest.state
+    compiled = []
     for pattern in from_newest:
         try:
-            found = {k for k in keys if re.search(pattern, newest.name(k))}
+            compiled.append(re.compile(pattern))
         except (re.error, TypeError) as error:
             raise ValueError(
                 "`from_newest` must hold regular expressions. "
                 f"Received: {pattern!r}: {error}"
             ) from None
+    return compiled
+
+
+def _unmatched(
+    checkpoints: list[Checkpoint], from_newest: Iterable[re.Pattern[str]]
+) -> set[str]:
+    """Returns the names of all tensors that no pattern matches."""
+    names = {each.name(key) for each in checkpoints for key in each.tensors}
+    for pattern in from_newest:
+        found = set(filter(pattern.search, names))
         if not found:
             raise ValueError(
-                "`from_newest` must match names of weights. Received: "
-                f"{pattern!r}, which matches none of those left"
+                "`from_newest` must match names of tensors. Received: "
+                f"{pattern.pattern!r}, which matches none of those left"
             )
-        keys -= found
-    if not keys:
+        names -= found
+    return names
+
+
+def _weights(checkpoint: Checkpoint, names: set[str]) -> set[str]:
+    """Returns the keys of the weights that have one of these names."""
+    return {
+        key
+        for key, tensor in checkpoint.tensors.items()
+        if tensor.is_float and checkpoint.name(key) in names
+    } - (checkpoint.slots | checkpoint.state)
+
+
+def _twins(
+    newest: Checkpoint, averaged: set[str], other: Checkpoint, names: set[str]
+) -> dict[str, str]:
+    """Returns the keys in another checkpoint of what is averaged.
+
+    Raises unless both have the same weights. All else may differ.
+    """
+    if other.form != newest.form:
         raise ValueError(
-            "`inputs` must hold weights of floating point to average. "
-            f"Received: none in '{newest.path}'"
+            "`inputs` must be of one form. "
+            f"Received: '{other.path}', a {other.form}, and "
+            f"'{newest.path}', a {newest.form}"
         )
-    return keys
+    twins = newest.twins(other)
+    floats = {twin for k, twin in twins.items() if newest.tensors[k].is_float}
+    theirs = {key: other.tensors[twin] for key, twin in twins.items()}
+    pairs = [
+        (newest.name(key), newest.tensors[key], theirs.get(key))
+        for key in sorted(averaged)
+    ] + [
+        (other.name(key), None, other.tensors[key])
+        for key in sorted(_weights(other, names) - floats)
+    ]
+    differ = [
+        f"'{name}' {its or 'missing'} instead of {ours or 'none'}"
+        for name, ours, its in pairs
+        if str(its) != str(ours)
+    ]
+    if differ:
+        more = " and more" if len(differ) > 3 else ""
+        raise ValueError(
+            "`inputs` must hold the same tensors, apart from what "
+            f"`from_newest` matches. Received: '{other.path}' with "
+            f"{', '.join(differ[:3])}{more}, against '{newest.path}'"
+        )
+    return twins
+
+
+def _check_finite(
+    key: str,
+    average: np.ndarray,
+    newest: Checkpoint,
+    inputs: Iterable[tuple[Checkpoint, dict[str, str]]],
+) -> None:
+    """Raises if an average is NaN or infinite where the newest input is not."""
+    with np.errstate(all="ignore"):
+        dtype = np.result_type(average.dtype, np.float64)
+        if np.isfinite(average.sum(dtype=dtype)):
+            return
+    ((_, value),) = read(newest, [key])
+    spoilt = np.isfinite(value) & ~np.isfinite(average)
+    for checkpoint, twins in inputs if spoilt.any() else ():
+        ((_, value),) = read(checkpoint, [twins[key]])
+        if not np.isfinite(value[spoilt]).all():
+            raise NotFiniteError(
+                "`inputs` must be finite where the newest is, or their average "
+                f"is not. Received: '{checkpoint.path}' with NaN or infinity "
+                f"in '{newest.name(key)}'. Leave that input out or, if this is "
+                "no weight, name it in `from_newest`."
+            )

@@ -6,6 +6,8 @@ model's kernels lie under its optimizer's path.
 
 from __future__ import annotations
 
+import collections
+import re
 from collections.abc import Collection, Container, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +15,25 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+# The attributes in which metrics and vocabularies keep their variables.
+_NO_WEIGHT = re.compile(
+    r"(_?total|_?count|accumulator|(true|false)_(positives|negatives)|total_cm"
+    r"|total_confusion_matrix|conf_mtx|intermediate_weights|weights_intermediate|squared_sum|sum"
+    r"|residual|res|num_samples|idf_weights|num_documents)$"
+)
+# Attributes of an object whose own variables are no weights.
+_OPTIMIZER = {"_variables", "_iterations"}  # Keras since TensorFlow 2.11
+_AVERAGE = {"_averages", "_n_models"}
+_NO_MODEL = (
+    _OPTIMIZER,
+    {"iter", "learning_rate"},  # an optimizer of Keras before
+    _AVERAGE,
+    {"current_loss_scale", "good_steps"},
+)
+# Lists of variables, in an order that depends on which layers are frozen.
+_LIST = re.compile(r"_?(non_)?(trainable_)?variables$")
+_IN_ANY_ORDER = "_all_variables"  # Keras 3 exports it in a varying order
 
 
 class AverageKeys(NamedTuple):
@@ -28,35 +49,40 @@ class ObjectGraph:
 
     Attributes:
         slots: The keys of the variables that optimizers keep for weights.
-        state: The keys of other variables that are no weights: those of
-            optimizers, of metrics, and the averages of a `WeightAverage`.
+        state: All other keys that are no weights: of optimizers, of metrics,
+            of a `WeightAverage`, and of what is no variable, such as a table.
         averages: The keys of each `WeightAverage`.
     """
 
     def __init__(self, serialized: bytes, keys: Collection[str]) -> None:
         self._graph = trackable_object_graph_pb2.TrackableObjectGraph()
         self._graph.ParseFromString(serialized)
-        self._check(keys)
+        variables = {key for key in keys if key.endswith(SUFFIX)}
+        nodes = range(len(self._graph.nodes))
+        unnamed = variables.difference(*map(self._keys, nodes))
+        if unnamed:
+            raise LookupError(f"it does not name '{min(unnamed)}'")
         slots: set[str] = set()
-        state: set[str] = set()
+        state = set(keys) - variables
         self.averages: list[AverageKeys] = []
-        for node in self._graph.nodes:
-            children = {c.local_name: c.node_id for c in node.children}
+        for i, node in enumerate(self._graph.nodes):
+            children = self._children(i)
             own = {key for c in children.values() for key in self._keys(c)}
-            # Keras since TensorFlow 2.11, and Keras 3.
-            if {"_variables", "_iterations"} <= children.keys():
-                state |= own
-                slots |= set(self._below(children["_variables"])) - own
-            # Before, and `tf.compat.v1.train`.
-            if node.slot_variables or (
-                {"iter", "learning_rate"} <= children.keys()
+            held = {name for name, c in children.items() if self._values(c)}
+            if (
+                any(names <= children.keys() for names in _NO_MODEL)
+                or node.slot_variables
+                or {"total", "count"} <= held
+                or all(map(_NO_WEIGHT.match, held))
             ):
                 state |= own
+            if children.keys() >= _OPTIMIZER:
+                slots |= set(self._below(children["_variables"])) - own
             for slot in node.slot_variables:
                 slots |= set(self._keys(slot.slot_variable_node_id))
-            if {"_averages", "_n_models"} <= children.keys():
+            if children.keys() >= _AVERAGE:
                 averages = list(self._below(children["_averages"]))
-                state |= set(averages)
+                state = state.union(*map(self._below, children.values()))
                 # Only exponential averages have `_begun`; they do not merge.
                 if "_state" in children and "_begun" not in children:
                     for n_models, saved in zip(
@@ -65,25 +91,41 @@ class ObjectGraph:
                     ):
                         found = AverageKeys(averages, n_models, saved)
                         self.averages.append(found)
-            if {"total", "count"} <= children.keys() or (  # a metric
-                {"current_loss_scale", "good_steps"} <= children.keys()
-            ):
-                state |= own
         self.slots = slots & set(keys)
         self.state = (state - slots) & set(keys)
 
-    def _check(self, keys: Collection[str]) -> None:
-        """Raises LookupError unless this is the graph of these tensors."""
-        nodes = self._graph.nodes
-        named = {a.checkpoint_key for node in nodes for a in node.attributes}
-        for key in keys:
-            if key.endswith(SUFFIX) and key not in named:
-                raise LookupError(f"it does not name '{key}'")
-        ids = {child.node_id for node in nodes for child in node.children}
-        for node in nodes:
-            ids.update(s.slot_variable_node_id for s in node.slot_variables)
-        if not ids <= set(range(len(nodes))):
-            raise LookupError("it refers to nodes that it does not have")
+    def twins(self, other: ObjectGraph) -> dict[str, str]:
+        """Returns the keys of `other` by those of the same variables here.
+
+        Variables are the same if the same names lead to them from the root.
+        Where names and a list both do, the names decide: the order in the
+        lists of optimizers depends on what was frozen.
+        """
+        keys: dict[str, str] = {}
+        names: dict[str, str] = {}
+        seen: set[int] = set()
+        taken: set[int] = set()
+        by_name = collections.deque([(0, 0)])
+        by_list: collections.deque[tuple[int, int]] = collections.deque()
+        while queue := by_name or by_list:
+            mine, its = queue.popleft()
+            if mine in seen or its in taken:
+                continue
+            seen.add(mine)
+            taken.add(its)
+            for value, twin in zip(self._values(mine), other._values(its)):
+                keys[value.checkpoint_key] = twin.checkpoint_key
+                names[value.full_name] = twin.full_name
+            children, theirs = self._children(mine), other._children(its)
+            for name in children:
+                if name in theirs and name != _IN_ANY_ORDER:
+                    pair = children[name], theirs[name]
+                    (by_list if _LIST.match(name) else queue).append(pair)
+        unordered, its_unordered = self._in_any_order(), other._in_any_order()
+        for name, key in unordered.items():
+            if names.get(name, name) in its_unordered:
+                keys.setdefault(key, its_unordered[names.get(name, name)])
+        return keys
 
     def without(self, keys: Container[str]) -> bytes:
         """Returns the graph, serialized, without the values of some keys."""
@@ -100,6 +142,23 @@ class ObjectGraph:
                 if slot.slot_variable_node_id in emptied:
                     node.slot_variables.remove(slot)
         return bytes(graph.SerializeToString(deterministic=True))
+
+    def _in_any_order(self) -> dict[str, str]:
+        """Returns keys by name of the unordered list, if its names differ."""
+        unordered = self._children(0).get(_IN_ANY_ORDER)
+        nodes = {} if unordered is None else self._children(unordered)
+        values = [value for i in nodes.values() for value in self._values(i)]
+        found = {value.full_name: value.checkpoint_key for value in values}
+        return found if len(found) == len(values) else {}
+
+    def _children(self, node_id: int) -> dict[str, int]:
+        children = self._graph.nodes[node_id].children
+        return {child.local_name: child.node_id for child in children}
+
+    def _values(self, node_id: int) -> list[Any]:
+        """Returns the attribute of a variable; of another object none."""
+        attributes = self._graph.nodes[node_id].attributes
+        return [a for a in attributes if a.checkpoint_key.endswith(SUFFIX)]
 
     def _keys(self, node_id: int) -> Iterator[str]:
         for attribute in self._graph.nodes[node_id].attributes:

@@ -16,8 +16,13 @@ from swa_tf.support import checks, whole_files
 
 Path = Union[str, "os.PathLike[str]"]
 
-SUFFIXES = (".weights.h5", ".h5", ".hdf5", ".keras")
+SHARDED = ".weights.json"
+"""The suffix of a file of Keras that lists shards beside it."""
+
+SUFFIXES = (".weights.h5", SHARDED, ".h5", ".hdf5", ".keras")
 """The suffixes of Keras's files. Other paths are prefixes of several files."""
+
+_SAVED_MODEL = "/variables/variables"  # the checkpoint in such a folder
 
 _DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")  # `.meta`: no data
@@ -84,12 +89,31 @@ def files(path: str) -> list[str]:
     names = {each for each in there if _DATA.sub("", each) == name}
     if suffix(path):
         names &= {name}
-    return [folder + each for each in sorted(names)]
+    found = sorted(names)
+    if suffix(path) == SHARDED:
+        stem = re.escape(name[: -len(SHARDED)])
+        shard = re.compile(rf"{stem}_\d{{5}}\.weights\.h5")
+        found = sorted(filter(shard.fullmatch, there)) + found
+    return [folder + each for each in found]
+
+
+def _saved_model(path: str) -> str:
+    """Returns the checkpoint in the folder of a SavedModel; "" of others."""
+    inner = path.rstrip("/") + _SAVED_MODEL
+    is_one = "saved_model.pb" in whole_files.names_in(path) and files(inner)
+    return inner if is_one else ""
+
+
+def name_of(path: str) -> str:
+    """Returns the name of a checkpoint; of a SavedModel that of its folder."""
+    return os.path.basename(path.removesuffix(_SAVED_MODEL))
 
 
 def resolved(inputs: Any) -> list[str]:
     """Returns the checkpoints in a directory, or those of a list."""
     is_path = isinstance(inputs, (str, os.PathLike))
+    if is_path and _saved_model(os.fspath(inputs)):
+        return checked([inputs])
     if is_path and tf.io.gfile.isdir(inputs):
         return in_directory(os.fspath(inputs))
     if is_path or not isinstance(inputs, Iterable):
@@ -112,6 +136,7 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
         given.append(os.fspath(path))
     # For `ckpt-*` a shell gives both the index and the data of a checkpoint.
     paths = list(dict.fromkeys(_PART.sub("", path) for path in given))
+    paths = [_saved_model(path) or path for path in paths]
     twice = _twice(given, os.path.realpath) + _twice(paths, _real)
     if twice:
         raise ValueError(
@@ -122,6 +147,13 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
         raise ValueError(
             f"`{argument}` must hold at least one checkpoint. Received: none"
         )
+    for path in paths:
+        if tf.io.gfile.isdir(path) and files(path)[-1:] in ([], [path]):
+            raise ValueError(
+                f"`{argument}` must be a list of checkpoints, or one directory "
+                "(for the command, as --checkpoint_dir). "
+                f"Received: the directory '{path}' in a list"
+            )
     return paths
 
 
@@ -145,52 +177,49 @@ def matching(patterns: Iterable[str]) -> list[str]:
 
 def in_directory(folder: str) -> list[str]:
     """Returns the checkpoints in a directory, the oldest first."""
-
-    def error(wanted: str, received: str) -> ValueError:
-        return ValueError(
-            f"`directory` must {wanted}, or give a list of paths. "
-            f"Received: directory='{folder}' {received}"
-        )
-
+    there = whole_files.names_in(folder)
     if not tf.io.gfile.isdir(folder):
         raise FileNotFoundError(
             "`directory` must be a folder with checkpoints. "
             f"Received: directory='{folder}'"
         )
-    there = whole_files.names_in(folder)
-    names = {
-        _DATA.sub("", name)
-        for name in there
-        if not name.startswith(".") and (_DATA.search(name) or suffix(name))
-    }
+    names = set()
+    for name in there:
+        if _DATA.search(name) or suffix(name):
+            names.add(_DATA.sub("", name))
+        elif _saved_model(os.path.join(folder, name)):
+            names.add(name + _SAVED_MODEL)
+    names = {name for name in names if not name.startswith(".")}
+    for name in [each for each in names if suffix(each) == SHARDED]:
+        if name.removesuffix(".json") in names:  # it is a report
+            names.remove(name)
+        shards = files(os.path.join(folder, name))[:-1]
+        names -= {os.path.basename(shard) for shard in shards}
     state = _listed(folder)
     # The first version of `Saver` writes one file of no particular name.
     names |= {name for name in state & there if not _PART.search(name)}
-    forms = sorted({f"*{suffix(name)}" for name in names})
-    if len(forms) != 1:
-        found = ", ".join(forms) or "no checkpoint"
-        raise error("hold checkpoints of one form", f"with {found}")
-    lost = ", ".join(sorted(state - names))
-    if lost:
-        wanted = "hold what its file 'checkpoint' lists"
-        raise error(wanted, f"without {lost}")
+    forms = {f"*{suffix(name)}" for name in names}
     averages = {name for name in names if f"{name}.json" in there}
-    if averages and averages != names:
-        wanted = "not hold averages beside checkpoints"
-        raise error(wanted, f"with {', '.join(sorted(averages))}")
-    paths = [os.path.join(folder, name) for name in sorted(names)]
-    twice = _twice(paths, _real)
-    if twice:
-        raise ValueError(
-            "`directory` must hold each checkpoint once, or give a list of "
-            f"paths. Received twice: '{twice[0]}'"
-        )
-    numbered = {name for name in names if _numbers(name)}
-    if numbered and numbered != names and not averages:
-        others = ", ".join(sorted(names - numbered))
+    others = {name for name in names if not _numbers(name_of(name))}
+    how = "with"
+    if len(forms) != 1:
+        wanted, received = "hold checkpoints of one form", forms
+    elif not state <= names:
+        wanted = "hold what its file 'checkpoint' lists"
+        how, received = "without", state - names
+    elif averages not in (set(), names):
+        wanted, received = "not hold averages beside checkpoints", averages
+    elif others not in (set(), names) and not averages:
         wanted = "hold checkpoints with numbers in their names, or without"
-        raise error(wanted, f"with {others} beside {min(numbered)}")
-    return in_order(paths)
+        received = others
+    else:
+        paths = [os.path.join(folder, name) for name in sorted(names)]
+        return in_order(checked(paths, "directory"))
+    found = ", ".join(sorted(received)) or "no checkpoint"
+    raise ValueError(
+        f"`directory` must {wanted}, or give a list of paths. "
+        f"Received: directory='{folder}' {how} {found}"
+    )
 
 
 def in_order(paths: list[str]) -> list[str]:
@@ -198,7 +227,7 @@ def in_order(paths: list[str]) -> list[str]:
 
     Those without numbers, written at the same time, stay as they come.
     """
-    numbers = [_numbers(os.path.basename(path)) for path in paths]
+    numbers = [_numbers(name_of(path)) for path in paths]
     written = {path: _written(path) for path in paths}
     by_time = sorted(paths, key=written.__getitem__)
     if len({found[-1] for found in numbers if found}) < len(paths):
@@ -238,16 +267,12 @@ def checked_output(output: Any, paths: list[str]) -> str:
             f"`output` must end in {ending}, as the inputs do. "
             f"Received: output='{output}'"
         )
-    for parent in map(os.fspath, pathlib.Path(output).parents):
-        if os.path.exists(parent) and not os.path.isdir(parent):
+    for parent in pathlib.Path(output).parents:
+        if parent.exists() and not parent.is_dir():
             raise ValueError(
                 "`output` must be in a folder. "
                 f"Received: output='{output}', and '{parent}' is a file"
             )
-    if _real(output) in map(_real, paths):
-        raise FileExistsError(
-            f"`output` must be none of the inputs. Received: output='{output}'"
-        )
     for path in [*files(output), *files(f"{output}.json")]:
         raise FileExistsError(
             "`output` must not exist. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import os
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -151,14 +151,12 @@ def greedy_soup(
             f"Received: metric={metric!r}"
         )
     output = paths.checked_output(output, found)
-    if not isinstance(from_newest, str):
-        from_newest = list(from_newest)  # for more than one average
+    patterns = merge.patterns(from_newest)
     sign = 1.0 if mode == "max" else -1.0
 
     def average(soup: list[str], to: str, **kwargs: Any) -> dict[str, Any]:
-        coefficients = [1.0 / (i + 1) for i in range(len(soup))]
-        kwargs.update(optimizer_slots=optimizer_slots, from_newest=from_newest)
-        return merge.merge(soup, to, coefficients, **kwargs)
+        kwargs.update(optimizer_slots=optimizer_slots, from_newest=patterns)
+        return merge.merge(soup, to, **kwargs)
 
     def measured(path: str) -> float:
         value: Any = metric(path)
@@ -185,14 +183,17 @@ def greedy_soup(
     with whole_files.scratch_folder(output) as scratch:
         for i, path in enumerate(order[1:]):
             candidate = f"{scratch / str(i)}{paths.suffix(output)}"
-            average([*soup, path], candidate)
-            value = measured(candidate)
+            try:
+                average([*soup, path], candidate)
+                value = measured(candidate)
+            except merge.NotFiniteError:
+                value = math.nan
             added = sign * value > sign * best
             trials.append(Trial(path, alone[path], value, added))
             if added:
                 soup, best = [*soup, path], value
             for file in [*paths.files(candidate), f"{candidate}.json"]:
-                os.unlink(file)
+                pathlib.Path(file).unlink(missing_ok=True)
         about = {"soup": [_as_json(trial) for trial in trials]}
         report = average(soup, output, about=about)
     merge.warn(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import re
@@ -39,10 +40,11 @@ _OPTIMIZER_OF_V1 = re.compile(
     re.IGNORECASE,
 )
 
-# Floats of these names count or steer the training, and are no weights.
+# Floats of these names count, steer or judge the training: they are no weights.
 _STATE = re.compile(
     r"(^|[/_])(steps?|epochs?|iter|iterations?|counter|learning_rate|lr"
-    r"|beta_?\d_power(_\d+)?|loss_scale)$"
+    r"|beta_?\d_power(_\d+)?|loss_scale|loss|acc|accuracy|error|metric|score"
+    r"|best|best_[^/]*)$"
 )
 
 
@@ -87,20 +89,24 @@ class TensorFlowCheckpoint(Checkpoint):
             self.slots = _slots_by_name(self.tensors)
             if self.slots:
                 known.update(filter(_POWER_OF_V1.search, self.tensors))
-        scalars = {
+        self.guessed = {
             key
             for key, tensor in self.tensors.items()
             if tensor.shape == () and tensor.is_float
+            if _STATE.search(self.name(key))
             # In an object, such as a model, it may be a weight.
             if not (self._graph and "/" in self.name(key))
-        }
-        named = {key for key in scalars if _STATE.search(self.name(key))}
-        self.guessed = named - self.slots - known
+        } - (self.slots | known)
         self.state = known | self.guessed
         self.batch_norm = set(filter(STATISTIC.search, self.tensors))
 
     def name(self, key: str) -> str:
         return key.removesuffix(object_graph.SUFFIX)
+
+    def twins(self, other: Any) -> dict[str, str]:
+        if self._graph and other._graph:
+            return self._graph.twins(other._graph)
+        return super().twins(other)
 
     def string(self, key: str) -> bytes:
         """Returns the one string of a scalar tensor."""
@@ -111,10 +117,19 @@ class TensorFlowCheckpoint(Checkpoint):
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         reader = self._reader()
+        # The first version of `Saver` writes one file, which it compresses.
+        data = paths.files(self.path)[:-1]
+        sizes = [tf.io.gfile.stat(file).length for file in data]
+        at_most = sum(sizes) if data else math.inf
         for key in keys:
             with errors_as_damage(f"'{self.name(key)}' cannot be read"):
+                if self.tensors[key].nbytes > at_most:
+                    raise ValueError("it is larger than the data files")
                 if self._dtypes[key].is_numpy_compatible:
-                    value = np.asarray(reader.get_tensor(key))
+                    value = reader.get_tensor(key)
+                    # From bytes numpy would strip the zeros at the end.
+                    kind = object if isinstance(value, bytes) else None
+                    value = np.asarray(value, kind)
                 else:  # variants, such as of iterators, which are only checked
                     with tf.Graph().as_default():
                         (tensor,) = self._restored([key])

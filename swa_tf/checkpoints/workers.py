@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from swa_tf.averaging import StochasticWeightAveraging
 from swa_tf.checkpoints import merge, paths
-from swa_tf.checkpoints.checkpoint import Tensor
+from swa_tf.checkpoints.checkpoint import Tensor, errors_of
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import variables as variables_lib
 
@@ -170,7 +170,7 @@ def _of_checkpoint(path: str) -> _Average:
             f"Received: '{path}' with {len(found) or 'none'}"
         )
     keys = found[0]
-    with merge.errors_of(path, "others"):
+    with errors_of(path, "others"):
         state = json.loads(checkpoint.string(keys.state))
         (n_models,) = checkpoint.read([keys.n_models])
     if state["swapped"]:
@@ -203,7 +203,7 @@ def _check_joins(average: _Average, target: _Average) -> None:
 
 def _listed(average: _Average) -> str:
     return ", ".join(
-        f"'{name}' {tensor.shape} {tensor.dtype}"
+        f"'{name}' {tensor}"
         for name, tensor in zip(average.names, average.tensors)
     )
 

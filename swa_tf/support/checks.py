@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 
+def wrong(
+    name: str, wanted: str, value: Any, error: type[Exception] = ValueError
+) -> Exception:
+    """Returns the error to raise for an argument that is not as wanted."""
+    return error(f"`{name}` must be {wanted}. Received: {name}={value!r}")
+
+
 def integer(name: str, value: Any, at_least: int) -> int:
     """Returns `value` as an int; raises unless it is one in range."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not (whole and value >= at_least):
-        raise ValueError(
-            f"`{name}` must be an integer >= {at_least}. "
-            f"Received: {name}={value!r}"
-        )
+        raise wrong(name, f"an integer >= {at_least}", value)
     return int(value)
 
 
@@ -31,14 +35,12 @@ def real(
 ) -> Any:
     """Returns a finite `value` >= 0 as an int or a float if `holds` of it."""
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    is_whole = isinstance(value, numbers.Integral)
-    number = (
-        math.nan if not is_real else int(value) if is_whole else float(value)
-    )
+    number: float = math.nan
+    if is_real:
+        is_whole = isinstance(value, numbers.Integral)
+        number = int(value) if is_whole else float(value)
     if not (0 <= number <= sys.float_info.max and holds(number)):
-        raise ValueError(
-            f"`{name}` must be {wanted}. Received: {name}={value!r}"
-        )
+        raise wrong(name, wanted, value)
     return number
 
 
@@ -50,9 +52,7 @@ def positive(name: str, value: Any) -> float:
 def boolean(name: str, value: Any) -> bool:
     """Returns `value` as a bool; raises unless it is one."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(
-            f"`{name}` must be True or False. Received: {name}={value!r}"
-        )
+        raise wrong(name, "True or False", value, TypeError)
     return bool(value)
 
 
@@ -60,10 +60,7 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises unless `value` is one of `choices`."""
     if value not in choices:
         *first, last = (f'"{each}"' for each in choices)
-        raise ValueError(
-            f"`{name}` must be {', '.join(first)} or {last}. "
-            f"Received: {name}={value!r}"
-        )
+        raise wrong(name, f"{', '.join(first)} or {last}", value)
 
 
 def batches(
@@ -71,22 +68,50 @@ def batches(
     steps: Any,
     dataset_argument: str = "dataset",
     steps_argument: str = "steps",
-) -> None:
-    """Raises unless `dataset` is an iterable of batches that ends."""
-    if not isinstance(dataset, Iterable) or isinstance(
-        dataset, (np.ndarray, tf.Tensor, tf.Variable, dict, str)
-    ):
+    *,
+    again: bool = False,
+) -> int | None:
+    """Returns how many batches to take, None for all, or raises.
+
+    `dataset` must be an iterable of so many, and end; if they are to be taken
+    `again`, no iterator that ends.
+    """
+    holds = isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")
+    is_array = hasattr(dataset, "shape")
+    if not holds or is_array or isinstance(dataset, (Mapping, str, tuple)):
         raise TypeError(
             f"`{dataset_argument}` must be a `tf.data.Dataset` or another "
-            "iterable of batches; [x] is one batch. "
+            "iterable of batches, but no tuple: [x] or [(x, y)] is one batch, "
+            "and `tf.data.Dataset.from_tensor_slices((x, y)).batch(32)` makes "
+            "batches of arrays. "
             f"Received: {dataset_argument} of type {type(dataset).__name__}"
         )
     if steps is not None:
-        integer(steps_argument, steps, at_least=1)
-    elif _cardinality(dataset) == tf.data.INFINITE_CARDINALITY:
+        steps = integer(steps_argument, steps, at_least=1)
+    found = _cardinality(dataset)
+    if found >= 0:
+        enough_batches(found, steps, dataset_argument, steps_argument)
+        return steps or found
+    used_up = again and isinstance(dataset, Iterator)
+    if steps is None and (used_up or found == tf.data.INFINITE_CARDINALITY):
+        kind = "used up after one validation" if used_up else "infinite"
         raise ValueError(
-            f"`{steps_argument}` must be given for an infinite "
-            f"`{dataset_argument}`. Received: {steps_argument}=None"
+            f"`{steps_argument}` must be given for a `{dataset_argument}` that "
+            f"is {kind}. Received: {steps_argument}=None, "
+            f"{dataset_argument} of type {type(dataset).__name__}"
+        )
+    return steps
+
+
+def enough_batches(
+    found: int, steps: int | None, dataset_argument: str, steps_argument: str
+) -> None:
+    """Raises unless `found` batches are as many as are wanted."""
+    if found < (steps or 1):
+        more = f"`{steps_argument}`={steps} batches"
+        raise ValueError(
+            f"`{dataset_argument}` must hold "
+            f"{more if steps else 'at least one batch'}. Received: {found}"
         )
 
 
@@ -96,27 +121,8 @@ def _cardinality(dataset: Any) -> int:
         return int(dataset.cardinality())
     if isinstance(dataset, tf.distribute.DistributedDataset):
         return int(dataset.cardinality)
-    return len(dataset) if isinstance(dataset, Sized) else -2
-
-
-def enough_batches(
-    dataset: Any,
-    steps: Any,
-    dataset_argument: str,
-    steps_argument: str,
-    *,
-    again: bool,
-) -> None:
-    """Raises if `dataset` has fewer batches; if `again`, if it is used up."""
-    if again and steps is None and isinstance(dataset, Iterator):
-        raise ValueError(
-            f"`{dataset_argument}` must be iterable again for each validation, "
-            f"or `{steps_argument}` given. Received: an iterator, of type "
-            f"{type(dataset).__name__}"
-        )
-    found = _cardinality(dataset)
-    if 0 <= found < (steps or 1):
-        raise ValueError(
-            f"`{dataset_argument}` must hold at least {steps or 1} batches. "
-            f"Received: {found}"
-        )
+    try:
+        return len(dataset)
+    except TypeError:  # it has none, but a `PyDataset` of Keras 3 may have
+        found = getattr(dataset, "num_batches", tf.data.UNKNOWN_CARDINALITY)
+        return tf.data.INFINITE_CARDINALITY if found is None else int(found)

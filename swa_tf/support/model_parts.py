@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.support import stack
+from swa_tf.support import variables as variables_lib
 
 Edge = tuple[str, Any, int]
 """A name, the object that it leads to, and its cost."""
@@ -20,38 +21,43 @@ NO_NAME = ""
 """The name of a member of a set, which has no place in an order."""
 
 _LEAVES = frozenset({bool, int, float, str, bytes, type(None), type})
-_CONTAINERS = (Mapping, list, tuple, set)
+CONTAINERS = (Mapping, list, tuple, set)
 _PARTS = (tf.keras.layers.Layer, tf.Module, tf.keras.metrics.Metric)
-
-
-def parts(model: Any) -> list[Any]:
-    """Returns the model, its layers, modules and metrics, each once."""
-    kinds = stack.VARIABLE_CLASSES
-    return [part for part in walk(model) if not isinstance(part, kinds)]
+NOT_OF_A_MODEL = (tf.keras.metrics.Metric, variables_lib.BoundModule)
+"""Parts whose state is no weight of the model that holds them."""
 
 
 def weights(model: Any) -> list[Any]:
     """Returns the `tf.Variable`s of the model and of its parts, each once.
 
-    The state of metrics, which Keras 2 counts as weights, is left out.
+    Left out is what Keras 2 counts as weights too: the state of metrics and of
+    averages, and the vocabularies of lookups.
     """
     listed = getattr(model, "weights", getattr(model, "variables", ()))
     walked = list(walk(model))
     kinds = stack.VARIABLE_CLASSES
-    found = [*listed, *(part for part in walked if isinstance(part, kinds))]
+    found = [v for v in (*listed, *walked) if isinstance(v, kinds)]
     by_ref = {v.ref(): v for v in map(stack.tf_variable, found)}
-    for part in walked:
-        if isinstance(part, tf.keras.metrics.Metric):
-            for variable in map(stack.tf_variable, part.variables):
-                by_ref.pop(variable.ref(), None)
+    others = [part for part in walked if isinstance(part, NOT_OF_A_MODEL)]
+    for variable in itertools.chain(*(part.variables for part in others)):
+        by_ref.pop(stack.tf_variable(variable).ref(), None)
     return list(by_ref.values())
+
+
+def trained_weights(model: Any) -> list[Any]:
+    """Returns the `tf.Variable`s that an optimizer of the model can move.
+
+    Counters and flags, as `tf.Variable(0)`, are trainable too by default.
+    """
+    found = map(stack.tf_variable, model.trainable_variables)
+    return [v for v in found if v.dtype.is_floating or v.dtype.is_complex]
 
 
 def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:
     """Returns the batch-norm layers of a model; or only the trainable ones."""
     kinds: Any = stack.batch_norm_layers()
-    layers = [part for part in parts(model) if isinstance(part, kinds)]
-    return [each for each in layers if each.trainable or not trainable]
+    found = (part for part in walk(model) if isinstance(part, kinds))
+    return [layer for layer in found if layer.trainable or not trainable]
 
 
 def walk(model: Any) -> Iterator[Any]:
@@ -90,11 +96,9 @@ def edges(part: Any) -> Iterator[Edge]:
 
     `tf.train.TrackableView` does not see what Keras 3 holds in containers.
     """
-    if isinstance(part, _CONTAINERS):
+    if isinstance(part, CONTAINERS):
         yield from items(part)
-    elif isinstance(part, tf.keras.metrics.Metric):
-        return  # its state is no part of the model
-    elif isinstance(part, _PARTS):
+    elif isinstance(part, _PARTS) and not isinstance(part, NOT_OF_A_MODEL):
         uncounted = stack.uncounted_attributes(part)
         for name, value in vars(part).items():
             if name not in uncounted:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import model_parts, stack
+from swa_tf.support import checks, model_parts, stack
 
 
 def named_variables(target: Any) -> dict[str, Any]:
@@ -25,13 +25,11 @@ def named_variables(target: Any) -> dict[str, Any]:
     if isinstance(target, stack.optimizers()):
         paths = _paths(model_parts.reached(target, _optimizer_edges))
         return _unique(paths, paths)
-    if not isinstance(target, (tf.keras.layers.Layer, tf.Module)) or isinstance(
-        target, tf.keras.metrics.Metric
-    ):
-        raise TypeError(
-            "`target` must be a Keras model, layer or optimizer or a "
-            f"`tf.Module`. Received: target of type {type(target).__name__}"
-        )
+    kinds = (tf.keras.layers.Layer, tf.Module)
+    others = model_parts.NOT_OF_A_MODEL
+    if not isinstance(target, kinds) or isinstance(target, others):
+        wanted = "a Keras model, layer or optimizer or a `tf.Module`"
+        raise checks.wrong("target", wanted, target, TypeError)
     try:
         weights = [variable.ref() for variable in model_parts.weights(target)]
     except ValueError:  # Keras 2, of a model that is not built
@@ -92,7 +90,7 @@ def _layer_edges(part: Any) -> Iterator[model_parts.Edge]:
 
 def _optimizer_edges(part: Any) -> Iterator[model_parts.Edge]:
     """Yields what an optimizer, its lists and its loss scale hold."""
-    if isinstance(part, (Mapping, list, tuple, set)):
+    if isinstance(part, model_parts.CONTAINERS):
         yield from model_parts.items(part)
     elif not isinstance(part, (tf.keras.layers.Layer, tf.Module)):
         for name, child in stack.optimizer_parts(part):

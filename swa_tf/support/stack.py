@@ -33,6 +33,18 @@ def tensorflow_addons() -> types.ModuleType | None:
     return None
 
 
+def check_keras(argument: str, value: Any) -> None:
+    """Raises if a model is of a Keras that `tf.keras` is not."""
+    classes = (tf.keras.Model, *type(value).__mro__)
+    own, *found = (each.__module__.split(".")[0] for each in classes)
+    for other in {"keras", "tf_keras"}.intersection(found) - {own}:
+        raise TypeError(
+            f"`{argument}` must be of `tf.keras`, which is {own} here, and "
+            "tf_keras if TF_USE_LEGACY_KERAS=1 is set before TensorFlow is "
+            f"imported. Received: a {type(value).__name__} of {other}"
+        )
+
+
 def batch_norm_layers() -> tuple[type, ...]:
     """Returns the batch-norm classes of this Keras."""
     layers = tf.keras.layers
@@ -186,10 +198,12 @@ KERAS_CONTAINERS = frozenset(
 def uncounted_attributes(part: Any) -> frozenset[str]:
     """Returns the attributes of a layer or module that hold no weights.
 
-    One is the number of batches that a model was trained on.
+    One is the number of batches that a model was trained on. Keras 2 gives a
+    layer that was adapted some of a model's.
     """
     name = "_TF_MODULE_IGNORED_PROPERTIES"  # `tf.Module.variables` skips them
-    ignored: frozenset[str] = getattr(part, name, getattr(tf.Module, name))
+    kind = tf.keras.Model if isinstance(part, tf.keras.layers.Layer) else part
+    ignored: frozenset[str] = getattr(kind, name, getattr(tf.Module, name))
     return ignored
 
 

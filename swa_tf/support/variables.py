@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 
 
 def checked_list(
@@ -29,21 +29,15 @@ def checked_list(
         or isinstance(var_list, (str, dict))
         or not isinstance(var_list, Iterable)
     ):
-        raise TypeError(
-            f"`{argument}` must be {wanted}. Received: {argument}={var_list!r}"
-        )
+        raise checks.wrong(argument, wanted, var_list, TypeError)
     variables = [stack.tf_variable(v) for v in var_list]
     if not variables:
-        raise ValueError(
-            f"`{argument}` must hold at least one variable. "
-            f"Received: {argument}=[]"
-        )
+        raise checks.wrong(argument, "a list of at least one variable", [])
+    in_v1 = tensors and outermost_graph() is not None
+    kinds = (tf.Variable, tf.Tensor) if in_v1 else tf.Variable
     for variable in variables:
-        is_tensor = tensors and isinstance(variable, tf.Tensor)
-        if not (
-            isinstance(variable, tf.Variable)
-            or (is_tensor and outermost_graph() is not None)
-        ):
+        if not isinstance(variable, kinds):
+            stack.check_keras(argument, variable)
             raise TypeError(
                 f"`{argument}` must hold variables"
                 f"{' (and tensors only in a v1 graph)' if tensors else ''}. "
@@ -60,10 +54,18 @@ def describe(variables: Iterable[Any]) -> str:
     )
 
 
+def wrong(
+    wanted: str, variables: Iterable[Any], error: type[Exception] = ValueError
+) -> Exception:
+    """Returns the error to raise for a `var_list` that holds `variables`."""
+    received = describe(variables)
+    return error(f"`var_list` must hold {wanted}. Received: {received}")
+
+
 def dtype_of_average(variable: Any) -> tf.DType:
-    """Returns the dtype of the average of a variable or tensor."""
-    is_double = variable.dtype.base_dtype == tf.float64
-    return tf.float64 if is_double else tf.float32
+    """Returns float32 for smaller floats, otherwise the variable's dtype."""
+    dtype = variable.dtype.base_dtype
+    return tf.float32 if dtype.is_floating and dtype.size < 4 else dtype
 
 
 def outermost_graph() -> tf.Graph | None:
@@ -87,13 +89,15 @@ def component_pairs(target: Any, source: Any) -> list[tuple[tf.Variable, Any]]:
     if `source` differs between replicas, `source` is reduced when read.
     """
     targets, sources = components(target), components(source)
-    if (
-        len(targets) != len(sources)
-        or getattr(source, "synchronization", None)
-        == tf.VariableSynchronization.ON_READ
-    ):
+    if len(targets) != len(sources) or is_read_by_replica(source):
         sources = [source] * len(targets)
     return list(zip(targets, sources))
+
+
+def is_read_by_replica(variable: Any) -> bool:
+    """Whether each replica has its own value, and a read may join them."""
+    on_read = tf.VariableSynchronization.ON_READ
+    return getattr(variable, "synchronization", None) == on_read
 
 
 def local_variable(value: Any, name: str, device: str | None) -> tf.Variable:
@@ -113,15 +117,11 @@ def check_device(device: Any) -> None:
     except (AttributeError, TypeError, ValueError):
         asked = tf.DeviceSpec()
     if asked.device_type is None:
-        raise ValueError(
-            '`device` must be the name of a device, such as "/cpu:0", or None. '
-            f"Received: device={device!r}"
-        )
+        wanted = 'the name of a device, such as "/cpu:0", or None'
+        raise checks.wrong("device", wanted, device)
     if tf.distribute.has_strategy():
-        raise ValueError(
-            "`device` must be None inside `strategy.scope()`, where the "
-            f"strategy places variables. Received: device={device!r}"
-        )
+        wanted = "None inside `strategy.scope()`: a strategy places variables"
+        raise checks.wrong("device", wanted, device)
     if outermost_graph() is not None:
         return  # the graph may run on another machine
     # TensorFlow would silently take another device for one that is missing.
@@ -131,15 +131,34 @@ def check_device(device: Any) -> None:
         known = local.make_merged_spec(tf.DeviceSpec.from_string(each))
         if known.make_merged_spec(asked) == known:
             return
-    raise ValueError(
-        f"`device` must be one of {', '.join(devices)}. "
-        f"Received: device={device!r}"
-    )
+    raise checks.wrong("device", f"one of {', '.join(devices)}", device)
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
     """Returns the strategy of a `tf.Variable`; None for a plain one."""
     return getattr(variable, "distribute_strategy", None)
+
+
+class BoundModule(tf.Module):
+    """A module whose variables belong to variables that it does not own.
+
+    A pickle would belong to copies that nobody trains, a `copy.copy` would
+    share some of the state: both raise.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"A `{type(self).__name__}` cannot be pickled, nor copied by "
+            "`copy.copy`: it is bound to the variables of this process. Use "
+            "`copy.deepcopy` here. For another process save it with "
+            "`tf.train.Checkpoint`, and restore it beside its variables there."
+        )
 
 
 class Untracked:
@@ -157,6 +176,7 @@ class Untracked:
     @property
     def value(self) -> Any:
         if self._memo:
+            _add_models(self._memo)
             self._value = _replaced(self._value, self._memo)
             self._memo = {}
         return self._value
@@ -171,6 +191,14 @@ class Untracked:
         return copied
 
 
+def _add_models(memo: dict[int, Any]) -> None:
+    """Adds the variables of models, which Keras copies by itself."""
+    for original in memo.get(id(memo), ()):  # all that was copied
+        if isinstance(original, tf.keras.Model) and original.built:
+            for old, new in zip(original.weights, memo[id(original)].weights):
+                memo[id(stack.tf_variable(old))] = stack.tf_variable(new)
+
+
 def _replaced(value: Any, memo: dict[int, Any]) -> Any:
     """Returns `value` with the copies of its variables in `memo`, by `id`."""
     if isinstance(value, dict):
@@ -181,12 +209,14 @@ def _replaced(value: Any, memo: dict[int, Any]) -> Any:
     return memo.get(id(value), value)
 
 
-def read(variable: tf.Variable) -> tf.Tensor:
+def read(variable: Any) -> tf.Tensor:
     """Returns the present value, which no later write changes."""
     if _is_plain_and_eager(variable):
         return tf.raw_ops.ReadVariableOp(
             resource=variable.handle, dtype=variable.dtype
         )
+    if isinstance(variable, tf.Tensor):
+        return variable  # of a v1 graph, which averages tensors too
     value = variable.read_value()
     if variable.dtype != variable.dtype.base_dtype:
         # TensorFlow 1's reference variables overwrite values read before.
@@ -232,6 +262,16 @@ def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
         for variable in variables
         for component in components(stack.tf_variable(variable))
     ]
+
+
+def assign(pairs: Iterable[tuple[Any, Any]]) -> Any:
+    """Assigns to the first of each pair the second, cast to its dtype."""
+    return tf.group(
+        *[
+            write(target, tf.cast(read(source), target.dtype.base_dtype))
+            for target, source in pairs
+        ]
+    )
 
 
 def snapshot(variables: Iterable[Any]) -> Callable[[], None]:

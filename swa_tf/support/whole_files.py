@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import pathlib
 import re
@@ -20,7 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -76,9 +75,8 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         finally:
             try:
                 shutil.rmtree(scratch, ignore_errors=True)
-            except BaseException:  # interrupted
+            finally:  # again, in case an interrupt came
                 shutil.rmtree(scratch, ignore_errors=True)
-                raise
     except BaseException as error:
         for parent in made:  # the innermost first
             with contextlib.suppress(OSError):  # no longer empty
@@ -117,6 +115,12 @@ def names_in(folder: str) -> set[str]:
     try:
         names = tf.io.gfile.listdir(folder or ".")
     except tf.errors.OpError:
+        if is_remote(folder):
+            try:
+                tf.io.gfile.exists(folder)
+            except tf.errors.OpError as error:
+                why = f"'{folder}' cannot be reached: {reason(error)}"
+                raise OSError(why) from error
         return set()
     return {name.rstrip("/") for name in names}  # `gs://` marks folders so
 
@@ -168,7 +172,7 @@ def move(files: Iterable[pathlib.Path], folder: str) -> None:
 def check_model_path(name: str, path: Any) -> None:
     """Raises unless `save_model` can write to `path`."""
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"`{name}` must be a path. Received: {name}={path!r}")
+        raise checks.wrong(name, "a path", path, TypeError)
     local = pathlib.Path(path)
     if (
         local.suffix not in ("", ".keras", ".h5")
@@ -176,11 +180,8 @@ def check_model_path(name: str, path: Any) -> None:
         or is_remote(path)
         or any(parent.is_file() for parent in local.parents)
     ):
-        raise ValueError(
-            f"`{name}` must be a local path that ends in .keras, .h5 or "
-            ".weights.h5, or has no suffix. "
-            f"Received: {name}={os.fspath(path)!r}"
-        )
+        wanted = "a local path that ends in .keras or .h5, or has no suffix"
+        raise checks.wrong(name, wanted, os.fspath(path))
 
 
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:
@@ -213,10 +214,10 @@ def reserve(path: str | os.PathLike[str], size: int) -> None:
 def _size_in_hdf5(model: Any) -> int:
     """Returns how many bytes Keras writes for a model, at most."""
     optimizer = getattr(model, "optimizer", None)
-    variables = [*model.weights, *stack.optimizer_variables(optimizer)]
+    listed = [*model.weights, *stack.optimizer_variables(optimizer)]
+    variables = [v for v in listed if isinstance(v, stack.VARIABLE_CLASSES)]
     values = sum(
-        math.prod(variable.shape) * stack.tf_variable(variable).dtype.size
-        for variable in variables
+        int(tf.size(v)) * stack.tf_variable(v).dtype.size for v in variables
     )
     # Names, places and the model's configuration take some KB a variable.
     return values + ((len(variables) + 4) << 14)

@@ -7,14 +7,14 @@ whole value shares its buffer, so a swap copies nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
 from swa_tf.batch_norm import ArgumentNames, BatchNormRefit
-from swa_tf.support import checks, model_parts
+from swa_tf.support import checks, model_parts, stack
 from swa_tf.support import variables as variables_lib
 from swa_tf.swapping import backup
 
@@ -27,6 +27,7 @@ def averaged_weights(
     refit_data: Iterable[Any] | None = None,
     refit_steps: int | None = None,
     refit: BatchNormRefit | None = None,
+    preprocess: Callable[[Any], Any] | None = None,
     keep: bool = False,
 ) -> Iterator[None]:
     """Evaluates, saves or serves the averaged model inside a `with` block.
@@ -50,8 +51,7 @@ def averaged_weights(
 
     Batch-norm statistics belong to the weights they were computed with. Give
     `refit_data`, or call `swa_tf.refit_batch_norm` inside the block, for a
-    model that has such layers. (A `MovingFreeBatchNormalization` uses them
-    only where it is called with `use_moving_statistics=False`.)
+    model that has such layers.
 
     Args:
         swa: The averages, updated at least once.
@@ -62,6 +62,7 @@ def averaged_weights(
         refit_steps: The `steps` of `refit_batch_norm`.
         refit: A `BatchNormRefit` of `target`, to be called with them. Given
             the same one each time, the model is traced once. None makes one.
+        preprocess: As in `BatchNormRefit`, for the one that is made.
         keep: Whether the averages stay when the block ends without an
             exception: for the end of the training.
 
@@ -69,12 +70,9 @@ def averaged_weights(
         RuntimeError: On entry, if a variable to swap was not averaged yet, if
             the averages of `swa` are swapped in already, or in a graph or
             `tf.function`: use `BackupVariables` and `assign_averages` there.
-        TypeError: If `swa` is no `WeightAverage`, `target` neither a model nor
-            a list of variables, `refit` no `BatchNormRefit`, or `keep` no
-            bool.
-        ValueError: If `swa` averages no variable of `target`, if `refit_steps`
-            or `refit` is given without `refit_data`, if `refit` is of another
-            model, or as `refit_batch_norm` does.
+        TypeError, ValueError: If an argument is none of the above, does not go
+            with another, or as `refit_batch_norm` does; and if `swa` averages
+            no variable of `target`.
     """
     if not tf.executing_eagerly():
         raise RuntimeError(
@@ -83,14 +81,14 @@ def averaged_weights(
             "`assign_averages`."
         )
     backup.check_average(swa)
+    stack.check_keras("target", target)
     keep = checks.boolean("keep", keep)
     if refit_data is not None:
-        refit = _checked_refit(refit, target)
-    elif refit_steps is not None or refit is not None:
-        useless = "refit" if refit_steps is None else "refit_steps"
+        refit = _checked_refit(refit, target, preprocess)
+    elif any(x is not None for x in (refit_steps, refit, preprocess)):
         raise ValueError(
-            f"`refit_data` must be given for `{useless}` to be of use. "
-            f"Received: {useless}={refit_steps or refit} alone"
+            "`refit_data` must be given with `refit_steps`, `refit` or "
+            f"`preprocess`. Received: {refit_steps=}, {refit=}, {preprocess=}"
         )
     swap = _Swap(swa)
     try:
@@ -109,23 +107,19 @@ def averaged_weights(
         _end(swap)
 
 
-def _checked_refit(refit: Any, target: Any) -> BatchNormRefit:
+def _checked_refit(refit: Any, target: Any, preprocess: Any) -> BatchNormRefit:
     if not _is_model(target):
-        raise TypeError(
-            "`target` must be a model for `refit_data` to be of use. "
-            f"Received: target of type {type(target).__name__}"
-        )
+        wanted = "a model for `refit_data` to be of use"
+        raise checks.wrong("target", wanted, target, TypeError)
     if refit is None:
-        return BatchNormRefit(target)
+        return BatchNormRefit(target, preprocess=preprocess)
     if not isinstance(refit, BatchNormRefit):
-        raise TypeError(
-            "`refit` must be a `BatchNormRefit` or None. "
-            f"Received: refit={refit!r}"
-        )
-    if refit.model is not target:
+        wanted = "a `BatchNormRefit` or None"
+        raise checks.wrong("refit", wanted, refit, TypeError)
+    if refit.model is not target or preprocess is not None:
         raise ValueError(
-            "`refit` must be of the model `target`. "
-            f"Received: a refit of {refit.model!r}"
+            "`refit` must be of the model `target`, and made with what is to "
+            f"`preprocess`. Received: a refit of {refit.model!r}, {preprocess=}"
         )
     return refit
 

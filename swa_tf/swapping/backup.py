@@ -8,11 +8,11 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import WeightAverage
-from swa_tf.support import stack
+from swa_tf.support import checks, stack
 from swa_tf.support import variables as variables_lib
 
 
-class BackupVariables(tf.Module):
+class BackupVariables(variables_lib.BoundModule):
     """Copies of variables, to restore them later.
 
     With `assign_averages` this is the published recipe: save, swap in,
@@ -64,24 +64,18 @@ class BackupVariables(tf.Module):
             ]
 
     def save(self) -> Any:
-        """Copies the variables into the backup.
+        """Copies the variables into the backup; returns the op in a graph.
 
         >>> swa_tf.BackupVariables([tf.Variable(1.0)]).save()
-
-        Returns:
-            In a graph the op that copies, in eager mode None.
         """
-        return _assign_all(zip(self._backups, self._originals.value))
+        return variables_lib.assign(zip(self._backups, self._originals.value))
 
     def restore(self) -> Any:
-        """Copies the backup into the variables.
+        """Copies the backup into the variables; returns the op in a graph.
 
         >>> swa_tf.BackupVariables([tf.Variable(1.0)]).restore()
-
-        Returns:
-            In a graph the op that copies, in eager mode None.
         """
-        return _assign_all(zip(self._originals.value, self._backups))
+        return variables_lib.assign(zip(self._originals.value, self._backups))
 
 
 def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
@@ -119,7 +113,7 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
     variables = variables_lib.checked_list("var_list", var_list)
     averages = averages_of(swa, variables)
     with tf.control_dependencies(swa.assert_averaged(variables)):
-        return _assign_all(
+        return variables_lib.assign(
             pair
             for variable, average in zip(variables, averages)
             for pair in variables_lib.component_pairs(variable, average)
@@ -129,10 +123,8 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
 def check_average(swa: Any) -> None:
     """Raises unless `swa` is a `WeightAverage`."""
     if not isinstance(swa, WeightAverage):
-        raise TypeError(
-            "`swa` must be a `WeightAverage`, such as "
-            f"`StochasticWeightAveraging()`. Received: swa={swa!r}"
-        )
+        wanted = "a `WeightAverage`, such as `StochasticWeightAveraging()`"
+        raise checks.wrong("swa", wanted, swa, TypeError)
 
 
 BUILD_HINT = (
@@ -154,16 +146,3 @@ def averages_of(
             f"{BUILD_HINT}"
         )
     return averages
-
-
-def _assign_all(pairs: Iterable[tuple[Any, Any]]) -> Any:
-    """Assigns to the first of each pair the second, cast to its dtype."""
-    return tf.group(
-        *[
-            variables_lib.write(
-                target,
-                tf.cast(variables_lib.read(source), target.dtype.base_dtype),
-            )
-            for target, source in pairs
-        ]
-    )

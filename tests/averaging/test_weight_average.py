@@ -648,7 +648,7 @@ def test_resumed_in_a_new_process_bit_for_bit(tmp_path):
     [
         (lambda v: [], ValueError, "at least one variable"),
         (lambda v: None, ValueError, "`var_list` must be given"),
-        (lambda v: [v, v], ValueError, "once.*twice: 'v'"),
+        (lambda v: [v, v], ValueError, "once.*twice.*'v'"),
         (lambda v: v, TypeError, "list of variables"),
         (lambda v: 3, TypeError, "list of variables"),
         (lambda v: "v", TypeError, "list of variables"),

@@ -649,19 +649,19 @@ def test_averages_of_another_model_raise_before_training():
         ),
         (
             {"start_epoch": 1, "refit_data": []},
-            "`refit_data` must hold at least 1 batches. Received: 0",
+            "`refit_data` must hold at least one batch. Received: 0",
         ),
         (
             {"start_epoch": 1, "refit_data": fitting.data(), "refit_steps": 5},
-            "`refit_data` must hold at least 5 batches. Received: 4",
+            "`refit_data` must hold `refit_steps`=5 batches. Received: 4",
         ),
         (
             {"start_epoch": 1, "refit_data": iter([fitting.X])},
-            "`refit_data` must be iterable again",
+            "`refit_steps` must be given for a `refit_data` that is used up",
         ),
         (
             {"start_epoch": 1, "refit_data": fitting.data().repeat()},
-            "`refit_steps` must be given for an infinite `refit_data`",
+            "`refit_steps` must be given for a `refit_data` that is infinite",
         ),
     ],
 )

@@ -404,7 +404,7 @@ def test_a_restored_average_is_that_of_each_replica(tmp_path):
         model = make_model()
         swa = swa_tf.StochasticWeightAveraging()
     swa.apply(model.trainable_variables)
-    saved = resume.SavedAverage(model)
+    saved = resume.SavedAverage(model, lambda: model.trainable_variables)
     saved.attach(swa)
     model.save_weights(path)
     expected = [v.numpy() for v in model.trainable_variables]

@@ -41,6 +41,8 @@ def _found(folder):
     [
         ("run/a.weights.h5", ".weights.h5"),
         ("run/a.h5", ".h5"),
+        ("run/a.weights.json", ".weights.json"),
+        ("run/a.json", ""),
         ("run/a.hdf5", ".hdf5"),
         ("run/a.keras", ".keras"),
         ("run.keras/ckpt-1", ""),
@@ -67,6 +69,21 @@ def test_files_of_one_file(tmp_path):
     for name in ("v1", "a.keras"):
         path = str(tmp_path / name)
         assert paths_lib.files(path) == [path]
+
+
+def test_files_of_shards(tmp_path):
+    shards = [f"a[1]_0000{i}.weights.h5" for i in (0, 1)]
+    others = ["a1_00000.weights.h5", "a[1]_0.weights.h5", "a[1].weights.h5"]
+    _touch(tmp_path, "a[1].weights.json", *shards, *others)
+    found = paths_lib.files(str(tmp_path / "a[1].weights.json"))
+    names = [os.path.basename(path) for path in found]
+    assert names == [*shards, "a[1].weights.json"]
+
+
+def test_a_report_is_no_list_of_shards(tmp_path):
+    """`average_checkpoints` writes it beside a checkpoint `a.weights`."""
+    _touch(tmp_path, *_bundle("a.weights"), "a.weights.json")
+    assert _found(tmp_path) == ["a.weights"]
 
 
 @given(
@@ -243,9 +260,7 @@ def test_directory_with_one_beside_numbered_ones(tmp_path):
     _touch(tmp_path, "best.weights.h5")
     with pytest.raises(ValueError, match="numbers in their names") as error:
         paths_lib.resolved(tmp_path)
-    assert str(error.value).endswith(
-        "with best.weights.h5 beside epoch_01.weights.h5"
-    )
+    assert str(error.value).endswith("with best.weights.h5")
 
 
 @pytest.mark.parametrize(
@@ -332,8 +347,10 @@ def test_directory_whose_state_cannot_be_read(tmp_path):
 
 def test_directory_with_one_checkpoint_under_two_names(tmp_path):
     _touch(tmp_path, "epoch_1.keras", "epoch_2.keras")
-    (tmp_path / "latest.keras").symlink_to("epoch_2.keras")
-    with pytest.raises(ValueError, match=r"Received twice: '.*/latest\.keras'"):
+    (tmp_path / "epoch_3.keras").symlink_to("epoch_2.keras")
+    with pytest.raises(
+        ValueError, match=r"Received twice: '.*/epoch_3\.keras'"
+    ):
         paths_lib.in_directory(str(tmp_path))
 
 
@@ -427,7 +444,7 @@ def test_output_that_is_an_input(tmp_path):
         ("ckpt-1", prefix),
         ("link", prefix),
     ]:
-        with pytest.raises(FileExistsError, match="none of the inputs"):
+        with pytest.raises(FileExistsError, match="must not exist"):
             paths_lib.checked_output(tmp_path / output, inputs)
 
 

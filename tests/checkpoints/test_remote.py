@@ -116,6 +116,32 @@ def test_listing(ram, tmp_path):
 
 
 @pytest.mark.parametrize("form", [OBJECT, KERAS])
+def test_a_file_system_that_tensorflow_does_not_know(form, tmp_path, capsys):
+    known = checkpoint_files.path_of(form, str(tmp_path), "m-1")
+    checkpoint_files.write(form, known, LIKE)
+    folder = "nowhere://bucket/run"
+    unknown = checkpoint_files.path_of(form, folder, "m-2")
+    output = checkpoint_files.path_of(form, str(tmp_path), "average")
+    calls = [
+        lambda: swa_tf.average_checkpoints([known, unknown], output),
+        lambda: swa_tf.average_checkpoints(folder, output),
+        lambda: swa_tf.average_checkpoints([known], unknown),
+        lambda: swa_tf.checkpoints_in(folder),
+    ]
+    for call in calls:
+        with pytest.raises(OSError, match="'nowhere' not impl") as error:
+            call()
+        assert f"'{folder}" in str(error.value)
+    for given in (
+        [unknown],
+        [f"{folder}/*"],
+        [f"--checkpoint_dir={folder}"],
+    ):
+        assert command_line(f"--output_path={output}", *given) == 1
+        assert "error: 'nowhere://bucket/run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [OBJECT, KERAS])
 def test_damage_leaves_nothing(form, ram, tmp_path):
     paths = write(form, f"{ram}/run", tmp_path)
     file = checkpoint_files.files(form, paths[0])[0]

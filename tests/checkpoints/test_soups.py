@@ -395,7 +395,7 @@ def test_slots_can_be_dropped(tmp_path):
         ({"from_newest": "w"}, TypeError, "from_newest='w'"),
         ({"from_newest": ["x"]}, ValueError, "'x', which matches none"),
         ({"output": "a.keras"}, ValueError, "a name without suffix"),
-        ({"output": "b"}, FileExistsError, "none of the inputs"),
+        ({"output": "b"}, FileExistsError, "must not exist"),
         ({"inputs": []}, ValueError, "at least one"),
         ({"inputs": ["a", "c"]}, FileNotFoundError, "'c'"),
         ({"inputs": ["a", "other"]}, ValueError, "same tensors"),

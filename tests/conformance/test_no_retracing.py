@@ -159,17 +159,21 @@ def _batches(*sizes):
     return [tf.random.normal([size, 1]) for size in sizes]
 
 
+# A refit traces in training mode once, to see how layers are called.
+
+
 def test_a_refit_traces_once_with_a_short_last_batch():
     model, traces = _counting_model()
     dataset = tf.data.Dataset.from_tensor_slices(_batches(10)[0]).batch(4)
     swa_tf.refit_batch_norm(model, dataset)
-    assert [shape.as_list() for shape in traces] == [[None, 1]]
+    assert [shape.as_list() for shape in traces] == [[None, 1]] * 2
 
 
 def test_a_refit_of_batches_of_all_sizes_traces_twice():
     model, traces = _counting_model()
     swa_tf.refit_batch_norm(model, _batches(4, 4, 3, 5, 1, 4))
-    assert [shape.as_list() for shape in traces] == [[4, 1], [None, 1]]
+    shapes = [shape.as_list() for shape in traces]
+    assert shapes == [[4, 1], [4, 1], [None, 1]]
 
 
 def test_many_refits_give_no_retracing_warning(caplog):

@@ -341,7 +341,7 @@ def test_bad_targets():
         (other, ValueError, "none of them averaged"),
         (other.weights, ValueError, "`target` must hold.*in addition"),
         (3, TypeError, "`target` must be a model or a list of variables"),
-        ([], ValueError, "`target` must hold at least one"),
+        ([], ValueError, "`target` must be a list of at least one"),
         ([1.0], TypeError, "`target` must hold variables"),
     ):
         with pytest.raises(error, match=match):

@@ -1,0 +1,60 @@
+"""The callbacks that `fit` calls beside a `SWACallback`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from typing import Any
+
+import tensorflow as tf
+
+_OF_AVERAGES = {"averaged": ("swa_val_", "val_"), "both": ("swa_val_",)}
+"""How names of metrics of the averaged model begin, by `evaluate`."""
+
+
+def running_list() -> Any:
+    """Returns the `CallbackList` of the innermost `fit`, or None.
+
+    Keras tells no callback of the others, so it is looked up in the calls.
+    """
+    frame = inspect.currentframe()  # `inspect.stack` would load every module
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, tf.keras.callbacks.CallbackList):
+            return caller
+        frame = frame.f_back
+    return None
+
+
+def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
+    """Returns the callbacks, with one more before each `CSVLogger`.
+
+    Warns of callbacks that keep weights by a metric of the averages.
+    """
+    found = []
+    for each in callbacks:
+        monitor = getattr(each, "monitor", None)
+        flags = ("save_best_only", "restore_best_weights")
+        keeps = [flag for flag in flags if getattr(each, flag, False)]
+        if keeps and str(monitor).startswith(_OF_AVERAGES.get(evaluate, ())):
+            warnings.warn(
+                f"{type(each).__name__}({monitor=}, {keeps[0]}=True) keeps the "
+                "trained weights, and this metric is of the averaged ones. "
+                "Save the best averaged model inside `averaged_weights`: see "
+                "docs/keras.md.",
+                stacklevel=2,
+            )
+        is_table = isinstance(each, tf.keras.callbacks.CSVLogger)
+        if is_table and evaluate != "trained":
+            add = functools.partial(_add_columns, each)
+            found.append(tf.keras.callbacks.LambdaCallback(on_epoch_end=add))
+        found.append(each)
+    return found
+
+
+def _add_columns(logger: Any, epoch: int, logs: dict[str, Any]) -> None:
+    """Adds columns as Keras does, if the first epoch has no validation."""
+    if logger.keys is None and not any(n.startswith("val_") for n in logs):
+        prefixes = ("", "val_", "swa_val_")
+        logger.keys = [p + name for p in prefixes for name in sorted(logs)]
