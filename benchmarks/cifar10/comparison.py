@@ -62,11 +62,10 @@ def _sentence(test: dict[str, Any], other: str) -> str:
     swa = test[SWA_REFIT]
     gained, lost, p = mcnemar(swa["right"], test[other]["right"])
     points = swa["accuracy"] - test[other]["accuracy"]
-    verdict = (
-        "more than chance gives" if p < _CHANCE else "which chance may give"
-    )
+    verdict = "more than chance gives" if p < _CHANCE else "chance may give it"
     return (
-        f"{WAYS[SWA_REFIT]}, has {points:+.2f} points on test images over "
-        f"{WAYS[other]}: {gained} images more right and {lost} more wrong, "
-        f"{verdict} (McNemar's exact test: p = {p:.2g})."
+        f"On the test images, {WAYS[SWA_REFIT]} against {WAYS[other]}: "
+        f"{points:+.2f} points, {gained} images right that were wrong and "
+        f"{lost} wrong that were right, {verdict} (McNemar's exact test, "
+        f"p = {p:.2g})."
     )

@@ -33,7 +33,7 @@ def test_sentences():
     over_decayed, over_last = comparison.sentences({"test": test})
     assert "+50.00 points" in over_decayed
     assert "decayed to zero, refit" in over_decayed
-    assert "4 images more right and 0 more wrong" in over_decayed
+    assert "4 images right that were wrong and 0 wrong" in over_decayed
     assert "chance may give" in over_decayed  # p = 2 / 2^4
     assert "p = 0.12" in over_decayed
     assert "+100.00 points" in over_last
