@@ -24,10 +24,8 @@ class AveragedVariable(NamedTuple):
 class CheckpointState(tf.train.experimental.PythonState):
     """Whether the averages are swapped in, and of which variables they are.
 
-    A checkpoint written inside `averaged_weights` holds averages in place of
-    weights, and one of other variables would give each the average of another:
-    to restore either raises. TensorFlow restores this before any variable.
-    `WeightAverage` says which variables are the same.
+    Restoring a checkpoint written inside `averaged_weights`, or one of other
+    variables, raises. TensorFlow restores this object before any variable.
 
     `swapped` serves eager mode and checkpoints, `variable` serves functions
     that were traced before the swap. With `may_grow` variables may join later.
@@ -64,10 +62,7 @@ class CheckpointState(tf.train.experimental.PythonState):
         return [tf.debugging.Assert(is_live, [_SWAPPED.format(name=name)])]
 
     def live(self) -> tf.Tensor:
-        """Returns 1, or 0 while the averages are swapped in, as int64.
-
-        Updates are multiplied by it, since XLA leaves assertions out.
-        """
+        """Returns 1, or 0 while the averages are swapped in, as int64."""
         if self.variable is None:
             return tf.ones([], tf.int64)
         return 1 - tf.cast(self.variable.read_value(), tf.int64)
@@ -91,7 +86,6 @@ class CheckpointState(tf.train.experimental.PythonState):
     def _check_same(
         self, averaged: list[AveragedVariable], restored: list[AveragedVariable]
     ) -> None:
-        """Raises unless the variables are those of the checkpoint."""
         if self._may_grow and len(averaged) != len(restored):
             is_same = all(v == other for v, other in zip(averaged, restored))
         else:
@@ -119,10 +113,7 @@ class CheckpointState(tf.train.experimental.PythonState):
         )
 
     def check_none_waits(self, impossible: str, thing: str) -> None:
-        """Raises if all averages restored wait for `build`; warns of some.
-
-        Only TensorFlow has the values of those that wait.
-        """
+        """Raises if all averages restored wait for `build`; warns of some."""
         waiting = self.restored[len(self._averaged) :]
         if not waiting or self.n_models is None or self.n_models.numpy() == 0:
             return

@@ -12,11 +12,7 @@ from swa_tf.support import checks, stack
 
 
 class Argument(NamedTuple):
-    """A scalar >= 0: a number, or a tensor or variable read in each update.
-
-    Errors call it `name`, and say that it must be `wanted`: less than `below`
-    in float32.
-    """
+    """A scalar in [0, `below`): a number, or a tensor read in each update."""
 
     name: str
     wanted: str

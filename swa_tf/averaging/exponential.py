@@ -36,8 +36,7 @@ class ExponentialMovingAverage(WeightAverage):
     >>> float(ema.average(variable))
     1.25
 
-    Each call of `apply` moves the averages of the variables it is given. A
-    variable may join later, or be left out of a call.
+    A variable may join in a later call of `apply`, or be left out of a call.
 
     Where the average starts: in eager mode at the value that the variable has
     in the first `apply`; in a `tf.function` at the one it has when that is
@@ -47,8 +46,7 @@ class ExponentialMovingAverage(WeightAverage):
     (After `reset` in a v1 graph the averages begin anew from the values at the
     reset, those of tensors from zero.)
 
-    Averages are rounded as by `StochasticWeightAveraging`: those of bfloat16
-    weights, or of weights that move slowly, do not stand still.
+    Averages are rounded as by `StochasticWeightAveraging`.
 
     Args:
         decay: How much of the average an update keeps, in [0, 1): a number, or
@@ -201,7 +199,6 @@ class ExponentialMovingAverage(WeightAverage):
         return super()._is_first(variables, n_models)
 
     def _have_begun(self, variables: list[Any]) -> Any:
-        """Returns for each of `variables` whether it has been averaged."""
         begun = first_updates.read(self._begun, len(self._averages))
         return tf.gather(begun, self._indices(variables))
 
@@ -237,8 +234,7 @@ class ExponentialMovingAverage(WeightAverage):
         with tf.init_scope():
             n_known = max(n_before, len(self._state.restored))
             joined = list(self._average_of.value)[n_known:]
-            # A variable that the `tf.function` under construction makes has
-            # no value yet to start from.
+            # A variable made in the present trace has no value yet.
             has_value = tf.compat.v1.is_variable_initialized
             there = [bool(has_value(key.deref())) for key in joined]
             if self._state.was_restored:
@@ -259,11 +255,7 @@ class ExponentialMovingAverage(WeightAverage):
             return super()._apply(var_list)
 
     def _make_debias_variables(self, tensor: tf.Tensor) -> None:
-        """Makes the average of a tensor from zero, and how much of it is new.
-
-        Where all tensors have one decay, that follows from their number of
-        updates, which TensorFlow's class counts.
-        """
+        """Makes the variables for a tensor's average, which starts at zero."""
         v1 = tf.compat.v1
         progress = "local_step" if self._starts_as_tensorflow() else "share"
         average: Any = self.average(tensor)

@@ -7,8 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# Operations by their kernels: in eager mode, where each is run by itself, half
-# of the time of Python's operators.
+# In eager mode, kernels take half of the time of Python's operators.
 _add, _subtract = tf.raw_ops.AddV2, tf.raw_ops.Sub
 _multiply, _where = tf.raw_ops.Mul, tf.raw_ops.SelectV2
 _and, _or = tf.raw_ops.BitwiseAnd, tf.raw_ops.BitwiseOr
@@ -23,20 +22,17 @@ def moved(
 ) -> tf.Tensor:
     """Returns average + c * (weight - average); with c = 1 the weight itself.
 
-    `c`, in float64, and the `threshold` are tensors, or numbers where Python
-    knows them. In a graph, which XLA may compile, `zero` is an integer 0 whose
-    value XLA cannot know.
+    `c`, in float64, and `threshold` are tensors, or numbers in eager mode. In
+    a graph `zero` is an integer 0 whose value XLA cannot know.
     """
     own_c = _of_dtype(c, average.dtype)
     step = _multiply(x=own_c, y=_subtract(x=weight, y=average))
     if zero is not None:
         step = _rounded(step, zero)
-    # Half of the thresholds round to nearest.
     if tf.is_tensor(threshold) or threshold <= 0.5:
         total = unbiased_sum(average, step, threshold)
         if zero is not None:
-            # The same bits: XLA moves the choice by a scalar out of its loop,
-            # which for half of the models has to do this sum alone.
+            # The same bits, but faster: XLA moves the choice out of its loop.
             total = tf.where(threshold > 0.5, average + step, total)
     else:
         total = _add(x=average, y=step)
@@ -64,10 +60,9 @@ def unbiased_sum(
     """Returns the sum, rounded so that the errors of many sums cancel.
 
     Rounding to nearest loses every step below half a unit in the last place
-    (ulp): the average of a weight that moves slowly stands still. Here the part
-    that rounding lost is rounded in turn: up to a whole ulp if it is more than
-    `threshold` of one, else down to nothing. With thresholds spread evenly over
-    (0, 1) that is right on average. An exact sum stays exact.
+    (ulp). Here the part that is lost becomes a whole ulp if it is more than
+    `threshold` of one, else nothing. With thresholds spread evenly over (0, 1)
+    that is right on average. An exact sum stays exact.
     """
     dtype = average.dtype
     exponent, epsilon = (
@@ -77,9 +72,8 @@ def unbiased_sum(
     )
     total = _add(x=average, y=step)
     lost = _subtract(x=step, y=_subtract(x=total, y=average))
-    # The ulp, the distance from |total| to the next larger float, is `epsilon`
-    # of the power of two in it. Few operations: where memory is fast, they
-    # take the time.
+    # The ulp of `total` is `epsilon` times the power of two in it. Operations
+    # are few, since they take the time where memory is fast.
     bits, lost_bits = _bits(total), _bits(lost)
     exponent_mask = tf.constant(exponent, bits.dtype)
     power = tf.bitcast(_and(x=bits, y=exponent_mask), dtype)
@@ -92,7 +86,6 @@ def unbiased_sum(
 
 
 def _of_dtype(value: Any, dtype: tf.DType) -> tf.Tensor:
-    """Returns a tensor or number as a tensor of `dtype`."""
     if tf.is_tensor(value):
         return tf.cast(value, dtype)
     return tf.constant(value, dtype)
@@ -106,8 +99,7 @@ def _rounded(product: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
     """Returns the product, in a form that no compiler fuses with a sum.
 
     A fused multiply-add rounds once where TensorFlow's kernels round twice: an
-    average would depend on how it was computed. XLA fuses a product that is
-    used once, for some processors also one that is used twice as here.
+    average would depend on how it was computed.
     """
     bits = _bits(product)
     return tf.bitcast(bits ^ tf.cast(zero, bits.dtype), product.dtype)

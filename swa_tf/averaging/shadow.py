@@ -100,9 +100,8 @@ class ShadowVariables(variables_lib.BoundModule):
         return self._state.swapped
 
     def _mark_swapped(self, swapped: bool) -> None:
-        # Not a setter of `swapped`: `tf.Module` skips the assignment of a value
-        # that an attribute has already, but after an interrupt `set` may still
-        # have to write the variable.
+        # Not a setter: `tf.Module` skips one that would change nothing, but
+        # after an interrupt `set` may still have to write the variable.
         self._state.set(swapped)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -371,11 +370,7 @@ def _checked_when(when: Any) -> AveragingSchedule | None:
 
 
 def _made(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
-    """Returns a variable `<variable>/<suffix>` for the average of `variable`.
-
-    It has the device of the variable, unless `device` is given, and the value
-    that the variable has now or, in a v1 graph, will be given first.
-    """
+    """Returns a new average that starts as `variable`, by default beside it."""
     dtype = variables_lib.dtype_of_average(variable)
     name = f"{stack.variable_name(variable)}/{suffix}"
     if not isinstance(variable, tf.Variable):

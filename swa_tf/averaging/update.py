@@ -1,8 +1,7 @@
 """The one equation over all variables of a list.
 
-Small variables alike are stacked, and updated as one. In eager mode each
-operation runs by itself; in a graph XLA compiles the update of a large variable
-into one pass over memory. The bits are the same.
+Small variables alike are stacked, and updated as one. In a graph XLA compiles
+the update of a large variable. The bits are the same.
 """
 
 from __future__ import annotations
@@ -25,16 +24,11 @@ _MAX_CACHED_FUNCTIONS = 512
 
 
 class Update:
-    """average <- average + c * (weight - average), for pairs of these.
-
-    An average is a variable on one device, its weight a variable of any kind
-    or, in a v1 graph, a tensor.
-    """
+    """The update of averages, each on one device, by weights of any kind."""
 
     def __init__(self, pairs: Sequence[tuple[tf.Variable, Any]]) -> None:
         alike: dict[Any, list[int]] = {}
         for place, pair in enumerate(pairs):
-            # A pair without a kind is a bundle by itself.
             alike.setdefault(_Kind.of(*pair) or place, []).append(place)
         self._bundles = []
         for key, places in alike.items():
@@ -46,11 +40,7 @@ class Update:
                 self._bundles.append(_Bundle(kind, own, averages, weights))
 
     def __call__(self, c: tf.Tensor, n_models: tf.Tensor) -> Any:
-        """Moves the averages, with the coefficient `c` after `n_models` models.
-
-        `c` is one for all, or a vector with one for each of the pairs. Returns
-        in a graph the op that is done when all is.
-        """
+        """Moves the averages by `c`, a scalar or a vector with one for each."""
         threshold = rounding.threshold(n_models)
         zero = None
         if tf.executing_eagerly():
@@ -69,16 +59,13 @@ class Update:
 
 
 class _Kind(NamedTuple):
-    """The properties that pairs of one bundle share.
-
-    Weights that come from other devices are sent, as tensors.
-    """
+    """The properties that pairs of one bundle share."""
 
     device: str
     shape: tuple[int, ...]
     dtype: tf.DType
     weight_dtype: tf.DType
-    is_sent: bool
+    is_sent: bool  # whether the weight comes from another device, as a tensor
 
     @classmethod
     def of(cls, average: tf.Variable, weight: Any) -> _Kind | None:

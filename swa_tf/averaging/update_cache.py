@@ -13,15 +13,12 @@ _MAX_LISTS = 8
 
 @dataclasses.dataclass
 class CachedUpdate:
-    """A list given to `apply`, as `tf.Variable`s, and their update.
-
-    It ran op by op `n_op_by_op` times; `traced` is its function, if there is.
-    """
+    """A list given to `apply`, its `tf.Variable`s, and their update."""
 
     given: list[Any]
     variables: list[Any]
     update: Update
-    n_op_by_op: int = 0
+    n_op_by_op: int = 0  # how often it ran op by op
     traced: Callable[[], Any] | None = None
 
 

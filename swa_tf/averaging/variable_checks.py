@@ -39,8 +39,7 @@ def check_strategies(
 ) -> None:
     """Raises in the scope of a strategy, for variables of another.
 
-    TensorFlow makes none there, and traces no function that has them; averages
-    that exist can be updated in eager mode. `n_models` is the count of models.
+    There TensorFlow makes no averages, and updates them in eager mode only.
     """
     if not tf.distribute.has_strategy():
         return

@@ -33,9 +33,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
     where n is the number of models already averaged; the first update makes
     the average equal to the weight whatever c is. A shadow variable holds the
-    average itself, in at least float32: a float16 or bfloat16 average stops
-    moving once an update is less than half a unit in its last place. See
-    `StochasticWeightAveraging` for how an average is used.
+    average itself, in at least float32: one in bfloat16 would soon stop moving.
+    See `StochasticWeightAveraging` for how an average is used.
 
     A new kind of average is a subclass with a method `coefficient`, which
     works in every mode. This one gives later models more weight than earlier
@@ -210,13 +209,9 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     def _update(
         self, variables: list[Any], update: Update | None = None
     ) -> Any:
-        """Averages `variables` in, where it is due.
-
-        `update` is given in eager mode and in the function that this class
-        traces, since Python has checked there that no averages are swapped in.
-        """
+        """Averages `variables` in, where it is due."""
         averages = [self.average(variable) for variable in variables]
-        is_own = update is not None
+        is_own = update is not None  # made by `_apply`, after checks
         checks: list[Any] = []
         named: Any = contextlib.nullcontext()  # where nobody sees the names
         if not is_own:
@@ -293,10 +288,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 def _apply_merged(
     strategy: tf.distribute.Strategy, averages: Any, var_list: Any
 ) -> Any:
-    """Applies once for all replicas, outside replica context.
-
-    Replicas that each made an object inside `strategy.run` share its state.
-    """
+    """Applies once for all replicas, outside replica context."""
     if isinstance(var_list, (list, tuple)):
         tensors = [v for v in var_list if isinstance(v, tf.Tensor)]
         if tensors and strategy.num_replicas_in_sync > 1:
@@ -304,6 +296,7 @@ def _apply_merged(
             raise checks.wrong("var_list", wanted, tensors)
     first, *others = getattr(averages, "values", [averages])
     applied = first._apply(var_list)
+    # Replicas that each made an object inside `strategy.run` share its state.
     for other in others:
         vars(other).update(vars(first))
     return applied

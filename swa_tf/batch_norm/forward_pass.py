@@ -26,9 +26,6 @@ class ForwardPass:
 
     Layers that the model itself calls with `training=False` do what they always
     do. A trace in training mode, which never runs, tells which they are.
-
-    On several replicas, of one process or of many, each takes a part of every
-    batch and normalizes by the moments of the whole batch.
     """
 
     def __init__(self, model: Any, layers: list[Any]) -> None:
@@ -53,7 +50,6 @@ class ForwardPass:
 
         These are the layers that training trains; without any, no batch is
         taken. Every variable that the model may have changed is restored.
-        `argument` is the name of `dataset` in errors.
         """
         dataset = replicas.distributed(
             self._strategy, dataset, _inputs_of, argument
@@ -171,9 +167,8 @@ class ForwardPass:
     def _call(self, function: Any, *tensors: Any, **settings: Any) -> Any:
         """Calls a function of tensors that all layers share in the graph.
 
-        TensorFlow then optimizes it once, for all shapes, and not once a layer,
-        which took most of a first refit. It is never inlined, and no tensor
-        may be a constant: TensorFlow would copy the function for each.
+        TensorFlow then optimizes it once, and not once a layer. No tensor may
+        be a constant: TensorFlow would copy the function for each.
         """
         specs = [
             None
@@ -204,11 +199,10 @@ class ForwardPass:
 
 @contextlib.contextmanager
 def _inlining(inlines: bool) -> Iterator[None]:
-    """Whether a graph that is traced inlines the `tf.function`s that it calls.
+    """Makes a trace inline the `tf.function`s that it calls, if `inlines`.
 
     A trace of one from before has the layer's own `call` in it, and one of this
-    pass must not be used after it. TensorFlow inlines in all threads: meanwhile
-    functions of others run op by op, which is slower and gives the same.
+    pass must not be used after it. Meanwhile other threads run op by op.
     """
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(before or inlines)

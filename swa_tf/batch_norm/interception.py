@@ -22,11 +22,10 @@ def intercepted(
 ) -> Iterator[None]:
     """Lends layers a class that calls `normalize(layer, arguments)`.
 
-    The class stands between the user's classes and Keras's or ours. So a
-    subclass with a `call` of its own keeps it, and is met where it calls
-    `super().call`. No class is changed, and other models see nothing. Where
-    `normalize` returns None, and where not `is_traced_here()`, as in another
-    thread, layers do what they always do.
+    The class stands between the user's classes and Keras's or ours, so that a
+    subclass with a `call` of its own is met where it calls `super().call`.
+    Where `normalize` returns None, and where not `is_traced_here()`, as in
+    another thread, layers do what they always do.
     """
     own: list[Any] = [type(layer) for layer in layers]
     lent = {

@@ -13,8 +13,7 @@ from swa_tf.support import variables as variables_lib
 
 # Inputs are summed in their own dtype over blocks of at most this many
 # samples, and the sums of blocks in float64. A float32 sum of n terms of one
-# sign is off by at most (n - 1) * 2^-24 of itself, here 3.8e-6; in the tests
-# by 1e-7, where a float32 sum over a whole batch is off by up to 8e-4.
+# sign is off by at most (n - 1) * 2^-24 of itself, here 3.8e-6.
 _MAX_BLOCK = 64
 
 # The relative error of the variance, mean of squares - mean^2, is at most
@@ -83,10 +82,7 @@ def normalize(
     variance: tf.Tensor,
     call: Any = _call,
 ) -> tf.Tensor:
-    """Returns gamma * (inputs - mean) / sqrt(variance + epsilon) + beta.
-
-    `call` is as in `batch_moments`.
-    """
+    """Returns gamma * (inputs - mean) / sqrt(variance + epsilon) + beta."""
     x, order = _channels_last(layer, inputs)
     n_channels = layer.moving_mean.shape.num_elements()
     times = _largest_divisor(x, n_channels, max(_MAX_ROW // n_channels, 1))
@@ -166,8 +162,7 @@ def _normalized_rows(
 
 
 def _vector(parameter: Any) -> tf.Tensor | None:
-    """Returns a parameter of a layer as a tensor of one axis."""
-    # A layer of Keras 2 may normalize several axes.
+    """Returns a parameter as a vector: Keras 2 may normalize several axes."""
     return None if parameter is None else tf.reshape(parameter, [-1])
 
 
@@ -196,10 +191,7 @@ def _channels_last(
 
 
 def _largest_divisor(x: tf.Tensor, n_channels: int, at_most: int) -> int:
-    """Returns the largest divisor of the number of samples in an image.
-
-    1 where their number is not known before the graph runs.
-    """
+    """Returns a divisor of the known number of samples in an image, or 1."""
     sizes = reversed(x.shape[1:].as_list())
     known = list(itertools.takewhile(lambda size: size is not None, sizes))
     samples = max(int(np.prod(known)) // n_channels, 1)
@@ -220,9 +212,8 @@ class Statistics(NamedTuple):
 class Accumulators:
     """A variable that batches are merged into, on the device, in float64.
 
-    The channels of all layers, `channels` of each, lie side by side in it, so
-    that a batch costs a few ops for all layers together. Its rows are the
-    fields of `Statistics`, with the sum of variances last.
+    The channels of all layers lie side by side, so that a batch costs few ops.
+    Its rows are the fields of `Statistics`, with the sum of variances last.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -237,7 +228,6 @@ class Accumulators:
         self._table.assign(tf.zeros_like(self._table))
 
     def merge(self, batches: Sequence[Sequence[Moments]]) -> None:
-        """Merges the batches of each layer."""
         for one_of_each in itertools.zip_longest(*batches):
             of_all = (
                 batch or Moments(*[tf.zeros([n_channels], tf.float64)] * 3)
@@ -256,7 +246,6 @@ class Accumulators:
             )
 
     def read(self) -> list[Statistics]:
-        """Returns the statistics of each layer."""
         table = self._table.numpy()
         table[-1] /= np.maximum(table[0], 1.0)
         ends = np.cumsum(self._channels)[:-1]

@@ -242,7 +242,6 @@ class BatchNormRefit:
     def _new_values(
         self, layer: Any, found: Statistics, names: ArgumentNames
     ) -> list[tuple[tf.Variable, np.ndarray]]:
-        """Returns the variables that hold statistics, and their new values."""
         pooled = self._variance == "pooled"
         variance = found.variance if pooled else found.mean_of_variances
         new = {"moving_mean": found.mean, "moving_variance": variance}
@@ -278,8 +277,7 @@ def refit_batch_norm(
 ) -> None:
     """Computes the statistics of every batch-norm layer anew, once.
 
-    `BatchNormRefit(model, variance)(dataset, steps)`: see there what it does.
-    Keep such an object to refit again, for it traces the model only once.
+    To refit again, keep a `BatchNormRefit`: it traces the model only once.
 
     >>> layer = tf.keras.layers.BatchNormalization()
     >>> data = [tf.constant([[1.0], [2.0]]), tf.constant([[6.0]])]

@@ -21,13 +21,11 @@ DISTRIBUTED = (
 
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
-    """Returns the strategy of a variable, or None if one replica computes.
-
-    With parameter servers the coordinator alone does, and reads the variables.
-    """
+    """Returns the strategy of a variable, or None if one replica computes."""
     strategy = variables_lib.strategy_of(stack.tf_variable(variable))
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return None
+    # With parameter servers the coordinator alone computes.
     is_server = isinstance(strategy, tf.distribute.ParameterServerStrategy)
     return None if is_server else strategy
 
@@ -91,9 +89,8 @@ def merged(
 ) -> Moments:
     """Returns the moments of a batch, merged from those of its parts.
 
-    The moments of an `empty` part do not count. Every replica gets the moments
-    of all parts in one exchange, and merges them in the same order. Summing
-    squares over replicas would lose digits.
+    The moments of an `empty` part do not count. Every replica merges all parts
+    in the same order. Summing squares over replicas would lose digits.
     """
     if not outermost:
         raise RuntimeError(

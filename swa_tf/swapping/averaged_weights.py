@@ -1,7 +1,6 @@
 """A `with` block in which a model has its averaged weights.
 
-A swap assigns. It never adds and subtracts, which would lose bits. To assign a
-whole value shares its buffer, so a swap copies nothing.
+To assign a whole value shares its buffer, so a swap copies nothing.
 """
 
 from __future__ import annotations
@@ -163,9 +162,7 @@ _active: list[_Swap] = []
 class _Swap:
     """The values that variables had before the averages of `swa` came in.
 
-    Swaps of the same variables may end in any order. One that ends before a
-    later one hands its values on to it, so that the last to end restores what
-    was there before the first began.
+    At its end it hands them on to a later swap of the same variables.
     """
 
     def __init__(self, swa: WeightAverage) -> None:
@@ -174,7 +171,6 @@ class _Swap:
 
     @property
     def is_active(self) -> bool:
-        """Whether the swap has begun and not ended."""
         return self in _active
 
     def begin(self, variables: Iterable[Any]) -> None:
