@@ -210,11 +210,7 @@ class ShardedCheckpoint(Hdf5Checkpoint):
 
 
 class _Part(io.RawIOBase):
-    """Some consecutive bytes of a file, as a file.
-
-    A member that `zipfile` opens is slow: h5py seeks backwards, and then it
-    reads from its beginning before Python 3.13.
-    """
+    """Some bytes of a file; to seek back, `zipfile` would reread a member."""
 
     def __init__(self, file: Any, start: int, size: int) -> None:
         self._file, self._start, self._size = file, start, size
@@ -307,10 +303,7 @@ def _assign(values: Values, file_of: Callable[[str], Any]) -> None:
 
 
 def _places(file: Any) -> dict[str, tuple[int, int]]:
-    """Returns the places of what a `.h5` file lists: its layer, its weight.
-
-    Keras loads by them: it numbers the names of layers anew in each process.
-    """
+    """Returns the places by which Keras loads, as names of layers vary."""
 
     def listed(group: Any, name: str) -> list[str]:
         # Keras splits a list that is too long for one attribute.

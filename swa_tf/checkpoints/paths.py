@@ -223,10 +223,7 @@ def in_directory(folder: str) -> list[str]:
 
 
 def in_order(paths: list[str]) -> list[str]:
-    """Returns paths in the order that `checkpoints_in` describes.
-
-    Those without numbers, written at the same time, stay as they come.
-    """
+    """Returns paths in the order that `checkpoints_in` describes."""
     numbers = [_numbers(name_of(path)) for path in paths]
     written = {path: _written(path) for path in paths}
     by_time = sorted(paths, key=written.__getitem__)
