@@ -32,8 +32,7 @@ from swa_tf.support import whole_files
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
-# Variables of metrics, by the attribute or class that leads to them, and of
-# vocabularies.
+# Variables of metrics, by attribute or class, and of vocabularies.
 _NO_WEIGHT = re.compile(
     r"(^|/)(_?metrics|\w*(metric|tracker|accuracy|precision|recall|auc"
     r"|io_u|f1_score)s?(_\d+)?)/(.*/)?vars/\d+$|/vars/idf_weights$"
@@ -236,7 +235,6 @@ class _Part(io.RawIOBase):
 
 
 def _open(path: str) -> Any:
-    """Opens a file, local or remote, to read its bytes."""
     if whole_files.is_remote(path):
         return tf.io.gfile.GFile(path, "rb")
     return open(path, "rb")

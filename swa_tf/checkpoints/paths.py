@@ -160,8 +160,7 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
 def matching(patterns: Iterable[str]) -> list[str]:
     """Returns the checkpoints that match patterns such as `run/ckpt-*`.
 
-    A path that exists matches itself only, also with brackets in its name. A
-    pattern that matches nothing stays as it is.
+    A path that exists matches itself only; a pattern without match stays.
     """
     found: list[str] = []
     for pattern in patterns:
