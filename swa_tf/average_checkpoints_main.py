@@ -196,7 +196,6 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
 
 
 def _inputs(given: Sequence[str]) -> list[str]:
-    """Returns the paths that the flags and the arguments name."""
     patterns = [*FLAGS.checkpoints, *given]
     if bool(patterns) == bool(FLAGS.checkpoint_dir):
         raise ValueError(
@@ -304,7 +303,6 @@ def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
-    """Shows the inputs, and what became of their tensors."""
     table = Table(Column("checkpoint", overflow="fold"), "share")
     for each in report["inputs"]:
         newest = ", the newest" if each["path"] == report["newest"] else ""

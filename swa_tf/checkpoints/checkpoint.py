@@ -87,7 +87,6 @@ class Tensor(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The number of its elements."""
         return math.prod(self.shape)
 
     @property

@@ -241,7 +241,6 @@ def _open(path: str) -> Any:
 
 
 def _datasets(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the keys of all datasets below a group, and the datasets."""
     for name in group:
         key = f"{path}{name}"
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):

@@ -49,11 +49,7 @@ _STATE = re.compile(
 
 
 class TensorFlowCheckpoint(Checkpoint):
-    """A checkpoint that `tf.train.load_checkpoint` reads.
-
-    Attributes:
-        averages: The keys of each `WeightAverage` in it.
-    """
+    """A checkpoint that `tf.train.load_checkpoint` reads."""
 
     form = "TensorFlow checkpoint"
 
