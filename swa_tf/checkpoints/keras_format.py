@@ -209,7 +209,7 @@ class ShardedCheckpoint(Hdf5Checkpoint):
 
 
 class _Part(io.RawIOBase):
-    """Some bytes of a file; to seek back, `zipfile` would reread a member."""
+    """Some bytes of a file; before Python 3.13 `zipfile` seeks back slowly."""
 
     def __init__(self, file: Any, start: int, size: int) -> None:
         self._file, self._start, self._size = file, start, size
