@@ -151,7 +151,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(given: Sequence[str], console: Console, errors: Console) -> None:
-    """Does what the flags say, and shows what it did."""
     if not FLAGS.output_path:
         raise ValueError("--output_path must be given. See --help.")
     output, inputs = FLAGS.output_path, _inputs(given)
@@ -197,7 +196,6 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
 
 
 def _inputs(given: Sequence[str]) -> list[str]:
-    """Returns the paths that the flags and the arguments name."""
     patterns = [*FLAGS.checkpoints, *given]
     if bool(patterns) == bool(FLAGS.checkpoint_dir):
         raise ValueError(
@@ -267,7 +265,6 @@ def _console(file: TextIO | None, shown_on: TextIO | None = None) -> Console:
 def _say(
     console: Console, label: str, said: object, color: str = "yellow"
 ) -> None:
-    """Prints a message after a label in color."""
     console.print(Text(f"{label}:", f"bold {color}"), str(said))
 
 
@@ -306,7 +303,6 @@ def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
-    """Shows the inputs, and what became of their tensors."""
     table = Table(Column("checkpoint", overflow="fold"), "share")
     for each in report["inputs"]:
         newest = ", the newest" if each["path"] == report["newest"] else ""
@@ -321,7 +317,6 @@ def _show(report: dict[str, Any], console: Console) -> None:
 
 
 def _show_tensors(report: dict[str, Any], console: Console) -> None:
-    """Shows what becomes of each tensor."""
     column = Column("tensor", overflow="fold")
     table = Table(column, "shape", "type", "taken from")
     for names, source in [

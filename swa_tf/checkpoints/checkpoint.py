@@ -87,7 +87,6 @@ class Tensor(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The number of its elements."""
         return math.prod(self.shape)
 
     @property
@@ -119,8 +118,7 @@ class Checkpoint(abc.ABC):
         state: Keys of floats that are no weights.
         guessed: Keys in `slots` or `state` for their names or shapes alone.
         batch_norm: Keys of batch-norm statistics.
-        places: The places of keys that say little, such as those of layers
-            which are numbered in each process anew.
+        places: The places of keys that differ between processes.
     """
 
     form: str
@@ -149,20 +147,13 @@ class Checkpoint(abc.ABC):
 
     @abc.abstractmethod
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yields the values of some tensors, or raises a DamagedError.
-
-        The file is open only as long as the iterator lives.
-        """
+        """Yields the values of some tensors, or raises a DamagedError."""
 
     @abc.abstractmethod
     def write(
         self, path: pathlib.Path, values: Values, dropped: set[str]
     ) -> None:
-        """Writes a copy of this checkpoint with other values.
+        """Writes a copy with other values; None keeps the value it has here.
 
-        Args:
-            path: The new local path, in a folder for scratch files.
-            values: The keys of the copy with their values; None stands for
-                the value in this checkpoint.
-            dropped: All other keys.
+        The folder of `path` is for scratch files; `dropped` has all other keys.
         """

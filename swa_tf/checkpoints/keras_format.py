@@ -32,8 +32,7 @@ from swa_tf.support import whole_files
 
 _WEIGHTS = "model.weights.h5"
 _OPTIMIZER = ("optimizer", "optimizer_weights")
-# Variables of metrics, by the attribute or class that leads to them, and of
-# vocabularies.
+# Variables of metrics, by attribute or class, and of vocabularies.
 _NO_WEIGHT = re.compile(
     r"(^|/)(_?metrics|\w*(metric|tracker|accuracy|precision|recall|auc"
     r"|io_u|f1_score)s?(_\d+)?)/(.*/)?vars/\d+$|/vars/idf_weights$"
@@ -210,11 +209,7 @@ class ShardedCheckpoint(Hdf5Checkpoint):
 
 
 class _Part(io.RawIOBase):
-    """Some consecutive bytes of a file, as a file.
-
-    A member that `zipfile` opens is slow: h5py seeks backwards, and then it
-    reads from its beginning before Python 3.13.
-    """
+    """Some bytes of a file; before Python 3.13 `zipfile` seeks back slowly."""
 
     def __init__(self, file: Any, start: int, size: int) -> None:
         self._file, self._start, self._size = file, start, size
@@ -240,14 +235,12 @@ class _Part(io.RawIOBase):
 
 
 def _open(path: str) -> Any:
-    """Opens a file, local or remote, to read its bytes."""
     if whole_files.is_remote(path):
         return tf.io.gfile.GFile(path, "rb")
     return open(path, "rb")
 
 
 def _datasets(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the keys of all datasets below a group, and the datasets."""
     for name in group:
         key = f"{path}{name}"
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
@@ -307,10 +300,7 @@ def _assign(values: Values, file_of: Callable[[str], Any]) -> None:
 
 
 def _places(file: Any) -> dict[str, tuple[int, int]]:
-    """Returns the places of what a `.h5` file lists: its layer, its weight.
-
-    Keras loads by them: it numbers the names of layers anew in each process.
-    """
+    """Returns the places by which Keras loads, as names of layers vary."""
 
     def listed(group: Any, name: str) -> list[str]:
         # Keras splits a list that is too long for one attribute.

@@ -79,9 +79,7 @@ def merge(
 ) -> dict[str, Any]:
     """Averages checkpoints, as `average_checkpoints` says.
 
-    `coefficients` are the c of the equation for each input, by default those of
-    the equal average; `from_newest` is from `patterns`; `about` is added to the
-    report.
+    `coefficients` has the c of each input; `about` is added to the report.
     """
     if coefficients is None:
         coefficients = [1.0 / (i + 1) for i in range(len(inputs))]
@@ -283,10 +281,7 @@ def _weights(checkpoint: Checkpoint, names: set[str]) -> set[str]:
 def _twins(
     newest: Checkpoint, averaged: set[str], other: Checkpoint, names: set[str]
 ) -> dict[str, str]:
-    """Returns the keys in another checkpoint of what is averaged.
-
-    Raises unless both have the same weights. All else may differ.
-    """
+    """Returns the keys in another checkpoint; raises if its weights differ."""
     if other.form != newest.form:
         raise ValueError(
             "`inputs` must be of one form. "

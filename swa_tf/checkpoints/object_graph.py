@@ -49,8 +49,7 @@ class ObjectGraph:
 
     Attributes:
         slots: The keys of the variables that optimizers keep for weights.
-        state: All other keys that are no weights: of optimizers, of metrics,
-            of a `WeightAverage`, and of what is no variable, such as a table.
+        state: All other keys that are no weights, or no variables at all.
         averages: The keys of each `WeightAverage`.
     """
 

@@ -160,8 +160,7 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
 def matching(patterns: Iterable[str]) -> list[str]:
     """Returns the checkpoints that match patterns such as `run/ckpt-*`.
 
-    A path that exists matches itself only, also with brackets in its name. A
-    pattern that matches nothing stays as it is.
+    A path that exists matches itself only; a pattern without match stays.
     """
     found: list[str] = []
     for pattern in patterns:
@@ -223,10 +222,7 @@ def in_directory(folder: str) -> list[str]:
 
 
 def in_order(paths: list[str]) -> list[str]:
-    """Returns paths in the order that `checkpoints_in` describes.
-
-    Those without numbers, written at the same time, stay as they come.
-    """
+    """Returns paths in the order that `checkpoints_in` describes."""
     numbers = [_numbers(name_of(path)) for path in paths]
     written = {path: _written(path) for path in paths}
     by_time = sorted(paths, key=written.__getitem__)

@@ -104,8 +104,7 @@ def greedy_soup(
 
     The soup begins as the checkpoint with the best metric. The others are
     tried in the order of theirs, and each stays in if the average with it is
-    better than without it. A soup out of N checkpoints costs 2 N - 1
-    evaluations.
+    better than without it. N checkpoints cost 2 N - 1 evaluations.
 
     >>> def distance(path):                    # from 3, of the weight `w`
     ...     weights = tf.train.Checkpoint(w=tf.Variable(0.0))

@@ -49,11 +49,7 @@ _STATE = re.compile(
 
 
 class TensorFlowCheckpoint(Checkpoint):
-    """A checkpoint that `tf.train.load_checkpoint` reads.
-
-    Attributes:
-        averages: The keys of each `WeightAverage` in it.
-    """
+    """A checkpoint that `tf.train.load_checkpoint` reads."""
 
     form = "TensorFlow checkpoint"
 
@@ -195,10 +191,7 @@ class TensorFlowCheckpoint(Checkpoint):
 
 
 def _run(op: tf.Operation, feed: Mapping[Any, Any] | None = None) -> None:
-    """Runs an op of the current graph on the CPU.
-
-    A session does so also where eager execution is off.
-    """
+    """Runs an op of the current graph on the CPU, also without eager mode."""
     config = tf.compat.v1.ConfigProto(device_count={"GPU": 0})
     with tf.compat.v1.Session(config=config) as session:
         session.run(op, feed)
@@ -211,11 +204,7 @@ def _numpy_dtype(dtype: tf.DType) -> np.dtype[Any] | None:
 
 
 def _slots_by_name(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Returns the optimizer slots of a name-based checkpoint.
-
-    They are `<variable>/<slot>`, as `tf.compat.v1.train` names them, of the
-    variable's shape; and what Keras puts below the optimizer's name.
-    """
+    """Returns `<variable>/<slot>`, and what is below an optimizer's name."""
     slots = set()
     for key, tensor in tensors.items():
         suffix = _SLOT_OF_V1.search(key)

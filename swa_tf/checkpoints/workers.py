@@ -110,7 +110,6 @@ class _Average(NamedTuple):
 def _checked_others(
     target: Any, others: Any
 ) -> tuple[list[StochasticWeightAveraging], list[str]]:
-    """Returns the averages and the paths among `others`."""
     if isinstance(others, (str, os.PathLike)) or (
         not isinstance(others, Iterable)
     ):
