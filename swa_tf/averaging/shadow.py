@@ -1,8 +1,4 @@
-"""Shadow variables: the averages, their counts, and their names and values.
-
-In a v1 graph they are made as `tf.train.ExponentialMovingAverage` makes its
-own, so that a checkpoint written with one class is read with the other.
-"""
+"""Shadow variables; those of v1 graphs are made as TensorFlow makes its own."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The one equation over all variables of a list.
-
-Small variables alike are stacked, and updated as one. In a graph XLA compiles
-the update of a large variable. The bits are the same.
-"""
+"""The one equation over all variables of a list, stacked or compiled."""
 
 from __future__ import annotations
 

@@ -37,10 +37,7 @@ def require_v1_graph(argument: str) -> None:
 def check_strategies(
     variables: list[Any], averages: list[Any], n_models: Any, name: str
 ) -> None:
-    """Raises in the scope of a strategy, for variables of another.
-
-    There TensorFlow makes no averages, and updates them in eager mode only.
-    """
+    """Raises in the scope of a strategy if variables are of another."""
     if not tf.distribute.has_strategy():
         return
     here = (None, tf.distribute.get_strategy())

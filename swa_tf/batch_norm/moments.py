@@ -210,10 +210,9 @@ class Statistics(NamedTuple):
 
 
 class Accumulators:
-    """A variable that batches are merged into, on the device, in float64.
+    """Merges batches on the device, in one variable of float64.
 
-    The channels of all layers lie side by side, so that a batch costs few ops.
-    Its rows are the fields of `Statistics`, with the sum of variances last.
+    Its rows are the fields of `Statistics`, its columns all channels.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:

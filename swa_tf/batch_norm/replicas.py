@@ -89,8 +89,7 @@ def merged(
 ) -> Moments:
     """Returns the moments of a batch, merged from those of its parts.
 
-    The moments of an `empty` part do not count. Every replica merges all parts
-    in the same order. Summing squares over replicas would lose digits.
+    Every replica merges all that are not `empty`, in the same order.
     """
     if not outermost:
         raise RuntimeError(

@@ -43,10 +43,7 @@ def averaging_schedule(
 def rate_of_epoch(
     swa_learning_rate: Any, schedule: Any, first_epoch: int | None
 ) -> Callable[[int], float | None] | None:
-    """Returns a function from an epoch to the rate to set.
-
-    None, for the function or for a rate, leaves the optimizer's rate alone.
-    """
+    """Returns a function from an epoch to its rate, or None to leave it."""
     if schedule is not None:
         if swa_learning_rate is not None:
             raise ValueError(

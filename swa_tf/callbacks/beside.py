@@ -28,10 +28,7 @@ def running_list() -> Any:
 
 
 def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
-    """Returns the callbacks, with one more before each `CSVLogger`.
-
-    Warns of callbacks that keep weights by a metric of the averages.
-    """
+    """Returns the callbacks, one more before each `CSVLogger`, and warns."""
     found = []
     for each in callbacks:
         monitor = getattr(each, "monitor", None)

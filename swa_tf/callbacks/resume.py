@@ -18,15 +18,7 @@ class SavedAverage:
 
     This serves `BackupAndRestore`. Keras may restore the model before the
     average exists: the bytes are then kept until `attach`. Weights that are
-    loaded while the model trains bring no average.
-
-    Args:
-        model: The model that is fit.
-        variables: A function that returns those to average.
-
-    Attributes:
-        average: What to save; None before `attach`.
-        restorable: Whether what the model loads is of this training.
+    loaded while the model trains (not `restorable`) bring no average.
     """
 
     def __init__(self, model: Any, variables: Callable[[], list[Any]]) -> None:

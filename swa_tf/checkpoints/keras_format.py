@@ -334,8 +334,7 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
 def _optimizers(tensors: Mapping[str, Tensor]) -> set[str]:
     """Returns the keys that look like an optimizer's, anywhere in a model.
 
-    A group of them begins with the number of steps, an integer. Each other is
-    a scalar or has the shape of a weight, in Adafactor without one axis.
+    They begin with an integer; others are scalars or have a weight's shape.
     """
     groups = _groups(tensors)
     counted = {

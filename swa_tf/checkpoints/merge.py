@@ -77,10 +77,7 @@ def merge(
     progress: Callable[[int, int], None] | None = None,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Averages checkpoints, as `average_checkpoints` says.
-
-    `coefficients` has the c of each input; `about` is added to the report.
-    """
+    """Averages checkpoints with the c of each; `about` joins the report."""
     if coefficients is None:
         coefficients = [1.0 / (i + 1) for i in range(len(inputs))]
     checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))

@@ -158,10 +158,7 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
 
 
 def matching(patterns: Iterable[str]) -> list[str]:
-    """Returns the checkpoints that match patterns such as `run/ckpt-*`.
-
-    A path that exists matches itself only; a pattern without match stays.
-    """
+    """Returns what matches patterns; a path that exists matches itself only."""
     found: list[str] = []
     for pattern in patterns:
         matches: set[str] = set()

@@ -71,11 +71,7 @@ def batches(
     *,
     again: bool = False,
 ) -> int | None:
-    """Returns how many batches to take, None for all, or raises.
-
-    `dataset` must be an iterable of so many, and end; if they are to be taken
-    `again`, no iterator that ends.
-    """
+    """Returns how many batches to take, None for all; raises for wrong data."""
     holds = isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")
     is_array = hasattr(dataset, "shape")
     if not holds or is_array or isinstance(dataset, (Mapping, str, tuple)):

@@ -45,10 +45,7 @@ def weights(model: Any) -> list[Any]:
 
 
 def trained_weights(model: Any) -> list[Any]:
-    """Returns the `tf.Variable`s that an optimizer of the model can move.
-
-    Counters and flags, as `tf.Variable(0)`, are trainable too by default.
-    """
+    """Returns the `tf.Variable`s that an optimizer moves: no flags, counts."""
     found = map(stack.tf_variable, model.trainable_variables)
     return [v for v in found if v.dtype.is_floating or v.dtype.is_complex]
 
@@ -71,10 +68,7 @@ def walk(model: Any) -> Iterator[Any]:
 def reached(
     root: Any, edges: Callable[[Any], Iterable[Edge]]
 ) -> Iterator[tuple[Path, Any]]:
-    """Yields every object once, with the best path to it, best first.
-
-    The best path has the lowest cost, then comes first: Dijkstra's algorithm.
-    """
+    """Yields every object once, cheapest path first (Dijkstra's algorithm)."""
     number = itertools.count()
     start: Path = ()
     pending = [(0, next(number), start, root)]

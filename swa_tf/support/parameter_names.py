@@ -1,7 +1,4 @@
-"""Names variables by the path of attributes that leads to them.
-
-It is the same in every process, unlike Keras's `dense_7`.
-"""
+"""Names variables by paths of attributes, the same in every process."""
 
 from __future__ import annotations
 

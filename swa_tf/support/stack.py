@@ -78,10 +78,7 @@ def variable_name(variable: Any) -> str:
 
 
 def copy_slices_and_sharding(source: Any, target: Any, suffix: str) -> None:
-    """Copies what a v1 graph's variable knows of its partition to another.
-
-    TensorFlow's own shadow variables copy both. No public name does.
-    """
+    """Copies a v1 variable's slices and sharding, as TensorFlow's average."""
     part = source._save_slice_info
     if part is not None:
         target._set_save_slice_info(
@@ -110,11 +107,7 @@ def save_with_model(
     save: Callable[[], bytes],
     load: Callable[[bytes], None],
 ) -> Callable[[], None]:
-    """Saves and loads bytes with a model, as for `BackupAndRestore`.
-
-    They belong to an attribute `name` of the model, and are no weight. Returns
-    a function that removes the attribute.
-    """
+    """Saves bytes with a model from now on; returns a function that ends it."""
     saved: Any
     if KERAS_3:
         saved = _Operation(save, load)
@@ -234,10 +227,7 @@ def optimizer_parts(part: Any) -> list[tuple[str, Any]]:
 
 
 def optimizer_slots(optimizer: Any) -> dict[str, list[Any]]:
-    """Returns the variables of an optimizer by the last part of their names.
-
-    The slots of a legacy optimizer, "<weight>/momentum", are found only here.
-    """
+    """Returns the variables of an optimizer by the ends of their names."""
     slots: dict[str, list[Any]] = {}
     for variable in optimizer_variables(optimizer):
         slot = variable_name(variable).rsplit("/", 1)[-1]

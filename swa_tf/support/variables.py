@@ -18,12 +18,7 @@ def checked_list(
     tensors: bool = False,
     wanted: str = "a list of variables",
 ) -> list[Any]:
-    """Returns the `tf.Variable`s of a list, with `tensors` those of v1 too.
-
-    Raises:
-        TypeError: If it is not a list, or holds anything else.
-        ValueError: If it is empty.
-    """
+    """Returns the `tf.Variable`s of a list, or raises; `tensors` are v1's."""
     if (
         tf.is_tensor(var_list)
         or isinstance(var_list, (str, dict))

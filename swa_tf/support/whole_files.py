@@ -89,10 +89,7 @@ def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replaced(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a path of the same name, which replaces `path` at the end.
-
-    A file or folder at `path` stays if the block raises.
-    """
+    """Gives a path of the same name, which replaces `path` at a good end."""
     path = pathlib.Path(path)
     with scratch_folder(path) as scratch:
         new, old = scratch / path.name, scratch / f"old-{path.name}"
@@ -138,11 +135,7 @@ def is_there(path: str) -> bool:
 
 
 def move(files: Iterable[pathlib.Path], folder: str) -> None:
-    """Moves local files into a folder, in order, and all of them or none.
-
-    To a remote folder they are first copied under hidden names. Raises OSError
-    if that fails, or if there is a file of such a name.
-    """
+    """Moves local files into a folder in order: all of them, or none."""
     moves = []
     with errors_named(folder or "."):
         try:
@@ -198,10 +191,7 @@ def save_model(model: Any, path: str | os.PathLike[str]) -> None:
 
 
 def reserve(path: str | os.PathLike[str], size: int) -> None:
-    """Raises OSError if there is no space for so many bytes at a new path.
-
-    HDF5 can end the process if the disk fills up as it writes.
-    """
+    """Raises OSError if the disk is too full: HDF5 could end the process."""
     zeros = bytes(1 << 20)
     try:
         with open(path, "wb", buffering=0) as file:

@@ -1,7 +1,4 @@
-"""A `with` block in which a model has its averaged weights.
-
-To assign a whole value shares its buffer, so a swap copies nothing.
-"""
+"""A `with` block in which a model has its averages; a swap copies nothing."""
 
 from __future__ import annotations
 
@@ -160,10 +157,7 @@ _active: list[_Swap] = []
 
 
 class _Swap:
-    """The values that variables had before the averages of `swa` came in.
-
-    At its end it hands them on to a later swap of the same variables.
-    """
+    """The values before a swap; a later swap may take them over."""
 
     def __init__(self, swa: WeightAverage) -> None:
         self._swa = swa
