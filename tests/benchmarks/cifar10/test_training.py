@@ -142,6 +142,7 @@ def one_step(**given):
             "batch_size": 80,
             "optimizer": "momentum",
             "strategy": "constant",
+            "learning_rate": 0.1,
             **given,
         }
     )
