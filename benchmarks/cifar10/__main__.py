@@ -45,8 +45,8 @@ def _float(name: str, meaning: str) -> None:
 _enum(
     "preset",
     "Gives every flag that is not given itself. digits: minutes on a laptop; "
-    "small: CIFAR-10 within half an hour on two cores; paper: the published "
-    "plan at full width, for a GPU. Default: by --dataset.",
+    "small: CIFAR-10 with a narrow network, for a processor; paper: the "
+    "published plan at full width, for a GPU. Default: by --dataset.",
 )
 _enum("dataset", "digits come with scikit-learn; cifar10 is downloaded.")
 flags.DEFINE_string(

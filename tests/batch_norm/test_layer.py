@@ -44,16 +44,20 @@ def statistics(session, layer):
     return session.run([getattr(layer, name) for name in names])
 
 
+def check_both_parts_are_in(session, layer):
+    mean, variance, n_updates, n_samples = statistics(session, layer)
+    np.testing.assert_allclose(mean, X64.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(variance, X64.var(0), rtol=1e-5)
+    assert (n_updates, n_samples) == (2, 24)
+
+
 def test_outputs_fill_it(graph):
     session, inputs, outputs, _, layer = graph
     for part in PARTS:
         found = session.run(outputs, {inputs: X[part]})
         expected = (X64[part] - X64[part].mean(0)) / X64[part].std(0)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    mean, variance, n_updates, n_samples = statistics(session, layer)
-    np.testing.assert_allclose(mean, X64.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(variance, X64.var(0), rtol=1e-5)
-    assert (n_updates, n_samples) == (2, 24)
+    check_both_parts_are_in(session, layer)
 
 
 def test_updates_fill_it_once(graph):
@@ -61,10 +65,7 @@ def test_updates_fill_it_once(graph):
     assert len(updates) == 1
     for part in PARTS:
         session.run([updates, outputs], {inputs: X[part]})
-    mean, variance, n_updates, n_samples = statistics(session, layer)
-    np.testing.assert_allclose(mean, X64.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(variance, X64.var(0), rtol=1e-5)
-    assert (n_updates, n_samples) == (2, 24)
+    check_both_parts_are_in(session, layer)
 
 
 def test_a_train_op_depends_on_the_updates(graph):

@@ -65,18 +65,6 @@ def test_a_backup_is_not_pickled():
             pickles(backup)
 
 
-@pytest.mark.parametrize("make", AVERAGES, ids=NAMES)
-def test_a_deep_copy_of_an_average_goes_on_by_itself(make):
-    """Of 1 and 3, both with c = 1/2: 2."""
-    variable, average = tf.Variable(1.0), make()
-    average.apply([variable])
-    copied = copy.deepcopy(average)
-    variable.assign(3.0)
-    copied.apply([variable])
-    assert (float(copied.average(variable)), int(copied.n_models)) == (2.0, 2)
-    assert (float(average.average(variable)), int(average.n_models)) == (1.0, 1)
-
-
 @pytest.mark.parametrize("first", ["model", "average"])
 @pytest.mark.parametrize("make", AVERAGES, ids=NAMES)
 def test_a_deep_copy_with_its_model_is_of_the_copied_model(make, first):

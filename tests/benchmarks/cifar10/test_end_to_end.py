@@ -133,17 +133,23 @@ class TestEndToEnd:
         assert len(scalars["validation_accuracy/decayed_refit"]) == 2
 
     @pytest.mark.slow
-    def test_killed_and_resumed(self, whole, tmp_path):
+    @pytest.mark.parametrize(
+        ("saved", "wait"),
+        [
+            ("", 0.6),  # at a moment that is another in every run
+            ("epoch-00004", 0.0),  # in the branch that decays
+        ],
+    )
+    def test_killed_and_resumed(self, saved, wait, whole, tmp_path):
         path, output, seconds = whole
         killed = tmp_path / "killed"
         process = start(killed, "--resume")
-        # Once training has started, so that there is something to lose, and
-        # at a moment that is another in every run of this test.
+        # Once training has started, so that there is something to lose.
         deadline = time.monotonic() + 300
-        while not (killed / "checkpoints").exists():
+        while not (killed / "checkpoints" / saved).exists():
             assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(random.SystemRandom().uniform(0.0, 0.6 * seconds))
+            time.sleep(0.01)
+        time.sleep(random.SystemRandom().uniform(0.0, wait * seconds))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         last = [p.name for p in (killed / "checkpoints").iterdir()]
