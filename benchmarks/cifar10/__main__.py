@@ -15,9 +15,10 @@ same figures.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -88,6 +89,11 @@ _float("swa_learning_rate", "The rate at the end, with --strategy=swa.")
 _integer("refit_samples", "Training images for each refit of statistics.")
 _integer("seed", "Of the split, the weights, the order, the augmentation.")
 _enum(
+    "precision",
+    "mixed_bfloat16: for processors and GPUs that compute in bfloat16; others "
+    "are slower with it.",
+)
+_enum(
     "distribution",
     "mirrored: a share of each batch on each of --num_replicas GPUs or, "
     "without a GPU, logical CPUs. Batch norm then trains with the statistics "
@@ -151,7 +157,8 @@ def execute(
     directory.start()
     if splits:
         tf.keras.utils.set_random_seed(config.seed)
-        records = training.run(config, splits, directory)
+        with _precision(config.precision):
+            records = training.run(config, splits, directory)
         contents = report.results(
             settings["flags"],
             records,
@@ -165,6 +172,17 @@ def execute(
     report.show(contents)
     print(f"The reports are in {os.path.join(output_dir, '')}")
     return contents
+
+
+@contextlib.contextmanager
+def _precision(policy: str) -> Iterator[None]:
+    """Lets layers that are made inside compute by Keras's policy."""
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
 
 
 def _command(arguments: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "optimizer": ("momentum", "momentumw", "adam", "adamw"),
     "weight_decay_on": ("all", "kernels"),
     "strategy": ("constant", "swa"),
+    "precision": ("float32", "mixed_bfloat16"),
     "distribution": ("none", "mirrored"),
 }
 
@@ -49,6 +50,7 @@ class Config:
     swa_learning_rate: float
     refit_samples: int
     seed: int
+    precision: str
     distribution: str
     num_replicas: int
 
@@ -65,6 +67,7 @@ _COMMON: dict[str, Any] = {
     "weight_decay_on": "all",
     "compare_decay": True,
     "seed": 0,
+    "precision": "float32",
     "distribution": "none",
     "num_replicas": 1,
 }
@@ -87,16 +90,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         **_COMMON,
         "dataset": "cifar10",
+        "max_samples": 10_000,
         "resnet_size": 34,
         "width": 8,
         "weight_decay": 1e-4,
         "strategy": "constant",
-        "epochs_before_swa": 8,
-        "epochs": 16,
+        "epochs_before_swa": 12,
+        "epochs": 24,
         "batch_size": 128,
         "learning_rate": 0.1,
         "swa_learning_rate": 0.01,
-        "refit_samples": 4096,
+        "refit_samples": 1024,
     },
     "paper": {
         **_COMMON,

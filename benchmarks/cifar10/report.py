@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,11 +42,32 @@ def results(
         "decayed": records.decayed,
         "final": records.final,
         "invocation": invocation,
-        "timings": {
-            "cpus": os.cpu_count(),
-            "epochs": records.seconds,
-            "total_seconds": sum(sum(s.values()) for s in records.seconds),
-        },
+        "timings": _timings(records.seconds),
+    }
+
+
+def _processors() -> int:
+    """Returns the number of processors that the process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _timings(epochs: list[dict[str, float]]) -> dict[str, Any]:
+    """Returns the times of all epochs, and the speed of the middle one."""
+    total = {
+        work: sum(epoch[work] for epoch in epochs)
+        for work in ("train", "evaluate")
+    }
+    return {
+        "cpus": _processors(),
+        "epochs": epochs,
+        "total_seconds": sum(total.values()),
+        "evaluation_percent": 100.0 * total["evaluate"] / total["train"],
+        # The first epoch traces the model; the median does not count it.
+        "images_a_second": statistics.median(
+            epoch["images"] / epoch["train"] for epoch in epochs
+        ),
     }
 
 
@@ -72,6 +94,7 @@ def show(contents: dict[str, Any], console: Console | None = None) -> None:
     console.print(table)
     for sentence in comparison.sentences(contents["final"]):
         console.print(sentence)
+    console.print(f"Trained {_speed(contents['timings'])}.")
 
 
 def markdown(contents: dict[str, Any]) -> str:
@@ -82,7 +105,6 @@ def markdown(contents: dict[str, Any]) -> str:
         _line(["---", *("---:" for _ in headings[1:])]),
         *(_line([way, *cells]) for way, cells in _rows(contents["final"])),
     ]
-    minutes = contents["timings"]["total_seconds"] / 60.0
     sentences = comparison.sentences(contents["final"])
     return (
         f"# {_title(contents)}\n\n"
@@ -92,7 +114,7 @@ def markdown(contents: dict[str, Any]) -> str:
         + provenance.made_by(
             contents["invocation"]["command"],
             contents["stack"],
-            f"in {minutes:.1f} minutes of training and evaluation",
+            _speed(contents["timings"]),
         )
     )
 
@@ -104,6 +126,15 @@ def _title(contents: dict[str, Any]) -> str:
         f"width {flags['width']}, {flags['optimizer']}, "
         f"{flags['epochs']} epochs, "
         f"{contents['epochs'][-1]['n_models']} averaged"
+    )
+
+
+def _speed(timings: dict[str, Any]) -> str:
+    return (
+        f"in {timings['total_seconds'] / 60.0:.1f} minutes, at "
+        f"{timings['images_a_second']:.0f} images a second on "
+        f"{timings['cpus']} processor(s); evaluation with its refits took "
+        f"{timings['evaluation_percent']:.0f} % of the time of training"
     )
 
 

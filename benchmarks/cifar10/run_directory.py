@@ -38,8 +38,9 @@ class Records:
         epochs: The figures of each epoch, from the first.
         decayed: The figures of each epoch of the branch whose rate decays.
         final: The figures of the end, on validation and test; None before.
-        seconds: The times of each epoch, apart from the figures, for they
-            are all that may differ between two runs with the same seed.
+        seconds: The times of each epoch to `train` and to `evaluate`, and the
+            `images` trained on. They are apart from the figures, for they are
+            all that may differ between two runs with the same seed.
     """
 
     epochs: list[dict[str, Any]] = dataclasses.field(default_factory=list)

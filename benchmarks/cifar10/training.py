@@ -167,14 +167,11 @@ def run(
         evaluator = Evaluator(
             trainer.model,
             trainer.swa,
-            data.plain_batches(
-                splits.train.take(slice(config.refit_samples)),
-                _EVALUATION_BATCH,
-            ),
+            refit_batches(config, splits),
             moving_free=config.batch_norm == "moving_free",
         )
-    validation = data.plain_batches(splits.validation, _EVALUATION_BATCH)
-    test = data.plain_batches(splits.test, _EVALUATION_BATCH)
+    validation = evaluation_batches(splits.validation)
+    test = evaluation_batches(splits.test)
     sets = {"validation": validation, "test": test}
     records = directory.restore(trainer.checkpoint)
 
@@ -189,6 +186,7 @@ def run(
         seconds = {
             "train": trained - start,
             "evaluate": time.perf_counter() - trained,
+            "images": trainer.steps * config.batch_size,
         }
         figures["validation"] = evaluated["validation"]
         of_branch.append(figures)
@@ -220,6 +218,16 @@ def run(
                     records.final[name][DECAYED[way]] = values
         end_epoch()
     return records
+
+
+def refit_batches(config: Config, splits: data.Splits) -> tf.data.Dataset:
+    """Returns the training images, not augmented, that a refit is made of."""
+    return evaluation_batches(splits.train.take(slice(config.refit_samples)))
+
+
+def evaluation_batches(examples: data.Examples) -> tf.data.Dataset:
+    """Returns images, not augmented, in batches for a forward pass."""
+    return data.plain_batches(examples, _EVALUATION_BATCH)
 
 
 class LearningRate(tf.keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
@@ -282,6 +290,7 @@ def _l2_variables(config: Config, model: tf.keras.Model) -> list[Any]:
 def _line(records: Records, epochs: int) -> str:
     """Returns the line on the console of the epoch that was last."""
     figures = (records.decayed or records.epochs)[-1]
+    seconds = records.seconds[-1]
     shown = [
         f"{way} {values['accuracy']:.2f}"
         for way, values in figures["validation"].items()
@@ -289,6 +298,7 @@ def _line(records: Records, epochs: int) -> str:
     return (
         f"{_name(figures['epoch'], epochs, bool(records.decayed))}  "
         f"rate {figures['learning_rate']:.4g}  loss {figures['loss']:.3f}  "
+        f"images/s {seconds['images'] / seconds['train']:.0f}  "
         f"validation %: {', '.join(shown)}"
     )
 

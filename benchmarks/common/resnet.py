@@ -60,8 +60,9 @@ class ResNet(tf.keras.Model):
                 )
         self.norm = Norm(batch_norm, batch_norm_momentum)
         self.pool = tf.keras.layers.GlobalAveragePooling2D()
+        # Logits in float32, whatever the layers before compute in.
         self.dense = tf.keras.layers.Dense(
-            classes, kernel_initializer="he_normal"
+            classes, kernel_initializer="he_normal", dtype="float32"
         )
 
     def _add_block(self, name: str, **kwargs: Any) -> None:
