@@ -157,7 +157,7 @@ def execute(
     directory.start()
     if splits:
         tf.keras.utils.set_random_seed(config.seed)
-        with _precision(config.precision):
+        with precision(config.precision):
             records = training.run(config, splits, directory)
         contents = report.results(
             settings["flags"],
@@ -175,7 +175,7 @@ def execute(
 
 
 @contextlib.contextmanager
-def _precision(policy: str) -> Iterator[None]:
+def precision(policy: str) -> Iterator[None]:
     """Lets layers that are made inside compute by Keras's policy."""
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(policy)

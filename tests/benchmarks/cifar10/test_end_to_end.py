@@ -252,3 +252,11 @@ def test_replicas_find_what_one_device_finds(monkeypatch, tmp_path):
             continue
         tolerance = {"abs": 2.0} if "accuracy" in name else {"rel": 1e-3}
         assert two[name] == pytest.approx(value, **tolerance), name
+
+
+@pytest.mark.slow
+def test_mixed_precision(tmp_path):
+    settings = config.resolve({**TINY, "precision": "mixed_bfloat16"})
+    found = cifar10.execute(settings, str(tmp_path / "run"), False, [])
+    assert found["flags"]["precision"] == "mixed_bfloat16"
+    assert found["final"]["test"]["swa_refit"]["accuracy"] > 15.0

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import swa_tf
 from benchmarks.averaging_cost import weights
+from benchmarks.cifar10 import __main__ as cifar10
 from benchmarks.cifar10 import config
 from benchmarks.common.resnet import BLOCKS, ResNet
 from tests.fitting import covering
@@ -72,3 +73,17 @@ def test_moving_free_chooses_its_statistics(monkeypatch):
     batch = model(images, training=True)
     np.testing.assert_allclose(refit, batch, atol=1e-3)
     assert not np.allclose(refit, moving, atol=1e-1)
+
+
+def test_logits_of_mixed_precision_are_float32(monkeypatch):
+    monkeypatch.setitem(BLOCKS, 18, (1, 1, 1, 1))
+    tf.config.run_functions_eagerly(True)
+    with cifar10.precision("mixed_bfloat16"):
+        model = ResNet(18, width=4)
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+    assert model(tf.zeros([1, 8, 8, 1])).dtype == tf.float32
+    assert model.stem.compute_dtype == "bfloat16"
+    assert model.stem.kernel.dtype == "float32"
+    with pytest.raises(ZeroDivisionError), cifar10.precision("mixed_bfloat16"):
+        _ = 1 / 0
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
