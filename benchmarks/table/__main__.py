@@ -14,10 +14,11 @@ From all the files of `<name>` the tables are made: means and standard
 deviations over seeds, and paired differences with their 95 % intervals. They
 are printed, and written to `table.md` and, for programs, to `table.json`.
 
-    python -m benchmarks.table --preset=small --norun --docs
+    python -m benchmarks.table --norun --docs
 
-makes the tables from the files that are there, and puts every figure of the
-docs that is marked (see `benchmarks/table/marks.py`) at what the files say.
+makes the tables of all grids from the files that are there, and puts every
+figure of the docs that is marked (see `benchmarks/table/marks.py`) at what the
+files say.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ flags.DEFINE_string(
 flags.DEFINE_string("runs_dir", "runs/table", "Where the runs are made.")
 flags.DEFINE_string("results_dir", files.RESULTS_DIR, "What is kept of them.")
 flags.DEFINE_bool("run", True, "Whether to run what is missing.")
-flags.DEFINE_bool("docs", False, "Whether to renew the marked figures of docs.")
+flags.DEFINE_bool(
+    "docs", False, "Whether to renew all tables and the marked figures of docs."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -96,11 +99,18 @@ def execute(values: Mapping[str, Any]) -> None:
             results_dir=directory,
         )
         failed = grid.execute(runs)
-    if not failed or files.results(directory):
-        for file, text in pages.pages(name, files.results(directory)).items():
-            files.write(os.path.join(directory, file), text)
-            if file.endswith(".md"):
-                print(text)
+    there = files.grids(values["results_dir"])
+    if not (name in there or failed or values["docs"]):
+        raise BenchmarkError(
+            "`--results_dir` must have results of the grid to make a table. "
+            f"Received: --results_dir={values['results_dir']}, with none in "
+            f"{directory}"
+        )
+    for grid_name in there:
+        if grid_name == name or values["docs"]:
+            _write_pages(values["results_dir"], grid_name)
+    if name in there:
+        print(files.read(os.path.join(directory, "table.md")))
         print(f"The tables are in {os.path.join(directory, '')}")
     if values["docs"]:
         marks.renew(".")
@@ -109,6 +119,12 @@ def execute(values: Mapping[str, Any]) -> None:
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}. "
             "Their messages are above; the same command tries them again."
         )
+
+
+def _write_pages(results_dir: str, name: str) -> None:
+    directory = os.path.join(results_dir, name)
+    for file, text in pages.pages(name, files.results(directory)).items():
+        files.write(os.path.join(directory, file), text)
 
 
 if __name__ == "__main__":

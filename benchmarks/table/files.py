@@ -10,11 +10,18 @@ from typing import Any
 from benchmarks.common.errors import BenchmarkError
 
 RESULTS_DIR = "benchmarks/results/table"
+_RESULTS = "*-seed-*.json"
+
+
+def grids(directory: str) -> list[str]:
+    """Returns the names of the grids that have results in a directory."""
+    paths = glob.glob(os.path.join(glob.escape(directory), "*", _RESULTS))
+    return sorted({os.path.basename(os.path.dirname(path)) for path in paths})
 
 
 def results(directory: str) -> list[dict[str, Any]]:
     """Returns what all runs of a grid found, ordered by optimizer and seed."""
-    paths = glob.glob(os.path.join(glob.escape(directory), "*-seed-*.json"))
+    paths = glob.glob(os.path.join(glob.escape(directory), _RESULTS))
     found = [contents(path) for path in paths]
     return sorted(found, key=lambda c: (c["flags"]["optimizer"], c["seed"]))
 

@@ -11,12 +11,9 @@ from tests.benchmarks.table_results import result
 from tests.conftest import ROOT
 
 TABLES = ROOT / files.RESULTS_DIR
-GRIDS = (
-    sorted(path.name for path in TABLES.glob("*")) if TABLES.exists() else []
-)
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", files.grids(str(TABLES)))
 def test_tables_are_made_from_the_runs(name):
     made = pages.pages(name, files.results(str(TABLES / name)))
     for file, text in made.items():
