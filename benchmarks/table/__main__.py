@@ -67,8 +67,6 @@ flags.DEFINE_bool(
 def main(argv: Sequence[str]) -> None:
     """Runs the grid that the flags describe, and makes its tables."""
     values = flags.FLAGS.flag_values_dict()
-    # As Ctrl-C does: the run under way ends, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         command_line.run(argv, lambda: execute(values))
     except KeyboardInterrupt:
@@ -128,4 +126,6 @@ def _write_pages(results_dir: str, name: str) -> None:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C does: the run under way ends with the grid.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app.run(main)

@@ -29,7 +29,8 @@ def execute(runs: Sequence[Run]) -> list[str]:
             has been started then.
     """
     missing = [run for run in runs if not _is_finished(run)]
-    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished")
+    finished = len(runs) - len(missing)
+    print(f"{len(runs)} runs, {finished} of them finished", flush=True)
     failed = []
     for number, run in enumerate(missing, start=1):
         print(f"Run {number} of {len(missing)}: {run}", flush=True)
@@ -39,8 +40,8 @@ def execute(runs: Sequence[Run]) -> list[str]:
             failed.append(f"{run} (status {status})")
             print(f"Run {run} failed with status {status}", flush=True)
         else:
-            finished = os.path.join(run.directory, "results.json")
-            files.write(run.result, files.read(finished))
+            made = os.path.join(run.directory, "results.json")
+            files.write(run.result, files.read(made))
     return failed
 
 
