@@ -92,7 +92,7 @@ def runs(
     Raises:
         BenchmarkError: If a setting makes no sense.
     """
-    more = _parsed(settings)
+    more = _parsed(preset, settings)
     found = []
     for optimizer in optimizers:
         if optimizer not in SEEDS:
@@ -142,10 +142,10 @@ def _usual(preset: str, optimizer: str, seed: int) -> dict[str, Any]:
     return {**own, **SETTINGS[preset][optimizer]}
 
 
-def _parsed(settings: Sequence[str]) -> dict[str, Any]:
+def _parsed(preset: str, settings: Sequence[str]) -> dict[str, Any]:
     parsed = {}
     for setting in settings:
-        name, equals, value = setting.partition("=")
+        name, equals, text = setting.partition("=")
         if not equals or name not in config_lib.FLAGS or name in _OWN_FLAGS:
             raise BenchmarkError(
                 "`--settings` must be name=value, with names of flags of "
@@ -153,9 +153,19 @@ def _parsed(settings: Sequence[str]) -> dict[str, Any]:
                 f"Received: {setting}"
             )
         try:
-            parsed[name] = json.loads(value)
+            value = json.loads(text.lower())  # a number, true or false
         except ValueError:
-            parsed[name] = value  # a word
+            value = text
+        usual = config_lib.PRESETS[preset][name]
+        wanted = int if usual is None else type(usual)
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise BenchmarkError(
+                f"`--settings` must give `{name}` a value of type "
+                f"{wanted.__name__}. Received: {setting}"
+            )
+        parsed[name] = value
     return parsed
 
 

@@ -178,7 +178,8 @@ class TestPlan:
     def test_settings_of_every_run(self, tmp_path):
         changed = ["epochs=4", "epochs_before_swa=2", "weight_decay_on=kernels"]
         for run in planned(
-            tmp_path, settings=[*changed, "compare_decay=false"]
+            tmp_path,
+            settings=[*changed, "compare_decay=False", "learning_rate=1"],
         ):
             settings = config.resolve(run.given)
             assert (settings.epochs, settings.compare_decay) == (4, False)
@@ -188,6 +189,7 @@ class TestPlan:
                 "epochs_before_swa": 2,
                 "weight_decay_on": "kernels",
                 "compare_decay": False,
+                "learning_rate": 1.0,
             }
 
     @pytest.mark.parametrize(
@@ -199,6 +201,9 @@ class TestPlan:
             ({"settings": ["widht=4"]}, "widht"),
             ({"settings": ["seed=4"]}, "--settings"),
             ({"settings": ["epochs=0"]}, "--epochs"),
+            ({"settings": ["epochs=2.5"]}, "type int"),
+            ({"settings": ["width=wide"]}, "type int"),
+            ({"settings": ["compare_decay=no"]}, "type bool"),
             ({"data_dir": "no/such"}, "--data_dir"),
         ],
     )
@@ -290,7 +295,7 @@ class TestGrid:
 
 @pytest.mark.slow
 def test_killed_and_continued(tmp_path):
-    tiny = {**TINY, "width": 2, "epochs": 2}
+    tiny = {**TINY, "width": 2, "epochs": 2, "compare_decay": False}
     settings = [f"{k}={v}" for k, v in tiny.items() if k not in plan._OWN_FLAGS]
     arguments = [
         *("--preset=digits", "--optimizers=momentumw", "--seeds=0,1"),
