@@ -50,7 +50,10 @@ def renew(root: str) -> None:
     """
     for path in pages(root):
         before = files.read(path)
-        after = renewed(before, root)
+        try:
+            after = renewed(before, root)
+        except BenchmarkError as error:
+            raise BenchmarkError(f"{path}: {error}") from error
         if after != before:
             files.write(path, after)
             print(f"Renewed the figures of {path}")
@@ -74,17 +77,12 @@ def renewed(text: str, root: str) -> str:
             return f"{begin}\n\n{_section(what, root)}\n\n{end}"
         return f"{begin}{_number(what, root)}{end}"
 
-    for match in _MARK.finditer(text):
-        if _BEGIN.search(match[4]):
-            raise BenchmarkError(
-                f"A mark must end with <!-- end -->. Received: {match[1]}"
-            )
-    if len(_BEGIN.findall(text)) != len(_MARK.findall(text)):
+    begun, ended = len(_BEGIN.findall(text)), len(_MARK.findall(text))
+    if begun != ended:
         raise BenchmarkError(
             "Each mark must be <!-- figure: ... --> or <!-- figures: ... -->, "
-            "and end with <!-- end -->. Received: "
-            f"{len(_BEGIN.findall(text))} that begin and "
-            f"{len(_MARK.findall(text))} that end"
+            f"and end with <!-- end -->. Received: {begun} that begin and "
+            f"{ended} that end"
         )
     return _MARK.sub(replaced, text)
 
