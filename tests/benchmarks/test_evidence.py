@@ -1,0 +1,89 @@
+"""Every marked figure of the docs is what the committed results say."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks.common.errors import BenchmarkError
+from benchmarks.table import files, marks, pages
+from tests.benchmarks.table_results import result
+from tests.conftest import ROOT
+
+TABLES = ROOT / files.RESULTS_DIR
+
+
+@pytest.mark.parametrize("name", files.grids(str(TABLES)))
+def test_tables_are_made_from_the_runs(name):
+    made = pages.pages(name, files.results(str(TABLES / name)))
+    for file, text in made.items():
+        committed = (TABLES / name / file).read_text("utf-8")
+        assert committed == text, f"python -m benchmarks.table --norun ({name})"
+
+
+@pytest.mark.parametrize("page", list(marks.pages(str(ROOT))))
+def test_docs_have_the_figures_of_the_results(page):
+    text = files.read(page)
+    renewed = marks.renewed(text, str(ROOT))
+    assert text == renewed, "python -m benchmarks.table --norun --docs"
+
+
+_TABLE = "<!-- figures: results/table.md, Differences -->"
+_NUMBER = (
+    "<!-- figure: results/table.json\n"
+    "momentumw/differences/swa_refit-refit/accuracy/mean +.1f -->"
+)
+_PAGE = f"{_TABLE}\n<!-- end -->\n\nIt gains {_NUMBER}<!-- end\n--> points.\n"
+
+
+@pytest.fixture(name="root")
+def fixture_root(tmp_path):
+    """A project with a README whose marks are empty."""
+    accuracies = {"moving": 40.0, "refit": 50.0, "swa_refit": 52.5}
+    for name, text in pages.pages("x", [result(accuracies=accuracies)]).items():
+        files.write(str(tmp_path / "results" / name), text)
+    files.write(str(tmp_path / "README.md"), _PAGE)
+    return tmp_path
+
+
+class TestMarks:
+    def test_renewed(self, root):
+        marks.renew(str(root))
+        text = (root / "README.md").read_text()
+        assert f"It gains {_NUMBER}+2.5<!-- end\n--> points.\n" in text
+        assert re.search(r"SWA refit - last refit +\| \+2\.50 +\|", text)
+        assert "## Command" not in text
+        assert marks.renewed(text, str(root)) == text
+
+    @pytest.mark.parametrize("figure", ["+2.5<", "+2.50 ", "+12.50 "])
+    def test_any_other_digit_is_found(self, figure, root):
+        marks.renew(str(root))
+        text = (root / "README.md").read_text()
+        assert figure in text
+        changed = text.replace(figure, figure.replace("2.5", "2.6"), 1)
+        assert marks.renewed(changed, str(root)) == text
+
+    def test_changed_result_is_found(self, root):
+        marks.renew(str(root))
+        path = root / "results" / "table.json"
+        figures = json.loads(path.read_text())
+        gain = figures["momentumw"]["differences"]["swa_refit-refit"]
+        gain["accuracy"]["mean"] = -1.0
+        path.write_text(json.dumps(figures))
+        text = (root / "README.md").read_text()
+        assert f"{_NUMBER}-1.0<" in marks.renewed(text, str(root))
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (f"{_NUMBER}+2.5", "end"),
+            (f"{_NUMBER}+2.5 {_NUMBER}+2.5<!-- end -->", "end"),
+            ("<!-- figures: results/table.md, Costs --><!-- end -->", "Costs"),
+            ("<!-- figures: results/none.md --><!-- end -->", "none.md"),
+            ("<!-- figure: results/table.json +.1f --><!-- end -->", "format"),
+            ("<!-- figure: results/table.json a/b .1f --><!-- end -->", "a/b"),
+        ],
+    )
+    def test_wrong_mark(self, text, message, root):
+        with pytest.raises(BenchmarkError, match=message):
+            marks.renewed(text, str(root))
