@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.batch_norm import refit
+from swa_tf.support import variables as variables_lib
 
 layers = tf.keras.layers
 
@@ -466,18 +466,18 @@ def test_failing_write_puts_back_what_was_written(monkeypatch):
     x = np.random.default_rng(22).normal(size=[8, 4]).astype(np.float32)
     model = built(functional(), x)
     before = bits(model.variables)
-    assign, written = refit._assign, []
+    write, written = variables_lib.write, []
 
     def fails_at_third(variable, value):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        assign(variable, value)
         written.append(variable)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write(variable, value)
 
-    monkeypatch.setattr(refit, "_assign", fails_at_third)
+    monkeypatch.setattr(variables_lib, "write", fails_at_third)
     with pytest.raises(KeyboardInterrupt):
         swa_tf.refit_batch_norm(model, [x])
-    assert len(written) == 2
+    assert len(written) > 3
     assert bits(model.variables) == before
 
 
