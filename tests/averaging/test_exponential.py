@@ -27,10 +27,6 @@ FLOATS = ["float16", "bfloat16", "float32", "float64"]
 FROM_FIRST_VALUE = [modes.eager, modes.cross_replica]
 
 
-def _id(value):
-    return getattr(value, "__name__", None)
-
-
 def _ema(values, decays, start):
     """The average of `values`, from `start`, in float64."""
     average = np.asarray(start, np.float64)
@@ -50,7 +46,7 @@ def _run(average, variable, values):
 
 
 @pytest.mark.parametrize(
-    ("mode", "dtype"), covering(1, modes.ALL, FLOATS), ids=_id
+    ("mode", "dtype"), covering(1, modes.ALL, FLOATS), ids=modes.name_of
 )
 def test_average_by_hand(mode, dtype):
     # From 4: 4, then 4 + 4/4 = 5. From 0: 4/4 = 1, then 1 + 7/4 = 2.75.
@@ -63,7 +59,7 @@ def test_average_by_hand(mode, dtype):
     assert n_models == 2
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
+@pytest.mark.parametrize("mode", modes.ALL, ids=modes.name_of)
 def test_first_average_that_is_due_is_the_weight(mode):
     # ... exactly, whatever was there: 1 + 1 * (w - 1) is not 1e-8.
     values = [np.float32([v]) for v in (np.inf, np.nan, 1e-8)]
@@ -78,7 +74,7 @@ def test_first_average_that_is_due_is_the_weight(mode):
 
 
 @pytest.mark.parametrize(
-    ("mode", "warm_up"), covering(1, modes.ALL, [1, 3.5]), ids=_id
+    ("mode", "warm_up"), covering(1, modes.ALL, [1, 3.5]), ids=modes.name_of
 )
 def test_warm_up(mode, warm_up):
     # 1 / (1 - decay) is 8: updates on both sides of the warm-up's end.

@@ -18,10 +18,6 @@ v1 = tf.compat.v1
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 
 
-def _id(value):
-    return getattr(value, "__name__", None)
-
-
 def dense_model():
     model = tf.keras.Sequential([tf.keras.layers.Dense(3)])
     model(tf.zeros([1, 2]))
@@ -32,7 +28,7 @@ def dense_model():
 
 
 @pytest.mark.parametrize(
-    ("mode", "dtype"), covering(1, modes.ALL, FLOATS), ids=_id
+    ("mode", "dtype"), covering(1, modes.ALL, FLOATS), ids=modes.name_of
 )
 def test_average_is_the_mean(mode, dtype):
     # Exact in every dtype: means of 1, 2; 1, 2, 6; 1, 2, 6, 7 are 1.5, 3, 4.
@@ -43,7 +39,7 @@ def test_average_is_the_mean(mode, dtype):
     assert n_models == 4
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
+@pytest.mark.parametrize("mode", modes.ALL, ids=modes.name_of)
 def test_modes_agree(mode):
     values = list(np.random.default_rng(0).normal(size=[20, 5]))
     average, _ = mode([v.astype(np.float32) for v in values], "float32")
@@ -51,7 +47,7 @@ def test_modes_agree(mode):
     np.testing.assert_allclose(average, np.mean(values, 0), atol=2e-6)
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
+@pytest.mark.parametrize("mode", modes.ALL, ids=modes.name_of)
 def test_first_apply_is_exact_and_forgets_what_was_there(mode):
     # 1 + 1 * (w - 1) is not w for w = 1e-8; and nothing survives infinity.
     for first in (1e-8, np.inf):
@@ -88,7 +84,9 @@ def test_thousand_updates_stay_near_the_float64_mean(dtype, offset):
 
 
 @pytest.mark.parametrize(
-    ("mode", "start"), covering(1, modes.ALL, [1.0, 0.9, -1.5]), ids=_id
+    ("mode", "start"),
+    covering(1, modes.ALL, [1.0, 0.9, -1.5]),
+    ids=modes.name_of,
 )
 def test_a_slow_drift_is_followed(mode, start):
     # Each step is a fraction of a unit in the last place of the average:
@@ -774,7 +772,7 @@ def _normal(count, shape=(4,)):
     return list(rng.normal(1.0, 0.3, (count, *shape)).astype(np.float32))
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
+@pytest.mark.parametrize("mode", modes.ALL, ids=modes.name_of)
 def test_an_average_of_the_users_own(mode):
     values = _normal(54 if mode is modes.eager else 8)
     average, n_models = mode(values, tf.float32, make=PolynomialAverage)
