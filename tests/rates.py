@@ -2,14 +2,7 @@
 
 import tensorflow as tf
 
-from tests.fitting import (
-    quick_to_trace,  # noqa: F401
-)
-
 keras_callbacks = tf.keras.callbacks
-
-
-# What else the logs, the rate and the file are to be.
 
 
 class Rates(keras_callbacks.Callback):

@@ -14,9 +14,6 @@ v1 = tf.compat.v1
 EMA = swa_tf.ExponentialMovingAverage
 
 
-# --- reset, checkpoints -----------------------------------------------------
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 def test_reset_starts_with_the_next_weight(compiled):
     v = tf.Variable(1.0)

@@ -9,9 +9,6 @@ import swa_tf
 v1 = tf.compat.v1
 
 
-# --- v1 graphs ------------------------------------------------------------
-
-
 def test_graph_names_collections_and_restore():
     with tf.Graph().as_default():
         v0 = tf.Variable(10.0, name="v0")

@@ -10,9 +10,6 @@ from tests.batch_norm_numbers import bits, built, data_set, moments
 layers = tf.keras.layers
 
 
-# --- MovingFreeBatchNormalization -------------------------------------------
-
-
 class MovingFree(tf.keras.Model):
     def __init__(self):
         super().__init__()

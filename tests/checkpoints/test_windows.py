@@ -9,8 +9,6 @@ import swa_tf
 from tests.checkpoint_files import FORMS
 from tests.chosen import make_run, read_one, strict_json, tree_of, write_all
 
-# Windows.
-
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5])
 def test_windows(window, tmp_path):
