@@ -14,11 +14,7 @@ AVERAGES = [
     swa_tf.StochasticWeightAveraging,
     lambda: swa_tf.ExponentialMovingAverage(0.5),
 ]
-
-
 IDS = dict(zip(map(id, AVERAGES), ["swa", "ema"]))
-
-
 both = pytest.mark.parametrize("make", AVERAGES, ids=["swa", "ema"])
 
 

@@ -9,17 +9,9 @@ NAN, INF = float("nan"), float("inf")
 
 
 REAL = "a finite number >= 0"
-
-
 NOT_REAL = [-0.1, NAN, INF, "0.1", None, True, [0.1], 1j]
-
-
 WHOLE = "an integer >= 0"
-
-
 NOT_WHOLE = [-1, 1.5, 2.0, NAN, INF, "1", None, True]
-
-
 RAMP = (
     schedules.LinearRamp,
     {
@@ -29,14 +21,10 @@ RAMP = (
         "ramp_steps": 4,
     },
 )
-
-
 PAPER = (
     schedules.paper_plan,
     {"learning_rate": 0.5, "swa_learning_rate": 0.1, "swa_start": 10},
 )
-
-
 PUBLISHED = (
     schedules.published_plan,
     {
@@ -46,8 +34,6 @@ PUBLISHED = (
         "total_steps": 10,
     },
 )
-
-
 CYCLICAL = (
     schedules.Cyclical,
     {
@@ -57,8 +43,6 @@ CYCLICAL = (
         "start": 2,
     },
 )
-
-
 ANNEALED = (
     schedules.SWALearningRate,
     {
@@ -68,8 +52,6 @@ ANNEALED = (
         "anneal_steps": 4,
     },
 )
-
-
 BAD = [
     (RAMP, "initial_learning_rate", REAL, NOT_REAL),
     (RAMP, "final_learning_rate", REAL, NOT_REAL),

@@ -10,8 +10,6 @@ import swa_tf
 from tests.exponential import run_updates
 
 v1 = tf.compat.v1
-
-
 EMA = swa_tf.ExponentialMovingAverage
 
 

@@ -16,11 +16,7 @@ from tests.exponential import ema_of, run_updates
 from tests.fitting import covering
 
 v1 = tf.compat.v1
-
-
 EMA = swa_tf.ExponentialMovingAverage
-
-
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 
 

@@ -9,8 +9,6 @@ import tensorflow as tf
 import swa_tf
 
 v1 = tf.compat.v1
-
-
 EMA = swa_tf.ExponentialMovingAverage
 
 

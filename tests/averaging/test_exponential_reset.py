@@ -9,8 +9,6 @@ from tests.exponential import MODES, apply_in
 from tests.fitting import covering
 
 v1 = tf.compat.v1
-
-
 EMA = swa_tf.ExponentialMovingAverage
 
 

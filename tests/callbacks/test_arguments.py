@@ -15,8 +15,6 @@ from tests.fitting import (
 from tests.rates import Rates, halves
 
 keras_callbacks = tf.keras.callbacks
-
-
 pytestmark = pytest.mark.usefixtures("quick_to_trace")
 
 

@@ -26,8 +26,6 @@ from tests.fitting import (
 )
 
 keras_callbacks = tf.keras.callbacks
-
-
 pytestmark = pytest.mark.usefixtures("quick_to_trace")
 
 

@@ -10,14 +10,8 @@ from swa_tf.support import stack
 from tests.trained import contents_of
 
 v1 = tf.compat.v1
-
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*refit_batch_norm")
-
-
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-
-
 OPTIMIZERS = {
     "momentum": (lambda: tf.keras.optimizers.SGD(0.1, momentum=0.9), 1),
     "adam with an average": (
