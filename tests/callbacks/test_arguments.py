@@ -9,7 +9,7 @@ from tests import fitting
 from tests.fitting import (
     callback,
     fit,
-    make_model,
+    make_plain,
     quick_to_trace,  # noqa: F401
 )
 from tests.rates import Rates, halves
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_to_trace")
 @pytest.mark.parametrize("rate", [None, "low", -1.0, np.nan])
 def test_a_schedule_that_gives_no_rate(rate):
     with pytest.raises(ValueError, match="schedule"):
-        fit(make_model(), callback(schedule=lambda epoch: rate))
+        fit(make_plain(), callback(schedule=lambda epoch: rate))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_some_but_not_all_given_warns(arguments):
     """And what was given is ignored: no rate is set, each `apply` averages."""
     swa, model, rates = (
         swa_tf.StochasticWeightAveraging(),
-        make_model(),
+        make_plain(),
         Rates(),
     )
     with pytest.warns(UserWarning, match="manual mode"):

@@ -20,6 +20,7 @@ from tests.fitting import (
     exhaustive,
     fit,
     make_model,
+    make_plain,
     quick_to_trace,  # noqa: F401
     slow,
     weights,
@@ -109,7 +110,7 @@ def test_steps_equal_a_loop(mode, steps_per_execution):
 
 def test_steps_from_an_epoch_on():
     seen = []
-    model = make_model()
+    model = make_plain()
     record = keras_callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: seen.append(
             model.layers[0].kernel.numpy().astype(np.float64)
@@ -159,7 +160,7 @@ def test_three_steps_of_sgd():
 )
 def test_weights_one_to_seven(start, period, expected):
     """Epoch i ends with weight i + 1, which another callback sets."""
-    model = make_model(tf.keras.optimizers.SGD(0.0))
+    model = make_plain(tf.keras.optimizers.SGD(0.0))
     kernel = model.layers[0].kernel
     set_weight = keras_callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: kernel.assign(
@@ -228,7 +229,7 @@ def test_manual_mode():
                 swa.apply(self.model.trainable_variables)
                 kernels.append(self.model.layers[0].kernel.numpy())
 
-    model = make_model()
+    model = make_plain()
     averaging = callback(None, averages=swa)
     fit(model, Applies(), averaging, validation_data=None)
     expected = np.mean(np.float64(kernels), axis=0)
@@ -236,7 +237,7 @@ def test_manual_mode():
 
 
 def test_manual_mode_of_some_weights():
-    model = make_model()
+    model = make_plain()
     last = model.layers[-1].trainable_variables
     swa = swa_tf.StochasticWeightAveraging()
     apply = keras_callbacks.LambdaCallback(
@@ -256,7 +257,7 @@ def test_a_copy_of_the_callback_logs_as_well():
 
 
 def test_a_callback_list_of_the_user():
-    model = make_model()
+    model = make_plain()
     swa = callback(1)
     callbacks = keras_callbacks.CallbackList(
         [swa], add_history=True, model=model, epochs=3, verbose=0
@@ -275,8 +276,8 @@ def test_weights_of_another_training_bring_no_average(tmp_path):
         keep = keras_callbacks.ModelCheckpoint(
             str(path), save_weights_only=True
         )
-        fit(make_model(), callback(0), keep, epochs=1, validation_data=None)
-        model, swa = make_model(), callback(1)
+        fit(make_plain(), callback(0), keep, epochs=1, validation_data=None)
+        model, swa = make_plain(), callback(1)
         model.load_weights(str(path))
         fit(model, swa, epochs=3, validation_data=None)
         assert int(swa.averages.n_models) == 2
@@ -287,14 +288,14 @@ def test_schedule_of_the_average_itself(unit):
     when = swa_tf.AveragingSchedule(start=1, period=2)
     swa = swa_tf.StochasticWeightAveraging(when=when)
     averaging = callback(None, averages=swa, unit=unit)
-    fit(make_model(), averaging, epochs=4, validation_data=None)
+    fit(make_plain(), averaging, epochs=4, validation_data=None)
     # Epochs 1 and 3; steps 1, 3, ..., 15.
     assert int(swa.n_models) == {"epoch": 2, "step": 8}[unit]
 
 
 def test_average_given_goes_on_and_average_made_does_not():
     given = swa_tf.StochasticWeightAveraging()
-    model = make_model()
+    model = make_plain()
     ends = {"final_weights": "trained"}
     going_on, anew = callback(0, averages=given, **ends), callback(0, **ends)
     first = {"epochs": 2, "validation_data": None}
@@ -313,7 +314,7 @@ def test_a_schedule_set_after_the_callback_was_made_is_put_back():
     made = swa_tf.SWACallback(averages=given, verbose=0)
     given.when = swa_tf.AveragingSchedule(start=2)
     when = given.when
-    fit(make_model(), made, epochs=3, validation_data=None)
+    fit(make_plain(), made, epochs=3, validation_data=None)
     assert given.when is when
 
 
@@ -333,7 +334,7 @@ def test_an_average_that_cannot_be_restored_leaves_nothing_behind(monkeypatch):
 
 def test_a_layer_unfrozen_in_training_waits_for_the_next_compile():
     """As in Keras, a compiled step goes on training a layer frozen later."""
-    model = make_model()
+    model = make_plain()
     model.layers[0].trainable = False
     model.compile("sgd", "mse")
     kernel = model.layers[0].kernel.numpy()
@@ -369,7 +370,7 @@ def test_batch_norm_without_data_warns():
 def test_what_it_prints(capsys, tmp_path):
     path = tmp_path / "averaged.weights.h5"
     averaging = callback(1, verbose=1, filepath=path)
-    fit(make_model(), averaging, epochs=3, validation_data=None)
+    fit(make_plain(), averaging, epochs=3, validation_data=None)
     printed = capsys.readouterr().out
     assert printed.split("\n\n") == [
         "\nEpoch 2: averaged 1 model(s)",
@@ -443,7 +444,7 @@ def test_distributed(start, n_models):
 @pytest.mark.parametrize("evaluate", ["averaged", exhaustive("both")])
 def test_a_weight_that_joins_and_is_not_averaged_yet(evaluate):
     """Trained on from there: until each has an average, none is swapped in."""
-    model = make_model()
+    model = make_plain()
     frozen = model.layers[0]
     frozen.trainable = False
     model.compile("sgd", "mse", run_eagerly=True)
@@ -464,7 +465,7 @@ def test_a_weight_that_joins_and_is_not_averaged_yet(evaluate):
 
 
 def test_an_average_of_another_model_that_is_not_finite_is_not_minded():
-    model = fitting.make_model()
+    model = fitting.make_plain()
     average = swa_tf.ExponentialMovingAverage(0.5)
     average.apply([tf.Variable(float("nan"))])
     with warnings.catch_warnings():

@@ -16,6 +16,7 @@ from tests.fitting import (
     exhaustive,
     fit,
     make_model,
+    make_plain,
     quick_to_trace,  # noqa: F401
     slow,
     weights,
@@ -49,7 +50,7 @@ def test_swa_learning_rate_after_a_scheduler(swa_first, policy):
     swa = callback(2, swa_learning_rate=0.04)
     order = [swa, scheduler] if swa_first else [scheduler, swa]
     first = predicts_at_the_beginning()
-    fit(make_model(), first, *order, rates, validation_data=None)
+    fit(make_plain(), first, *order, rates, validation_data=None)
     assert rates.seen == [0.1, 0.05, 0.04, 0.04]
 
 
@@ -60,7 +61,7 @@ def test_swa_learning_rate_with_reduce_on_plateau():
     )
     rates = Rates()
     swa = callback(3, swa_learning_rate=0.04)
-    fit(make_model(), swa, plateau, rates, epochs=5, validation_data=None)
+    fit(make_plain(), swa, plateau, rates, epochs=5, validation_data=None)
     assert rates.seen == [0.1, 0.1, 0.05, 0.04, 0.04]
 
 
@@ -75,20 +76,20 @@ def test_swa_learning_rate_with_reduce_on_plateau():
 def test_schedule_of_all_epochs(schedule):
     rates = Rates()
     swa = callback(schedule=schedule)
-    fit(make_model(), swa, rates, validation_data=None)
+    fit(make_plain(), swa, rates, validation_data=None)
     np.testing.assert_allclose(rates.seen, [0.1, 0.09, 0.08, 0.07], rtol=1e-6)
 
 
 def test_a_rate_that_cannot_be_set_raises_before_training():
     decay = tf.keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
-    model = make_model(tf.keras.optimizers.SGD(decay))
+    model = make_plain(tf.keras.optimizers.SGD(decay))
     before = weights(model)
     with pytest.raises(ValueError, match=r"SWALearningRate"):
         fit(model, callback(swa_learning_rate=0.01))
     assert_same(weights(model), before)
     # What the error advises.
     rate = swa_tf.schedules.SWALearningRate(decay, 0.01, 8, anneal_steps=4)
-    model = make_model(tf.keras.optimizers.SGD(rate))
+    model = make_plain(tf.keras.optimizers.SGD(rate))
     fit(model, callback(), epochs=3, validation_data=None)
 
 
@@ -112,7 +113,7 @@ def test_logs_are_seen_by_callbacks_before_and_after(tmp_path):
     )
     board = keras_callbacks.TensorBoard(str(tmp_path / "board"))
     history = fit(
-        make_model(),
+        make_plain(),
         *[csv, record("before"), callback(2), record("after"), best, board],
     ).history
     averaged, trained = history["swa_val_loss"], history["val_loss"]
@@ -138,7 +139,7 @@ def test_early_stopping_on_the_averaged_model(swa_first):
     stopping = keras_callbacks.EarlyStopping(
         "swa_val_loss", mode="max", patience=0, restore_best_weights=True
     )
-    model, swa = make_model(), callback(0)
+    model, swa = make_plain(), callback(0)
     callbacks = [swa, stopping] if swa_first else [stopping, swa]
     history = fit(model, *callbacks, epochs=50).history
     assert len(history["loss"]) < 50
@@ -167,7 +168,7 @@ class Sequence(tf.keras.utils.Sequence):
 
 @functools.lru_cache
 def in_one_validation_batch():
-    return fit(make_model(), callback(1), epochs=2).history
+    return fit(make_plain(), callback(1), epochs=2).history
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_validation_data_that_comes_in_batches(make):
     """Is what it is as arrays, of which the one batch is made here."""
     expected = in_one_validation_batch()
     found = fit(
-        make_model(),
+        make_plain(),
         callback(1),
         epochs=2,
         validation_data=make(),
@@ -190,7 +191,7 @@ def test_validation_data_that_comes_in_batches(make):
 
 
 def test_validation_in_some_epochs():
-    history = fit(make_model(), callback(), epochs=4, validation_freq=2).history
+    history = fit(make_plain(), callback(), epochs=4, validation_freq=2).history
     assert len(history["swa_val_loss"]) == len(history["val_loss"]) == 2
 
 
@@ -199,5 +200,5 @@ def test_the_rate_starts_with_the_schedule_of_the_average_itself():
     swa = swa_tf.StochasticWeightAveraging(when=when)
     averaging = callback(None, averages=swa, swa_learning_rate=0.04)
     rates = Rates()
-    fit(make_model(), averaging, rates, epochs=4, validation_data=None)
+    fit(make_plain(), averaging, rates, epochs=4, validation_data=None)
     assert rates.seen == [0.1, 0.1, 0.04, 0.04]
