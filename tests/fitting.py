@@ -26,7 +26,8 @@ MODES = {
 def quick_to_trace():
     """Switches off TensorFlow's graph optimizer: a third of a `fit` here.
 
-    With it, `fit` is tested in test_keras_training.py and test_distribution.py.
+    With it, `fit` is tested in the matrix of test_keras_training.py and in
+    test_distribution.py.
     """
     tf.config.optimizer.set_experimental_options(
         {"disable_meta_optimizer": True}
