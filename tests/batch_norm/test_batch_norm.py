@@ -449,7 +449,8 @@ def test_failing_write_puts_back_what_was_written(monkeypatch):
     write, written = variables_lib.write, []
 
     def fails_at_third(variable, value):
-        if not np.array_equal(variable.numpy(), value.numpy()):
+        changes = not np.array_equal(variable.numpy(), value.numpy())
+        if changes and "moving_" in variable.name:
             written.append(variable)  # a new value, or the old one put back
             if len(written) == 3:
                 raise KeyboardInterrupt
