@@ -113,7 +113,7 @@ def test_logs_are_seen_by_callbacks_before_and_after(tmp_path):
     )
     board = keras_callbacks.TensorBoard(str(tmp_path / "board"))
     history = fit(
-        make_plain(),
+        make_model(),
         *[csv, record("before"), callback(2), record("after"), best, board],
     ).history
     averaged, trained = history["swa_val_loss"], history["val_loss"]
