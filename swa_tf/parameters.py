@@ -91,13 +91,9 @@ def assign_parameters(
     if _N_MODELS not in variables:
         given.pop(_N_MODELS, None)
     values = _checked(variables, given, strict)
-    put_back = variables_lib.snapshot(variables[name] for name in values)
-    try:
+    with variables_lib.AllOrNone(variables[name] for name in values):
         for name, value in values.items():
             variables[name].assign(value)
-    except BaseException:
-        put_back()
-        raise
     return list(values)
 
 
@@ -165,11 +161,7 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
 
 
 def _named_variables(target: Any, function: str) -> dict[str, Any]:
-    if not tf.executing_eagerly():
-        raise RuntimeError(
-            f"`{function}` works in eager mode only: call it outside of "
-            "graphs and `tf.function`."
-        )
+    checks.eager_mode(function)
     stack.check_keras("target", target)
     return parameter_names.named_variables(target)
 

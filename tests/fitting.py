@@ -22,11 +22,12 @@ MODES = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def quick_to_trace():
     """Switches off TensorFlow's graph optimizer: a third of a `fit` here.
 
-    With it, `fit` is tested in test_keras_training.py and test_distribution.py.
+    With it, `fit` is tested in the matrix of test_keras_training.py and in
+    test_distribution.py.
     """
     tf.config.optimizer.set_experimental_options(
         {"disable_meta_optimizer": True}
@@ -80,17 +81,18 @@ def data():
     return tf.data.Dataset.from_tensor_slices((X, Y)).batch(BATCH_SIZE)
 
 
-def make_model(optimizer=None, **compile_arguments):
+def make_model(optimizer=None, batch_norm=True, **compile_arguments):
     """A model with batch norm, whose weights do not settle: the rate is high.
 
     It trains eagerly unless told otherwise, as tracing takes most of the time.
     """
     tf.keras.utils.set_random_seed(1)
+    norm = [tf.keras.layers.BatchNormalization()] if batch_norm else []
     model = tf.keras.Sequential(
         [
             tf.keras.Input([4]),
             tf.keras.layers.Dense(5),
-            tf.keras.layers.BatchNormalization(),
+            *norm,
             tf.keras.layers.Dense(1),
         ]
     )
@@ -103,6 +105,11 @@ def make_model(optimizer=None, **compile_arguments):
     }
     model.compile(optimizer, "mse", **settings)
     return model
+
+
+def make_plain(optimizer=None, **compile_arguments):
+    """The same without batch norm, where nothing is to be refitted."""
+    return make_model(optimizer, batch_norm=False, **compile_arguments)
 
 
 def fit(model, *callbacks, **arguments):

@@ -6,6 +6,11 @@ import tensorflow as tf
 import swa_tf
 
 
+def name_of(value):
+    """The name of a mode, for the id of a test; None of other values."""
+    return getattr(value, "__name__", None)
+
+
 def eager(values, dtype, when=None, make=swa_tf.StochasticWeightAveraging):
     variable = tf.Variable(tf.zeros(values[0].shape, dtype))
     swa = make(when=when)

@@ -146,12 +146,8 @@ class CheckpointState(tf.train.experimental.PythonState):
                 "model, restore it alone, with "
                 "`tf.train.Checkpoint(model=model)`."
             )
-        averaged = [
-            AveragedVariable(name, shape, dtype)
-            for (name, shape), dtype in zip(
-                restored["averaged"], restored["dtypes"]
-            )
-        ]
+        pairs = zip(restored["averaged"], restored["dtypes"])
+        averaged = [AveragedVariable._make([*v, dtype]) for v, dtype in pairs]
         if self._averaged and averaged:
             self._check_same(self._averaged, averaged)
         self.restored = averaged

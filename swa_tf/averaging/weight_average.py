@@ -179,9 +179,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
     def _update_op_by_op(self, known: CachedUpdate) -> None:
         """Updates all averages, or none if it is interrupted."""
-        if self._when and not self._when.due(
-            int(variables_lib.read(self._n_calls))
-        ):
+        when, n_calls = self._when, self._n_calls
+        if when and not when.due(int(variables_lib.read(n_calls))):
             self._n_calls.assign_add(1)
             return
         averages = [self.average(variable) for variable in known.variables]
@@ -240,11 +239,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 return self._move(variables, c, n_models, update)
 
             with tf.control_dependencies([n_models]):
-                moved = (
-                    average()
-                    if due is True
-                    else tf.cond(due, average, tf.no_op)
-                )
+                always = due is True
+                moved = average() if always else tf.cond(due, average, tf.no_op)
             with tf.control_dependencies([] if moved is None else [moved]):
                 counted = self._n_models.assign(
                     n_models + tf.cast(due, tf.int64) * live

@@ -70,10 +70,8 @@ class ForwardPass:
                         f"Received in it: {batch!r}"
                     )
                 inputs = tf.nest.map_structure(_tensor, inputs)
-                common = _common(
-                    specs,
-                    tf.nest.map_structure(tf.type_spec_from_value, inputs),
-                )
+                own = tf.nest.map_structure(tf.type_spec_from_value, inputs)
+                common = _common(specs, own)
                 if function is None or common != specs:
                     specs, function = self._trace_for(common)
                     undo.callback(variables_lib.snapshot(function.variables))

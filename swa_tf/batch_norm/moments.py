@@ -86,10 +86,12 @@ def normalize(
     x, order = _channels_last(layer, inputs)
     n_channels = layer.moving_mean.shape.num_elements()
     times = _largest_divisor(x, n_channels, max(_MAX_ROW // n_channels, 1))
+    # As vectors: Keras 2 may normalize several axes.
+    given = mean, variance, layer.gamma, layer.beta
     outputs = call(
         _normalized_rows,
         tf.reshape(x, [-1, times * n_channels]),
-        *map(_vector, (mean, variance, layer.gamma, layer.beta)),
+        *(each if each is None else tf.reshape(each, [-1]) for each in given),
         epsilon=float(layer.epsilon),
     )
     outputs = tf.reshape(outputs, tf.shape(x))
@@ -159,11 +161,6 @@ def _normalized_rows(
         tf.tile(tf.cast(each, dtype), [times]) for each in (scale, offset)
     )
     return tf.cast(tf.cast(rows, dtype) * scale + offset, rows.dtype)
-
-
-def _vector(parameter: Any) -> tf.Tensor | None:
-    """Returns a parameter as a vector: Keras 2 may normalize several axes."""
-    return None if parameter is None else tf.reshape(parameter, [-1])
 
 
 def _dtype_of_sums(x: tf.Tensor) -> tf.DType:

@@ -105,9 +105,7 @@ class BatchNormRefit:
         stack.check_keras("model", model)
         kinds = (tf.keras.layers.Layer, tf.Module)
         if not callable(model) or not isinstance(model, kinds):
-            raise TypeError(
-                f"`model` must be a model or layer. Received: model={model!r}"
-            )
+            raise checks.wrong("model", "a model or layer", model, TypeError)
         call = getattr(getattr(model, "call", None), "__func__", None)
         if call is tf.keras.Model.call:
             raise TypeError(
@@ -116,9 +114,8 @@ class BatchNormRefit:
                 "refit its parts inside `averaged_weights(swa, model)`"
             )
         if not (preprocess is None or callable(preprocess)):
-            raise TypeError(
-                f"`preprocess` must be a function. Received: {preprocess=}"
-            )
+            wanted = "a function"
+            raise checks.wrong("preprocess", wanted, preprocess, TypeError)
         checks.choice("variance", variance, ("pooled", "mean_of_batches"))
         self._model = model
         self._preprocess = preprocess
@@ -170,11 +167,7 @@ class BatchNormRefit:
         self, dataset: Iterable[Any], steps: int | None, names: ArgumentNames
     ) -> None:
         """Computes the statistics, with the names of a caller's arguments."""
-        if not tf.executing_eagerly():
-            raise RuntimeError(
-                "`refit_batch_norm` works in eager mode only: call it outside "
-                "of graphs and `tf.function`."
-            )
+        checks.eager_mode("refit_batch_norm")
         n_batches = checks.batches(dataset, steps, names.dataset, names.steps)
         if isinstance(dataset, tf.keras.utils.Sequence):
             # As `fit` does: to iterate over one may shuffle it.
@@ -197,7 +190,10 @@ class BatchNormRefit:
             values: list[tuple[tf.Variable, np.ndarray]] = []
             for layer, statistics in _reached(found, self._others, names):
                 values += self._new_values(layer, statistics, names)
-            _write(values)
+            with variables_lib.AllOrNone(variable for variable, _ in values):
+                for variable, value in values:
+                    for component in variables_lib.components(variable):
+                        variables_lib.write(component, tf.constant(value))
 
     def _forward_pass(self, names: ArgumentNames) -> ForwardPass | None:
         """Returns the last pass, or a new one if the model has changed."""
@@ -319,19 +315,3 @@ def _reached(
             stacklevel=names.level + 1,
         )
     return reached
-
-
-def _write(values: list[tuple[tf.Variable, np.ndarray]]) -> None:
-    """Assigns all values, or none if one assignment fails."""
-    put_back = variables_lib.snapshot(variable for variable, _ in values)
-    try:
-        for variable, value in values:
-            _assign(variable, value)
-    except BaseException:
-        put_back()
-        raise
-
-
-def _assign(variable: tf.Variable, value: np.ndarray) -> None:
-    for component in variables_lib.components(variable):
-        variables_lib.write(component, tf.constant(value))

@@ -18,11 +18,7 @@ def averaging_schedule(
     start_epoch: Any, start_step: Any, average_period: Any, unit: str
 ) -> AveragingSchedule | None:
     """Returns when to average, in `unit`s; None if no start is given."""
-    if start_epoch is not None and start_step is not None:
-        raise ValueError(
-            "Only one of `start_epoch` and `start_step` must be given. "
-            f"Received: {start_epoch=}, {start_step=}"
-        )
+    checks.at_most_one(start_epoch=start_epoch, start_step=start_step)
     if start_epoch is not None:
         checks.integer("start_epoch", start_epoch, at_least=0)
     if start_step is not None:
@@ -44,12 +40,8 @@ def rate_of_epoch(
     swa_learning_rate: Any, schedule: Any, first_epoch: int | None
 ) -> Callable[[int], float | None] | None:
     """Returns a function from an epoch to its rate, or None to leave it."""
+    checks.at_most_one(swa_learning_rate=swa_learning_rate, schedule=schedule)
     if schedule is not None:
-        if swa_learning_rate is not None:
-            raise ValueError(
-                "Only one of `swa_learning_rate` and `schedule` must be given. "
-                f"Received: {swa_learning_rate=}, {schedule=}"
-            )
         return functools.partial(_checked_rate, per_epoch(schedule))
     if swa_learning_rate is None:
         return None

@@ -119,11 +119,8 @@ class SWACallback(tf.keras.callbacks.Callback):
         checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
         checks.choice("final_weights", final_weights, ("averaged", "trained"))
         if averages is not None and not isinstance(averages, WeightAverage):
-            raise TypeError(
-                "`averages` must be a `WeightAverage`, such as "
-                "`StochasticWeightAveraging()`, or None. "
-                f"Received: averages={averages!r}"
-            )
+            wanted = "a `WeightAverage`, such as `StochasticWeightAveraging()`"
+            raise checks.wrong("averages", wanted, averages, TypeError)
         if filepath is not None:
             whole_files.check_model_path("filepath", filepath)
         if refit_data is not None:

@@ -161,10 +161,8 @@ def average_windows(
     found = paths.resolved(inputs)
     names = [paths.name_of(path) for path in found]
     if checks.integer("window", window, at_least=1) > len(found):
-        raise ValueError(
-            f"`window` must be at most {len(found)}, the number of inputs. "
-            f"Received: window={window}"
-        )
+        wanted = f"at most {len(found)}, the number of inputs"
+        raise checks.wrong("window", wanted, window)
     if len(set(names)) < len(names):
         raise ValueError(
             "`inputs` must have different names, which the results take. "
@@ -213,12 +211,8 @@ def _coefficients(
     n: int, weights: Sequence[float] | np.ndarray | None, decay: float | None
 ) -> list[float] | None:
     """Returns the c for each of n inputs; None for the equal average."""
+    checks.at_most_one(decay=decay, weights=weights)
     if decay is not None:
-        if weights is not None:
-            raise ValueError(
-                "`decay` and `weights` must not both be given. "
-                f"Received: decay={decay}, weights={weights}"
-            )
         checks.real("decay", decay, "in [0, 1)", lambda number: number < 1)
         return [1.0] + [1.0 - float(decay)] * (n - 1)
     if weights is None:
@@ -226,10 +220,8 @@ def _coefficients(
     if isinstance(weights, np.ndarray) and weights.ndim == 1:
         weights = weights.tolist()
     if not isinstance(weights, Sequence) or len(weights) != n:
-        raise ValueError(
-            f"`weights` must be a list of {n} numbers > 0, one for each input. "
-            f"Received: weights={weights!r}"
-        )
+        wanted = f"a list of {n} numbers > 0, one for each input"
+        raise checks.wrong("weights", wanted, weights)
     numbers = [checks.positive("weights", weight) for weight in weights]
     largest = max(numbers)
     parts = [number / largest for number in numbers]

@@ -6,7 +6,6 @@ import abc
 import contextlib
 import math
 import pathlib
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -21,9 +20,6 @@ from swa_tf.support import whole_files
 _T = TypeVar("_T")
 
 Values = Iterable[tuple[str, Union[np.ndarray, None]]]
-
-STATISTIC = re.compile(r"(^|/)moving_(mean|variance)(:0|/|$)")
-"""The names of batch-norm statistics, where they have names."""
 
 
 class DamagedError(ValueError):
@@ -108,25 +104,28 @@ class Tensor(NamedTuple):
         return f"({self.dtype.name}, {list(self.shape)})"
 
 
+class Kinds(NamedTuple):
+    """The keys of tensors that are not averaged, or that need a refit."""
+
+    slots: set[str]  # the state of optimizers
+    state: set[str]  # other floats that are no weights
+    guessed: set[str]  # those of both for their names or shapes alone
+    batch_norm: set[str]  # batch-norm statistics
+
+
 class Checkpoint(abc.ABC):
     """A checkpoint whose tensors are known, and their values not yet read.
 
     Attributes:
         form: The kind of file, in words.
         tensors: All tensors, by their key in the file.
-        slots: Keys of the state of optimizers.
-        state: Keys of floats that are no weights.
-        guessed: Keys in `slots` or `state` for their names or shapes alone.
-        batch_norm: Keys of batch-norm statistics.
+        kinds: Which of them are no weights.
         places: The places of keys that differ between processes.
     """
 
     form: str
     tensors: dict[str, Tensor]
-    slots: set[str]
-    state: set[str]
-    guessed: set[str]
-    batch_norm: set[str]
+    kinds: Kinds
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -11,16 +11,15 @@ import re
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import h5py
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.checkpoints import paths
+from swa_tf.checkpoints import paths, weights_by_name
 from swa_tf.checkpoints.checkpoint import (
-    STATISTIC,
     Checkpoint,
     DamagedError,
     Tensor,
@@ -31,13 +30,6 @@ from swa_tf.checkpoints.checkpoint import (
 from swa_tf.support import whole_files
 
 _WEIGHTS = "model.weights.h5"
-_OPTIMIZER = ("optimizer", "optimizer_weights")
-# Variables of metrics, by attribute or class, and of vocabularies.
-_NO_WEIGHT = re.compile(
-    r"(^|/)(_?metrics|\w*(metric|tracker|accuracy|precision|recall|auc"
-    r"|io_u|f1_score)s?(_\d+)?)/(.*/)?vars/\d+$|/vars/idf_weights$"
-)
-_STEPS = [Tensor((), np.dtype(name)) for name in ("int32", "int64")]
 _MAX_COMPRESSION = 1032  # no filter, such as deflate, achieves more
 _COPIED_AT_ONCE = 1 << 20  # bytes
 
@@ -63,17 +55,7 @@ class Hdf5Checkpoint(Checkpoint):
         for (_, end, key), (start, _, other) in zip(extents, extents[1:]):
             if start < end:
                 raise DamagedError(f"'{key}' and '{other}' lie in one place")
-        self._tell_apart()
-
-    def _tell_apart(self) -> None:
-        """Sets which of the tensors are weights, and which are not."""
-        named = {k for k in self.tensors if k.split("/")[0] in _OPTIMIZER}
-        optimizers = _optimizers(self.tensors) - named
-        self.slots = named | optimizers
-        self.state = set(filter(_NO_WEIGHT.search, self.tensors)) - self.slots
-        known = re.compile("metrics/|.*idf_weights$").match
-        self.guessed = optimizers | {k for k in self.state if not known(k)}
-        self.batch_norm = _batch_norm(self.tensors) - self.slots - self.state
+        self.kinds = weights_by_name.of_keras(self.tensors)
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         with self._opened() as file:
@@ -181,7 +163,7 @@ class ShardedCheckpoint(Hdf5Checkpoint):
             shard = self._shards[name] = Hdf5Checkpoint(there[name])
             self._shard_of.update(dict.fromkeys(shard.tensors, name))
             self.tensors.update(shard.tensors)
-        self._tell_apart()
+        self.kinds = weights_by_name.of_keras(self.tensors)
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         for name, some in itertools.groupby(keys, self._shard_of.__getitem__):
@@ -319,54 +301,3 @@ def _places(file: Any) -> dict[str, tuple[int, int]]:
             places[key] = (n_layers, i)
         n_layers += bool(names)
     return places
-
-
-def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Returns the keys such as `layers/dense/vars/0`, in order, by group."""
-    groups: dict[str, list[str]] = {}
-    for key in sorted(tensors, key=lambda key: (len(key), key)):
-        group, _, number = key.rpartition("/")
-        if group.split("/")[-1] == "vars" and number.isdigit():
-            groups.setdefault(group, []).append(key)
-    return groups
-
-
-def _optimizers(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Returns the keys that look like an optimizer's, anywhere in a model.
-
-    They begin with an integer; others are scalars or have a weight's shape.
-    """
-    groups = _groups(tensors)
-    counted = {
-        group
-        for group, keys in groups.items()
-        if tensors[keys[0]] in _STEPS
-        and any(tensors[key].is_float for key in keys)
-    }
-    shapes: set[tuple[int, ...]] = {()}
-    for group in groups.keys() - counted:
-        for shape in {tensors[key].shape for key in groups[group]}:
-            shapes.add(shape)
-            axes = range(len(shape))
-            shapes.update(shape[:axis] + shape[axis + 1 :] for axis in axes)
-    return {
-        key
-        for group in counted
-        if {tensors[key].shape for key in groups[group]} <= shapes
-        for key in groups[group]
-    }
-
-
-def _batch_norm(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Returns the keys of the batch-norm statistics.
-
-    Older files name them. In newer ones they are the last two `vars` of a
-    layer that has four vectors of one length, or that is called `batch_norm`.
-    """
-    found = set(filter(STATISTIC.search, tensors))
-    for layer, keys in _groups(tensors).items():
-        shapes = {tensors[key].shape for key in keys}
-        alike = len(shapes) == 1 and len(*shapes) == 1
-        if alike and (len(keys) == 4 or "batch_norm" in layer):
-            found |= set(keys[-2:])
-    return found

@@ -81,73 +81,114 @@ def merge(
     if coefficients is None:
         coefficients = [1.0 / (i + 1) for i in range(len(inputs))]
     checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
-    checkpoints = [opened(path) for path in inputs]
-    newest = checkpoints[inputs.index(paths.in_order(inputs)[-1])]
-    unmatched = _unmatched(checkpoints, from_newest)
-    averaged = _weights(newest, unmatched)
-    if not averaged:
-        raise ValueError(
-            "`inputs` must hold weights of floating point to average. "
-            f"Received: none in '{newest.path}'"
-        )
-    twins = [_twins(newest, averaged, c, unmatched) for c in checkpoints]
-    dropped = newest.slots if optimizer_slots == "drop" else set()
-    others = newest.tensors.keys() - averaged - dropped
-    shares: list[float] = []
-    for c in coefficients:
-        shares = [share * (1 - c) for share in shares] + [c]
-
-    def names(keys: Iterable[str]) -> list[str]:
-        return sorted(newest.name(key) for key in keys)
-
-    report = {
-        "output": os.path.basename(output),
-        "form": newest.form,
-        "inputs": [
-            {"path": path, "share": share}
-            for path, share in zip(inputs, shares)
-        ],
-        "newest": newest.path,
-        "n_parameters": sum(newest.tensors[key].size for key in averaged),
-        "averaged": names(averaged),
-        "from_newest": names(others),
-        "dropped": names(dropped),
-        "tensors": {
-            newest.name(key): {
-                "shape": list(tensor.shape),
-                "dtype": tensor.dtype.name if tensor.dtype else "string",
-            }
-            for key, tensor in sorted(newest.tensors.items())
-        },
-        "guessed": names(newest.guessed),
-        # In a copy of one input they belong to the weights as they did.
-        "batch_norm_statistics": names(newest.batch_norm & averaged)
-        if len(inputs) > 1
-        else [],
-        **(about or {}),
-        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(),
-    }
+    plan = _Plan(inputs, coefficients, optimizer_slots == "drop", from_newest)
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat()
+    name = os.path.basename(output)
+    report = {"output": name, **plan.report(), **(about or {}), "written": now}
     if dry_run:
         return report
     done = 0
-    total = sum(t.nbytes for c in checkpoints for t in c.tensors.values())
 
     def advance(tensor: Tensor) -> None:
         nonlocal done
         done += tensor.nbytes
         if progress is not None:
-            progress(done, total)
+            progress(done, plan.n_bytes)
 
-    for checkpoint, keys in zip(checkpoints, twins):  # for their checksums
-        unaveraged = checkpoint.tensors.keys() - {keys[k] for k in averaged}
-        for key, _ in read(checkpoint, sorted(unaveraged)):
-            advance(checkpoint.tensors[key])
+    plan.read_others(advance)
+    with whole_files.scratch_folder(output) as scratch:
+        new = scratch / name
+        plan.newest.write(new, plan.values(advance), plan.dropped)
+        as_json = scratch / f"{name}.json"
+        as_json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        written = map(pathlib.Path, paths.files(os.fspath(new)))
+        whole_files.move([as_json, *written], whole_files.split(output)[0])
+    return report
 
-    def values() -> Iterator[tuple[str, np.ndarray | None]]:
-        sizes = {key: newest.tensors[key].size for key in sorted(averaged)}
-        for group in groups(sizes, sizes.__getitem__, _MAX_GROUP):
+
+class _Plan:
+    """The tensors to average, to take from the newest, and to drop.
+
+    Keys are those of the newest checkpoint; each has twins in the others.
+    """
+
+    def __init__(
+        self,
+        inputs: list[str],
+        coefficients: Sequence[float],
+        drops_slots: bool,
+        from_newest: Iterable[re.Pattern[str]],
+    ) -> None:
+        checkpoints = [opened(path) for path in inputs]
+        newest = checkpoints[inputs.index(paths.in_order(inputs)[-1])]
+        names = _unmatched(checkpoints, from_newest)
+        averaged = _weights(newest, names)
+        if not averaged:
+            raise ValueError(
+                "`inputs` must hold weights of floating point to average. "
+                f"Received: none in '{newest.path}'"
+            )
+        twins = [_twins(newest, averaged, c, names) for c in checkpoints]
+        self._inputs = [*zip(checkpoints, twins, coefficients)]
+        self.newest, self._averaged = newest, averaged
+        tensors = [t for c in checkpoints for t in c.tensors.values()]
+        self.n_bytes = sum(tensor.nbytes for tensor in tensors)
+        self.dropped = newest.kinds.slots if drops_slots else set()
+        self._others = newest.tensors.keys() - averaged - self.dropped
+
+    def report(self) -> dict[str, Any]:
+        """Returns what the plan says, for users."""
+        newest, averaged = self.newest, self._averaged
+        shares: list[float] = []
+        for *_, c in self._inputs:
+            shares = [share * (1 - c) for share in shares] + [c]
+
+        def names(keys: Iterable[str]) -> list[str]:
+            return sorted(newest.name(key) for key in keys)
+
+        return {
+            "form": newest.form,
+            "inputs": [
+                {"path": checkpoint.path, "share": share}
+                for (checkpoint, *_), share in zip(self._inputs, shares)
+            ],
+            "newest": newest.path,
+            "n_parameters": sum(newest.tensors[key].size for key in averaged),
+            "averaged": names(averaged),
+            "from_newest": names(self._others),
+            "dropped": names(self.dropped),
+            "tensors": {
+                newest.name(key): {
+                    "shape": list(tensor.shape),
+                    "dtype": tensor.dtype.name if tensor.dtype else "string",
+                }
+                for key, tensor in sorted(newest.tensors.items())
+            },
+            "guessed": names(newest.kinds.guessed),
+            # In a copy of one input they belong to the weights as they did.
+            "batch_norm_statistics": names(newest.kinds.batch_norm & averaged)
+            if len(shares) > 1
+            else [],
+        }
+
+    def read_others(self, advance: Callable[[Tensor], None]) -> None:
+        """Reads what is not averaged, for its checksums."""
+        for checkpoint, keys, _ in self._inputs:
+            averaged = {keys[key] for key in self._averaged}
+            others = sorted(checkpoint.tensors.keys() - averaged)
+            for key, _ in read(checkpoint, others):
+                advance(checkpoint.tensors[key])
+
+    def values(
+        self, advance: Callable[[Tensor], None]
+    ) -> Iterator[tuple[str, np.ndarray | None]]:
+        """Yields keys and averages, or None for what the newest has."""
+        tensors = self.newest.tensors
+        for group in groups(
+            sorted(self._averaged), lambda key: tensors[key].size, _MAX_GROUP
+        ):
             averages: dict[str, Average] = {}
-            for checkpoint, keys, c in zip(checkpoints, twins, coefficients):
+            for checkpoint, keys, c in self._inputs:
                 key_of = {keys[key]: key for key in group}
                 for twin, weight in read(checkpoint, key_of):
                     key = key_of[twin]
@@ -155,24 +196,34 @@ def merge(
                         averages[key].update(weight, c)
                     else:
                         averages[key] = Average(weight)
-                    advance(newest.tensors[key])
+                    advance(tensors[key])
                     del weight  # before the next one is read
             for key in group:
                 average = averages.pop(key).value()
-                _check_finite(key, average, newest, zip(checkpoints, twins))
+                self._check_finite(key, average)
                 yield key, average
                 del average  # before the next one is made
-        for key in others:
+        for key in self._others:
             yield key, None
 
-    with whole_files.scratch_folder(output) as scratch:
-        new = scratch / os.path.basename(output)
-        newest.write(new, values(), dropped)
-        as_json = scratch / f"{new.name}.json"
-        as_json.write_text(json.dumps(report, indent=1), encoding="utf-8")
-        written = map(pathlib.Path, paths.files(os.fspath(new)))
-        whole_files.move([as_json, *written], whole_files.split(output)[0])
-    return report
+    def _check_finite(self, key: str, average: np.ndarray) -> None:
+        """Raises if an average is NaN or infinite where the newest is not."""
+        with np.errstate(all="ignore"):
+            dtype = np.result_type(average.dtype, np.float64)
+            if np.isfinite(average.sum(dtype=dtype)):
+                return
+        ((_, value),) = read(self.newest, [key])
+        spoilt = np.isfinite(value) & ~np.isfinite(average)
+        for checkpoint, keys, _ in self._inputs if spoilt.any() else ():
+            ((_, value),) = read(checkpoint, [keys[key]])
+            if not np.isfinite(value[spoilt]).all():
+                raise NotFiniteError(
+                    "`inputs` must be finite where the newest is, or their "
+                    f"average is not. Received: '{checkpoint.path}' with NaN "
+                    f"or infinity in '{self.newest.name(key)}'. Leave that "
+                    "input out or, if this is no weight, name it in "
+                    "`from_newest`."
+                )
 
 
 def warn(report: dict[str, Any]) -> None:
@@ -204,10 +255,9 @@ def opened(path: str, argument: str = "inputs") -> Checkpoint:
         )
     with errors_of(path, argument):
         for file in files:
+            remote = whole_files.is_remote(file)
             # To read a pipe would never end.
-            if not whole_files.is_remote(file) and not stat.S_ISREG(
-                os.stat(file).st_mode
-            ):
+            if not (remote or stat.S_ISREG(os.stat(file).st_mode)):
                 raise DamagedError(f"{os.path.basename(file)} is no file")
         suffix = paths.suffix(path)
         main = path if suffix else f"{path}.index"
@@ -234,10 +284,8 @@ def read(
 def patterns(from_newest: Iterable[str]) -> list[re.Pattern[str]]:
     """Returns the regular expressions of the argument `from_newest`."""
     if isinstance(from_newest, str):
-        raise TypeError(
-            "`from_newest` must be a list of regular expressions. "
-            f"Received: from_newest={from_newest!r}"
-        )
+        wanted = "a list of regular expressions"
+        raise checks.wrong("from_newest", wanted, from_newest, TypeError)
     compiled = []
     for pattern in from_newest:
         try:
@@ -272,7 +320,7 @@ def _weights(checkpoint: Checkpoint, names: set[str]) -> set[str]:
         key
         for key, tensor in checkpoint.tensors.items()
         if tensor.is_float and checkpoint.name(key) in names
-    } - (checkpoint.slots | checkpoint.state)
+    } - (checkpoint.kinds.slots | checkpoint.kinds.state)
 
 
 def _twins(
@@ -308,27 +356,3 @@ def _twins(
             f"{', '.join(differ[:3])}{more}, against '{newest.path}'"
         )
     return twins
-
-
-def _check_finite(
-    key: str,
-    average: np.ndarray,
-    newest: Checkpoint,
-    inputs: Iterable[tuple[Checkpoint, dict[str, str]]],
-) -> None:
-    """Raises if an average is NaN or infinite where the newest input is not."""
-    with np.errstate(all="ignore"):
-        dtype = np.result_type(average.dtype, np.float64)
-        if np.isfinite(average.sum(dtype=dtype)):
-            return
-    ((_, value),) = read(newest, [key])
-    spoilt = np.isfinite(value) & ~np.isfinite(average)
-    for checkpoint, twins in inputs if spoilt.any() else ():
-        ((_, value),) = read(checkpoint, [twins[key]])
-        if not np.isfinite(value[spoilt]).all():
-            raise NotFiniteError(
-                "`inputs` must be finite where the newest is, or their average "
-                f"is not. Received: '{checkpoint.path}' with NaN or infinity "
-                f"in '{newest.name(key)}'. Leave that input out or, if this is "
-                "no weight, name it in `from_newest`."
-            )

@@ -70,10 +70,8 @@ def checkpoints_in(
     if last is None:
         return paths
     if last > len(paths):
-        raise ValueError(
-            f"`last` must be at most {len(paths)}, the number of checkpoints "
-            f"to choose from in '{folder}'. Received: last={last}"
-        )
+        many = f"{len(paths)}, the number of checkpoints to choose from"
+        raise checks.wrong("last", f"at most {many} in '{folder}'", last)
     return paths[-last:]
 
 
@@ -117,10 +115,8 @@ def resolved(inputs: Any) -> list[str]:
     if is_path and tf.io.gfile.isdir(inputs):
         return in_directory(os.fspath(inputs))
     if is_path or not isinstance(inputs, Iterable):
-        raise TypeError(
-            "`inputs` must be a list of paths, or a directory that exists. "
-            f"Received: inputs={inputs!r}"
-        )
+        wanted = "a list of paths, or a directory that exists"
+        raise checks.wrong("inputs", wanted, inputs, TypeError)
     return checked(inputs)
 
 
@@ -247,7 +243,7 @@ def _numbers(name: str) -> list[int]:
 def checked_output(output: Any, paths: list[str]) -> str:
     """Returns the path of the result, or raises if it cannot be that."""
     if not isinstance(output, (str, os.PathLike)):
-        raise TypeError(f"`output` must be a path. Received: output={output!r}")
+        raise checks.wrong("output", "a path", output, TypeError)
     output = os.fspath(output)
     wanted = suffix(paths[0])
     if (

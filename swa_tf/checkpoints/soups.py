@@ -145,10 +145,8 @@ def greedy_soup(
     found = paths.resolved(inputs)
     checks.choice("mode", mode, ("max", "min"))
     if not callable(metric):
-        raise TypeError(
-            "`metric` must be a function of a path. "
-            f"Received: metric={metric!r}"
-        )
+        wanted = "a function of a path"
+        raise checks.wrong("metric", wanted, metric, TypeError)
     output = paths.checked_output(output, found)
     patterns = merge.patterns(from_newest)
     sign = 1.0 if mode == "max" else -1.0

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.checkpoints import object_graph, paths
+from swa_tf.checkpoints import object_graph, paths, weights_by_name
 from swa_tf.checkpoints.checkpoint import (
-    STATISTIC,
     Checkpoint,
     DamagedError,
+    Kinds,
     Tensor,
     Values,
     errors_as_damage,
@@ -26,26 +26,6 @@ from swa_tf.checkpoints.checkpoint import (
 from swa_tf.support import whole_files
 
 _MAX_SHARD_BYTES = 1 << 30  # held in memory until they are written at once
-
-_SLOT_OF_V1 = re.compile(
-    r"/(?:Adam|AdamW|Adamax|Nadam|Momentum|MomentumW|RMSProp|Adagrad|Adadelta"
-    r"|Ftrl|LAMB|Lion|adam_[mv]|m|v|vhat|momentum|rms|mg|accumulator|linear"
-    r"|StochasticWeightAveraging)(?:_\d+)?$",
-    re.IGNORECASE,
-)
-_POWER_OF_V1 = re.compile(r"(^|/)beta\d_power(_\d+)?$")
-_OPTIMIZER_OF_V1 = re.compile(
-    r"^(?:training/)?(?:Adam|AdamW|Adamax|Nadam|SGD|SGDW|RMSprop|Adagrad"
-    r"|Adadelta|Ftrl|LAMB|Lion|Adafactor)(?:_\d+)?/",
-    re.IGNORECASE,
-)
-
-# Floats of these names count, steer or judge the training: they are no weights.
-_STATE = re.compile(
-    r"(^|[/_])(steps?|epochs?|iter|iterations?|counter|learning_rate|lr"
-    r"|beta_?\d_power(_\d+)?|loss_scale|loss|acc|accuracy|error|metric|score"
-    r"|best|best_[^/]*)$"
-)
 
 
 class TensorFlowCheckpoint(Checkpoint):
@@ -73,28 +53,24 @@ class TensorFlowCheckpoint(Checkpoint):
         }
         self._graph: object_graph.ObjectGraph | None = None
         self.averages: list[object_graph.AverageKeys] = []
-        known: set[str] = set()
         if object_graph.KEY in self.tensors:
             with errors_as_damage("its object graph cannot be decoded"):
                 self._graph = object_graph.ObjectGraph(
                     self.string(object_graph.KEY), self.tensors.keys()
                 )
-            self.slots, known = self._graph.slots, self._graph.state
+            slots, state = self._graph.slots, self._graph.state
             self.averages = self._graph.averages
         else:
-            self.slots = _slots_by_name(self.tensors)
-            if self.slots:
-                known.update(filter(_POWER_OF_V1.search, self.tensors))
-        self.guessed = {
+            slots, state = weights_by_name.of_v1(self.tensors)
+        guessed = {
             key
             for key, tensor in self.tensors.items()
-            if tensor.shape == () and tensor.is_float
-            if _STATE.search(self.name(key))
+            if weights_by_name.is_state(self.name(key), tensor)
             # In an object, such as a model, it may be a weight.
             if not (self._graph and "/" in self.name(key))
-        } - (self.slots | known)
-        self.state = known | self.guessed
-        self.batch_norm = set(filter(STATISTIC.search, self.tensors))
+        } - (slots | state)
+        batch_norm = weights_by_name.statistics(self.tensors)
+        self.kinds = Kinds(slots, state | guessed, guessed, batch_norm)
 
     def name(self, key: str) -> str:
         return key.removesuffix(object_graph.SUFFIX)
@@ -201,16 +177,3 @@ def _numpy_dtype(dtype: tf.DType) -> np.dtype[Any] | None:
     if dtype == tf.string or not dtype.is_numpy_compatible:
         return None
     return np.dtype(dtype.as_numpy_dtype)
-
-
-def _slots_by_name(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Returns `<variable>/<slot>`, and what is below an optimizer's name."""
-    slots = set()
-    for key, tensor in tensors.items():
-        suffix = _SLOT_OF_V1.search(key)
-        owner = tensors.get(key[: suffix.start()]) if suffix else None
-        if (owner and owner.shape == tensor.shape) or (
-            tensor.shape and _OPTIMIZER_OF_V1.match(key)
-        ):
-            slots.add(key)
-    return slots

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Union
 
 import numpy as np
-import tensorflow as tf
 
 from swa_tf.averaging import StochasticWeightAveraging
 from swa_tf.checkpoints import merge, paths
 from swa_tf.checkpoints.checkpoint import Tensor, errors_of
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
+from swa_tf.support import checks
 from swa_tf.support import variables as variables_lib
 
 Worker = Union[StochasticWeightAveraging, str, "os.PathLike[str]"]
@@ -69,16 +69,10 @@ def merge_averages(
         Gupta, Serrano and DeCoste 2020, Stochastic Weight Averaging in
         Parallel, https://arxiv.org/abs/2001.02312, for equal counts.
     """
-    if not tf.executing_eagerly():
-        raise RuntimeError(
-            "`merge_averages` works in eager mode only, and not in a graph or "
-            "a `tf.function`."
-        )
+    checks.eager_mode("merge_averages")
     if not isinstance(target, StochasticWeightAveraging):
-        raise TypeError(
-            "`target` must be a `StochasticWeightAveraging`. "
-            f"Received: {target!r}"
-        )
+        wanted = "a `StochasticWeightAveraging`"
+        raise checks.wrong("target", wanted, target, TypeError)
     live, files = _checked_others(target, others)
     averages = [_in_memory("target", target)]
     averages += [_in_memory("others", other) for other in live]
@@ -88,13 +82,9 @@ def merge_averages(
     merged = _merged([a for a in averages if a.n_models > 0])
     n_models = sum(average.n_models for average in averages)
     variables = [*(average for _, average in target.averaged), target.n_models]
-    restore = variables_lib.snapshot(variables)
-    try:
+    with variables_lib.AllOrNone(variables):
         for variable, value in zip(variables, [*merged, n_models]):
             variable.assign(value)
-    except BaseException:  # such as Ctrl-C
-        restore()
-        raise
 
 
 class _Average(NamedTuple):
@@ -110,13 +100,10 @@ class _Average(NamedTuple):
 def _checked_others(
     target: Any, others: Any
 ) -> tuple[list[StochasticWeightAveraging], list[str]]:
-    if isinstance(others, (str, os.PathLike)) or (
-        not isinstance(others, Iterable)
-    ):
-        raise TypeError(
-            "`others` must be a list of averages and paths of checkpoints. "
-            f"Received: others={others!r}"
-        )
+    is_path = isinstance(others, (str, os.PathLike))
+    if is_path or not isinstance(others, Iterable):
+        wanted = "a list of averages and paths of checkpoints"
+        raise checks.wrong("others", wanted, others, TypeError)
     others = list(others)
     files = [each for each in others if isinstance(each, (str, os.PathLike))]
     live = [each for each in others if not isinstance(each, (str, os.PathLike))]
@@ -201,10 +188,8 @@ def _check_joins(average: _Average, target: _Average) -> None:
 
 
 def _listed(average: _Average) -> str:
-    return ", ".join(
-        f"'{name}' {tensor}"
-        for name, tensor in zip(average.names, average.tensors)
-    )
+    pairs = zip(average.names, average.tensors)
+    return ", ".join(f"'{name}' {tensor}" for name, tensor in pairs)
 
 
 def _merged(averages: list[_Average]) -> list[np.ndarray]:

@@ -19,6 +19,23 @@ def wrong(
     return error(f"`{name}` must be {wanted}. Received: {name}={value!r}")
 
 
+def eager_mode(
+    function: str, instead: str = "call it outside of graphs and `tf.function`"
+) -> None:
+    """Raises in a graph or `tf.function`, where `function` cannot run."""
+    if not tf.executing_eagerly():
+        raise RuntimeError(f"`{function}` works in eager mode only: {instead}.")
+
+
+def at_most_one(**given: Any) -> None:
+    """Raises if two arguments are given that exclude each other."""
+    if sum(value is not None for value in given.values()) > 1:
+        names = " and ".join(f"`{name}`" for name in given)
+        received = ", ".join(f"{name}={v!r}" for name, v in given.items())
+        said = f"Only one of {names} must be given. Received: {received}"
+        raise ValueError(said)
+
+
 def integer(name: str, value: Any, at_least: int) -> int:
     """Returns `value` as an int; raises unless it is one in range."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)

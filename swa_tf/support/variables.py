@@ -269,6 +269,20 @@ def assign(pairs: Iterable[tuple[Any, Any]]) -> Any:
     )
 
 
+class AllOrNone:
+    """A block that, if it raises, leaves variables as they were before."""
+
+    def __init__(self, variables: Iterable[Any]) -> None:
+        self._restore = snapshot(variables)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None:
+            self._restore()
+
+
 def snapshot(variables: Iterable[Any]) -> Callable[[], None]:
     """Returns a function that restores the present values; in eager mode."""
     now = held(variables)

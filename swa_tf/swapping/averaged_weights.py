@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import tensorflow as tf
-
 from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
 from swa_tf.batch_norm import ArgumentNames, BatchNormRefit
 from swa_tf.support import checks, model_parts, stack
@@ -70,12 +68,8 @@ def averaged_weights(
             with another, or as `refit_batch_norm` does; and if `swa` averages
             no variable of `target`.
     """
-    if not tf.executing_eagerly():
-        raise RuntimeError(
-            "`averaged_weights` works in eager mode only. In a graph or a "
-            "`tf.function` use the ops of `BackupVariables` and "
-            "`assign_averages`."
-        )
+    instead = "elsewhere use the ops of `BackupVariables` and `assign_averages`"
+    checks.eager_mode("averaged_weights", instead)
     backup.check_average(swa)
     stack.check_keras("target", target)
     keep = checks.boolean("keep", keep)

@@ -9,17 +9,10 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.averaging import update
 from tests import modes, programs
 from tests.fitting import covering
 
-v1 = tf.compat.v1
-
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
-
-
-def _id(value):
-    return getattr(value, "__name__", None)
 
 
 def dense_model():
@@ -32,7 +25,7 @@ def dense_model():
 
 
 @pytest.mark.parametrize(
-    ("mode", "dtype"), covering(1, modes.ALL, FLOATS), ids=_id
+    ("mode", "dtype"), covering(1, modes.ALL, FLOATS), ids=modes.name_of
 )
 def test_average_is_the_mean(mode, dtype):
     # Exact in every dtype: means of 1, 2; 1, 2, 6; 1, 2, 6, 7 are 1.5, 3, 4.
@@ -43,7 +36,7 @@ def test_average_is_the_mean(mode, dtype):
     assert n_models == 4
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
+@pytest.mark.parametrize("mode", modes.ALL, ids=modes.name_of)
 def test_modes_agree(mode):
     values = list(np.random.default_rng(0).normal(size=[20, 5]))
     average, _ = mode([v.astype(np.float32) for v in values], "float32")
@@ -51,7 +44,7 @@ def test_modes_agree(mode):
     np.testing.assert_allclose(average, np.mean(values, 0), atol=2e-6)
 
 
-@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
+@pytest.mark.parametrize("mode", modes.ALL, ids=modes.name_of)
 def test_first_apply_is_exact_and_forgets_what_was_there(mode):
     # 1 + 1 * (w - 1) is not w for w = 1e-8; and nothing survives infinity.
     for first in (1e-8, np.inf):
@@ -88,7 +81,9 @@ def test_thousand_updates_stay_near_the_float64_mean(dtype, offset):
 
 
 @pytest.mark.parametrize(
-    ("mode", "start"), covering(1, modes.ALL, [1.0, 0.9, -1.5]), ids=_id
+    ("mode", "start"),
+    covering(1, modes.ALL, [1.0, 0.9, -1.5]),
+    ids=modes.name_of,
 )
 def test_a_slow_drift_is_followed(mode, start):
     # Each step is a fraction of a unit in the last place of the average:
@@ -280,180 +275,6 @@ def test_the_shadow_does_not_follow_the_weight():
     swa.apply([variable])
     variable.assign_add([10.0, 10.0])
     np.testing.assert_array_equal(swa.average(variable), [1.0, 2.0])
-
-
-# --- v1 graphs ------------------------------------------------------------
-
-
-def test_graph_names_collections_and_restore():
-    with tf.Graph().as_default():
-        v0 = tf.Variable(10.0, name="v0")
-        v2 = tf.Variable(20.0, name="v2", trainable=False)
-        tensor = v0 + 1.0
-        swa = swa_tf.StochasticWeightAveraging(name="foo")
-        assert swa.average_name(v0) == "v0/foo"
-        op = swa.apply([v0, tensor])
-        assert isinstance(op, tf.Operation)
-        assert op.name == "foo"
-        restore = swa.variables_to_restore()
-        tensor_name = tensor.op.name
-        assert set(restore) == {"v0/foo", f"{tensor_name}/foo", "v2"}
-        assert restore["v0/foo"] is v0
-        assert restore["v2"] is v2
-        assert swa.average(tensor).op.name == f"{tensor_name}/foo"
-        assert v1.moving_average_variables() == [v0]
-        assert swa.average(v0) not in v1.trainable_variables()
-        explicit = swa.variables_to_restore([v0])
-        assert explicit["v0/foo"] is v0
-
-
-def test_graph_names_respect_the_scope():
-    with tf.Graph().as_default():
-        with v1.variable_scope("scope1"):
-            v0 = tf.Variable(10.0, name="v0")
-        with v1.variable_scope("scope2"):
-            swa = swa_tf.StochasticWeightAveraging(name="foo")
-            assert swa.average_name(v0) == "scope2/scope1/v0/foo"
-            swa.apply([v0])
-            assert swa.average(v0).op.name == "scope2/scope1/v0/foo"
-            assert swa.average_name(v0) == "scope2/scope1/v0/foo"
-
-
-def test_graph_averages_tensors():
-    with tf.Graph().as_default():
-        x = v1.placeholder(tf.float32, [2])
-        doubled = 2.0 * x
-        swa = swa_tf.StochasticWeightAveraging()
-        op = swa.apply([doubled])
-        with v1.Session() as session:
-            session.run(v1.global_variables_initializer())
-            session.run(op, {x: [1.0, 2.0]})
-            session.run(op, {x: [3.0, 6.0]})
-            average = session.run(swa.average(doubled))
-    np.testing.assert_array_equal(average, [4.0, 8.0])
-
-
-def test_graph_averages_tensors_of_unknown_shape():
-    with tf.Graph().as_default(), v1.Session() as session:
-        x = v1.placeholder(tf.float32, [None], name="x")
-        swa = swa_tf.StochasticWeightAveraging()
-        op = swa.apply([x])
-        session.run(v1.global_variables_initializer(), {x: [0.0, 0.0]})
-        session.run(op, {x: [1.0, 2.0]})
-        session.run(op, {x: [3.0, 6.0]})
-        np.testing.assert_array_equal(session.run(swa.average(x)), [2.0, 4.0])
-
-
-@pytest.mark.parametrize("use_resource", [False, True])
-def test_graph_reference_variables(use_resource):
-    # A reference variable is written in place: a value read before must not
-    # follow, neither in the average nor in the backup.
-    v1.disable_control_flow_v2()
-    try:
-        with tf.Graph().as_default(), v1.Session() as session:
-            variable = v1.Variable([0.0], use_resource=use_resource)
-            assign = variable.assign([1.0])
-            add = variable.assign_add([4.0])
-            swa = swa_tf.StochasticWeightAveraging()
-            apply = swa.apply([variable])
-            backup = swa_tf.BackupVariables([variable])
-            save, restore = backup.save(), backup.restore()
-            swap_in = swa_tf.assign_averages(swa, [variable])
-            session.run(v1.global_variables_initializer())
-            session.run(assign)
-            for expected in (1.0, 3.0, 5.0):
-                session.run(apply)
-                assert session.run(swa.average(variable)) == [expected]
-                session.run(save)
-                session.run(swap_in)
-                assert session.run(variable) == [expected]
-                session.run(add)
-                session.run(restore)
-                session.run(add)
-    finally:
-        v1.enable_control_flow_v2()
-
-
-def test_graph_none_takes_the_trainable_variables():
-    with tf.Graph().as_default():
-        trainable = tf.Variable(1.0)
-        frozen = tf.Variable(1.0, trainable=False)
-        swa = swa_tf.StochasticWeightAveraging()
-        swa.apply()
-        assert swa.average(trainable) is not None
-        assert swa.average(frozen) is None
-
-
-def test_graph_initializer_has_no_control_dependencies():
-    with tf.Graph().as_default():
-        variable = tf.Variable(10.0)
-        other = tf.Variable(1.0)
-        swa = swa_tf.StochasticWeightAveraging()
-        with tf.control_dependencies([other.initializer]):
-            op = swa.apply([variable])
-        average = swa.average(variable)
-        assert average.initializer.control_inputs == []
-        with v1.Session() as session:
-            session.run([average.initializer, swa.n_models.initializer])
-            assert session.run(average) == 10.0  # before the variable itself
-            session.run(variable.initializer)
-            session.run(op)
-            assert session.run(other) == 1.0
-
-
-def test_graph_first_apply_inside_control_flow():
-    with tf.Graph().as_default():
-        variable = tf.Variable(1.0)
-        swa = swa_tf.StochasticWeightAveraging()
-
-        def averaged():
-            with tf.control_dependencies([swa.apply([variable])]):
-                return tf.constant(1)
-
-        averaging = v1.placeholder(tf.bool, [])
-        op = tf.cond(averaging, averaged, lambda: tf.constant(0))
-        with v1.Session() as session:
-            session.run(v1.global_variables_initializer())
-            session.run(op, {averaging: False})
-            assert session.run(swa.n_models) == 0
-            session.run(op, {averaging: True})
-            assert session.run(swa.n_models) == 1
-
-
-def test_graph_saver_restores_averages_as_weights(tmp_path):
-    path = str(tmp_path / "model")
-
-    def make():
-        variable = tf.Variable(0.0, name="w")
-        other = tf.Variable(0.0, name="other", trainable=False)
-        return variable, other, swa_tf.StochasticWeightAveraging()
-
-    with tf.Graph().as_default(), v1.Session() as session:
-        variable, other, swa = make()
-        op = swa.apply()
-        session.run(v1.global_variables_initializer())
-        for value in (1.0, 3.0):
-            session.run(variable.assign(value))
-            session.run(op)
-        session.run(other.assign(7.0))
-        v1.train.Saver().save(session, path)
-    with tf.Graph().as_default(), v1.Session() as session:
-        variable, other, swa = make()
-        saver = v1.train.Saver(swa.variables_to_restore())
-        saver.restore(session, path)
-        assert session.run([variable, other]) == [2.0, 7.0]
-
-
-def test_an_object_made_before_its_graph():
-    swa = swa_tf.StochasticWeightAveraging()
-    with tf.Graph().as_default(), v1.Session() as session:
-        variable = tf.Variable(5.0)
-        op = swa.apply([variable])
-        session.run(v1.global_variables_initializer())
-        session.run(op)
-        assert session.run(swa.n_models) == 1
-    with pytest.raises(ValueError, match="graph of the first `apply`"):
-        swa.apply([tf.Variable(1.0)])
 
 
 # --- tf.distribute --------------------------------------------------------
@@ -746,92 +567,3 @@ def test_variables_made_by_the_function_that_averages():
         step(tf.constant(value))
     average = swa.average(model.layers[0].kernel)
     np.testing.assert_array_equal(average, np.full([3, 2], 3.0))
-
-
-class PolynomialAverage(swa_tf.WeightAverage):
-    """A user's own average: c = (gamma + 1) / (n + gamma + 1)."""
-
-    def __init__(self, gamma=3.0, **kwargs):
-        super().__init__(**kwargs)
-        self._gamma = gamma
-
-    def coefficient(self, n_models):
-        n = tf.cast(n_models, tf.float64)
-        return (self._gamma + 1) / (n + self._gamma + 1)
-
-
-def _polynomial(values, gamma=3.0):
-    """The same in float64."""
-    average = np.zeros(values[0].shape)
-    for n, value in enumerate(values):
-        c = (gamma + 1) / (n + gamma + 1)
-        average += c * (value.astype(np.float64) - average)
-    return average
-
-
-def _normal(count, shape=(4,)):
-    rng = np.random.default_rng(0)
-    return list(rng.normal(1.0, 0.3, (count, *shape)).astype(np.float32))
-
-
-@pytest.mark.parametrize("mode", modes.ALL, ids=_id)
-def test_an_average_of_the_users_own(mode):
-    values = _normal(54 if mode is modes.eager else 8)
-    average, n_models = mode(values, tf.float32, make=PolynomialAverage)
-    assert n_models == len(values)
-    # Each sum is off by at most one unit of numbers below 2, and later sums
-    # make less of it: with c = 4 / (n + 4) a fifth of the number of sums.
-    atol = (1 + len(values) / 5) * 2.0**-23
-    np.testing.assert_allclose(average, _polynomial(values), 0, atol)
-
-
-def test_an_average_of_the_users_own_compiled_after_50():
-    shape = (update.COMPILED_ELEMENTS,)
-    values = _normal(54, shape)
-    average, _ = modes.eager(values, tf.float32, make=PolynomialAverage)
-    expected = _polynomial(values)
-    np.testing.assert_allclose(average, expected, 0, 12 * 2.0**-23)
-
-
-def test_an_average_of_the_users_own_is_resumed_and_swapped(tmp_path):
-    values = [float(value) for value in (1.0, 4.0, 8.0)]
-    variable = tf.Variable(0.0)
-    average = PolynomialAverage(gamma=1.0)
-    assert average.name == "PolynomialAverage"
-    for value in values[:2]:
-        variable.assign(value)
-        average.apply([variable])
-    path = tf.train.Checkpoint(average=average).save(str(tmp_path / "c"))
-    average = PolynomialAverage(gamma=1.0)
-    tf.train.Checkpoint(average=average).restore(path)
-    variable.assign(values[2])
-    average.apply([variable])
-    # 1; 1 + 2/3 * 3; 3 + 1/2 * 5
-    with swa_tf.averaged_weights(average, [variable]):
-        assert float(variable) == 5.5
-    assert float(variable) == 8.0
-
-
-@pytest.mark.parametrize(
-    ("c", "error"),
-    [
-        ([0.5, 0.5], ValueError),
-        (tf.constant(0.5), ValueError),
-        ("1", TypeError),
-    ],
-)
-def test_a_coefficient_that_is_no_scalar_of_float64(c, error):
-    class Wrong(swa_tf.WeightAverage):
-        def coefficient(self, n_models):
-            return c
-
-    variable, average = tf.Variable(1.0), Wrong()
-    average.build([variable])
-    with pytest.raises(error):
-        average.apply([variable])
-    assert int(average.n_models) == 0
-
-
-def test_an_average_without_a_coefficient_cannot_be_made():
-    with pytest.raises(TypeError, match="coefficient"):
-        swa_tf.WeightAverage()

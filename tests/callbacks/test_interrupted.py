@@ -19,6 +19,7 @@ from tests.fitting import (
     exhaustive,
     fit,
     make_model,
+    make_plain,
     quick_to_trace,  # noqa: F401
     slow,
     weights,
@@ -65,10 +66,10 @@ HOOKS = [
 
 
 def count_of(hook):
-    """Returns the call to interrupt: in epoch 2 if the hook has one there."""
+    """Returns the call to interrupt: in epoch 1 if the hook has one there."""
     if hook in ("on_train_begin", "on_train_end"):
         return 1
-    return 2 * (fitting.N_BATCHES if "train_batch" in hook else 1) + 1
+    return (fitting.N_BATCHES if "train_batch" in hook else 1) + 1
 
 
 class Keeps(keras_callbacks.Callback):
@@ -96,7 +97,7 @@ class Keeps(keras_callbacks.Callback):
 def uninterrupted_weights():
     """At each hook, with the loss, of a training with no average."""
     model, keeps = make_model(), Keeps()
-    fit(model, keeps, epochs=3)
+    fit(model, keeps, epochs=2)
     found = {}
     for hook, trained in keeps.kept.items():
         model.set_weights(trained)
@@ -117,9 +118,9 @@ def test_an_interrupt_leaves_the_trained_weights(hook, evaluate, swa_first):
     trained, loss = uninterrupted_weights()[hook]
     model = make_model()
     raises = Raises(hook, count=count_of(hook))
-    callbacks = [callback(1, evaluate=evaluate), raises]
+    callbacks = [callback(0, evaluate=evaluate), raises]
     with pytest.raises(KeyboardInterrupt):
-        fit(model, *(callbacks if swa_first else callbacks[::-1]), epochs=3)
+        fit(model, *(callbacks if swa_first else callbacks[::-1]), epochs=2)
     assert_same(weights(model), trained)
     assert model.evaluate(X, Y, verbose=0) == loss
     assert_same(weights(model), trained)
@@ -143,7 +144,7 @@ def test_an_error_in_the_final_refit_leaves_the_trained_weights():
 
 
 def test_the_next_fit_puts_back_what_an_interrupt_left():
-    model = make_model()
+    model = make_plain()
     swa = callback(None, start_step=0)
     with pytest.raises(KeyboardInterrupt):
         raises = Raises("on_train_batch_end", count=6)
@@ -158,7 +159,7 @@ def test_the_next_fit_puts_back_what_an_interrupt_left():
 
 
 def test_train_on_batch_by_the_user_is_no_step_of_fit():
-    model = make_model()
+    model = make_plain()
     swa = callback(None, start_step=0)
     trains = keras_callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: model.train_on_batch(X, Y)
@@ -169,7 +170,7 @@ def test_train_on_batch_by_the_user_is_no_step_of_fit():
 
 def test_the_users_own_methods_are_used_and_put_back():
     """Functions that a user has set on the model itself stay set."""
-    model = make_model(run_eagerly=True)
+    model = make_plain(run_eagerly=True)
     called = collections.Counter()
 
     def watched(name):
@@ -212,26 +213,26 @@ def test_weights_loaded_in_training_bring_no_average(tmp_path):
                 self.model.load_weights(path)
 
     swa = callback(0)
-    fit(make_model(), swa, GoesBack(), epochs=4, validation_data=None)
+    fit(make_plain(), swa, GoesBack(), epochs=4, validation_data=None)
     assert int(swa.averages.n_models) == 4
 
 
 def test_a_history_used_again_after_an_interrupt():
-    model, history = make_model(), keras_callbacks.History()
+    model, history = make_plain(), keras_callbacks.History()
     with pytest.raises(KeyboardInterrupt):
         raises = Raises("on_epoch_end", count=2)
         fit(model, callback(0), raises, history, validation_data=None)
-    trained = make_model()
+    trained = make_plain()
     trained.set_weights(model.get_weights())
     for each in (model, trained):
-        each.compile("sgd", "mse", jit_compile=False)
+        each.compile("sgd", "mse", run_eagerly=True)
     fit(model, history, epochs=1, validation_data=None)
     fit(trained, epochs=1, validation_data=None)
     assert_same(weights(model), weights(trained))
 
 
 def test_evaluate_with_the_callback_itself_changes_nothing():
-    model, swa = make_model(), callback(0)
+    model, swa = make_plain(), callback(0)
     fit(model, swa, epochs=1, validation_data=None)
     averages = swa.averages
     model.evaluate(X, Y, verbose=0, callbacks=[swa])
@@ -264,8 +265,8 @@ def test_predict_by_the_user_is_of_the_trained_weights():
             self.predictions.append(self.model.predict(X, verbose=0))
 
     plain, averaged = Predicts(), Predicts()
-    fit(make_model(), plain, epochs=2)
-    model = make_model()
+    fit(make_plain(), plain, epochs=2)
+    model = make_plain()
     swa = callback(0)
     fit(model, swa, averaged, epochs=2)
     assert_same(averaged.predictions, plain.predictions)
@@ -285,7 +286,7 @@ def test_evaluate_by_the_user_is_of_the_trained_weights():
             loss = self.model.evaluate(X, Y, batch_size=len(X), verbose=0)
             found.append((loss, logs["val_loss"], logs["swa_val_loss"]))
 
-    fit(make_model(), callback(0), Evaluates(), epochs=3)
+    fit(make_plain(), callback(0), Evaluates(), epochs=3)
     for loss, val_loss, _ in found:
         assert loss == val_loss
     assert found[-1][0] != found[-1][2]

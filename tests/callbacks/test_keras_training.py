@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from tests.fitting import exhaustive, slow
+from tests.fitting import exhaustive, quick_to_trace, slow  # noqa: F401
 
 layers = tf.keras.layers
 
@@ -327,6 +327,7 @@ def test_steps_in_the_middle_of_an_execution(jit_compile):
 # --- Optimizers --------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_to_trace")
 @pytest.mark.parametrize(
     ("policy", "cls"),
     [
@@ -368,6 +369,7 @@ class TwoOptimizers(Subclassed):
         return {"loss": loss}
 
 
+@pytest.mark.usefixtures("quick_to_trace")
 @pytest.mark.parametrize("unit", ["step", exhaustive("epoch")])
 def test_two_optimizers(unit):
     model = TwoOptimizers(swa_tf.MovingFreeBatchNormalization)
@@ -394,6 +396,7 @@ def bits(layer):
     return [v.numpy().tobytes() for v in layer.weights]
 
 
+@pytest.mark.usefixtures("quick_to_trace")
 @pytest.mark.parametrize(
     ("make", "norm", "unit"),
     [

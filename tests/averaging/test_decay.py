@@ -1,0 +1,211 @@
+"""The `decay` and the `num_updates` of an exponential average."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import swa_tf
+from tests.exponential import run_updates
+
+v1 = tf.compat.v1
+EMA = swa_tf.ExponentialMovingAverage
+
+
+# --- Arguments --------------------------------------------------------------
+
+
+NO_SCALAR = tf.Variable([0.5, 0.5], shape=tf.TensorShape(None))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({}, ValueError, "Exactly one of `decay` and `half_life`"),
+        (
+            {"decay": 0.5, "half_life": 2},
+            ValueError,
+            "Exactly one of `decay` and",
+        ),
+        ({"decay": 1.0}, ValueError, r"`decay` must be .*\[0, 1\)"),
+        ({"decay": 1}, ValueError, "`decay` must be"),
+        ({"decay": -0.1}, ValueError, "`decay` must be .*-0.1"),
+        ({"decay": 1 - 1e-9}, ValueError, "`decay` must be .*float32"),
+        ({"decay": math.nan}, ValueError, "`decay` must be"),
+        ({"decay": "0.9"}, ValueError, "`decay` must be"),
+        ({"decay": True}, ValueError, "`decay` must be"),
+        ({"decay": np.float64(1.5)}, ValueError, "`decay` must be"),
+        ({"decay": np.array(1.5)}, ValueError, "`decay` must be"),
+        ({"decay": tf.constant(1.5)}, ValueError, "`decay` must be"),
+        ({"decay": tf.constant([0.5])}, ValueError, "`decay` must be a scalar"),
+        (
+            {"decay": tf.constant("a")},
+            ValueError,
+            "`decay` must be .*dtype=string",
+        ),
+        (
+            {"decay": tf.Variable("a")},
+            ValueError,
+            "`decay` must be .*dtype=string",
+        ),
+        ({"decay": tf.constant(False)}, ValueError, "`decay` .*dtype=bool"),
+        ({"decay": tf.constant(0.5j)}, ValueError, "`decay` .*dtype=complex"),
+        (
+            {"decay": NO_SCALAR},
+            ValueError,
+            "`decay` must be a scalar.*0.5, 0.5",
+        ),
+        ({"decay": 10**400}, ValueError, "`decay` must be"),
+        ({"decay": 0.5, "num_updates": -1}, ValueError, "`num_updates` must"),
+        ({"decay": 0.5, "num_updates": [1]}, ValueError, "`num_updates` must"),
+        ({"decay": 0.5, "num_updates": "1"}, ValueError, "`num_updates` must"),
+        ({"decay": 0.5, "num_updates": 1e39}, ValueError, "`num_updates` must"),
+        ({"decay": 0.5, "num_updates": 10**400}, ValueError, "`num_updates`"),
+        (
+            {"decay": 0.5, "num_updates": tf.constant("1")},
+            ValueError,
+            "`num_updates` must be a finite number >= 0.*dtype=string",
+        ),
+        (
+            {"decay": 0.5, "num_updates": NO_SCALAR},
+            ValueError,
+            "`num_updates` must be a scalar",
+        ),
+        ({"half_life": 0}, ValueError, "`half_life` must be .* > 0"),
+        ({"half_life": -1.0}, ValueError, "`half_life` must be"),
+        ({"half_life": math.inf}, ValueError, "`half_life` must be"),
+        ({"decay": 0.5, "warm_up": 0.5}, ValueError, "`warm_up` must be .*1"),
+        ({"decay": 0.5, "warm_up": "9"}, ValueError, "`warm_up` must be"),
+        ({"decay": 0.5, "when": 3}, TypeError, "`when` must be"),
+        ({"decay": 0.5, "name": 3}, TypeError, "`name` must be .*name=3"),
+        ({"decay": 0.5, "zero_debias": 1}, TypeError, "`zero_debias` must be"),
+        ({"decay": 0.5, "zero_debias": "no"}, TypeError, "`zero_debias` must"),
+    ],
+)
+def test_bad_arguments(arguments, error, match):
+    with pytest.raises(error, match=match):
+        EMA(**arguments)
+
+
+@pytest.mark.parametrize(
+    "decay",
+    [
+        0,
+        0.0,
+        np.float32(0.5),
+        np.float16(0.5),
+        tf.bfloat16.as_numpy_dtype(0.5),
+        np.array(0.5),
+        tf.constant(0.5),
+        tf.constant(0),
+        tf.Variable(0.5, dtype=tf.float64),
+        tf.Variable(0.5, shape=tf.TensorShape(None)),
+    ],
+    ids=repr,
+)
+def test_numbers_that_are_a_decay(decay):
+    assert run_updates(EMA(decay), tf.Variable(0.0), [1.0, 2.0]) == 2.0 - float(
+        decay
+    )
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        2,
+        2.0,
+        np.int64(2),
+        np.float32(2.0),
+        np.array(2),
+        tf.constant(2),
+        tf.constant(2.0),
+        tf.Variable(2, dtype=tf.int64),
+        tf.Variable(2.0),
+    ],
+    ids=repr,
+)
+def test_numbers_that_are_num_updates(count):
+    # The decay is (1 + 2) / (10 + 2).
+    ema = EMA(0.5, num_updates=count)
+    assert run_updates(ema, tf.Variable(0.0), [1.0, 5.0]) == 4.0
+
+
+def test_a_decay_that_is_no_scalar_when_the_graph_runs():
+    with tf.Graph().as_default(), v1.Session() as session:
+        decay, v = v1.placeholder(tf.float32), tf.Variable(1.0)
+        ema = EMA(decay)
+        update = ema.apply([v])
+        session.run(v1.global_variables_initializer())
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match="decay_must_be_a_scalar"
+        ):
+            session.run(update, {decay: [0.5, 0.5]})
+        session.run(v.assign(2.0))
+        session.run(update, {decay: 0.5})
+        assert session.run(ema.average(v)) == 1.5
+
+
+@pytest.mark.parametrize("bad", [1.0, -0.5, math.nan])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_decay_variable_out_of_range(bad, compiled):
+    decay = tf.Variable(0.5)
+    v = tf.Variable(1.0)
+    ema = EMA(decay)
+
+    def update():
+        ema.apply([v])
+
+    update = tf.function(update) if compiled else update
+    update()
+    v.assign(2.0)
+    decay.assign(bad)
+    with pytest.raises(
+        (ValueError, tf.errors.InvalidArgumentError), match="`decay` must be"
+    ):
+        update()
+    assert float(ema.average(v)) == 1.0
+    assert int(ema.n_models) == 1
+    decay.assign(0.5)
+    update()
+    assert float(ema.average(v)) == 1.5
+
+
+def test_decay_variable_out_of_range_in_a_graph():
+    with tf.Graph().as_default(), v1.Session() as session:
+        decay, v = tf.Variable(1.5), tf.Variable(1.0)
+        n = v1.placeholder(tf.int64, [])
+        update = EMA(decay, num_updates=n).apply([v])
+        session.run(v1.global_variables_initializer())
+        error = tf.errors.InvalidArgumentError
+        with pytest.raises(error, match="`decay` must be"):
+            session.run(update, {n: 1})
+        session.run(decay.assign(0.5))
+        with pytest.raises(error, match="`num_updates` must be"):
+            session.run(update, {n: -1})
+        session.run(update, {n: 0})
+
+
+# --- scaled_decay -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1, 8])
+def test_scaled_decay(ratio):
+    # From 1 to weights of 0: what is left after 16 updates at the old size.
+    left = 0.999**16
+    decay = swa_tf.scaled_decay(0.999, ratio)
+    np.testing.assert_allclose(decay ** (16 / ratio), left, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((1.0, 2), "`decay` must"),
+        ((-0.1, 2), "`decay` must"),
+        ((0.9, 0), "`batch_size_ratio` must be .* > 0"),
+        ((0.9, math.inf), "`batch_size_ratio` must"),
+    ],
+)
+def test_scaled_decay_of_bad_arguments(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        swa_tf.scaled_decay(*arguments)

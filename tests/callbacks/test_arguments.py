@@ -1,0 +1,112 @@
+"""Arguments that `SWACallback` refuses, and says so."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import swa_tf
+from tests import fitting
+from tests.fitting import (
+    callback,
+    fit,
+    make_plain,
+    quick_to_trace,  # noqa: F401
+)
+from tests.rates import Rates, halves
+
+keras_callbacks = tf.keras.callbacks
+pytestmark = pytest.mark.usefixtures("quick_to_trace")
+
+
+@pytest.mark.parametrize("rate", [None, "low", -1.0, np.nan])
+def test_a_schedule_that_gives_no_rate(rate):
+    with pytest.raises(ValueError, match="schedule"):
+        fit(make_plain(), callback(schedule=lambda epoch: rate))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "`start_epoch` or `start_step` must be given"),
+        ({"start_epoch": -1}, "`start_epoch` must be an integer >= 0.*-1"),
+        ({"start_epoch": 1.5}, "`start_epoch` must be an integer >= 0.*1.5"),
+        ({"start_step": True}, "`start_step` must be an integer >= 0.*True"),
+        ({"start_epoch": 1, "start_step": 1}, "Only one of"),
+        ({"start_step": 1, "unit": "epoch"}, '`start_step` goes with unit="st'),
+        ({"start_epoch": 1, "unit": "batch"}, '`unit` must be "epoch" or'),
+        ({"start_epoch": 1, "average_period": 0}, "`average_period` must be"),
+        ({"start_epoch": 1, "swa_learning_rate": -1.0}, "`swa_learning_rate`"),
+        ({"start_step": 1, "swa_learning_rate": 1.0}, "`swa_learning_rate` g"),
+        (
+            {"start_epoch": 1, "schedule": halves, "swa_learning_rate": 0.1},
+            "Only one of `swa_learning_rate` and `schedule`",
+        ),
+        ({"start_epoch": 1, "evaluate": "swa"}, "`evaluate` must be"),
+        ({"start_epoch": 1, "final_weights": "x"}, "`final_weights` must be"),
+        ({"start_epoch": 1, "filepath": "a.txt"}, "`filepath` must be a local"),
+        ({"start_epoch": 1, "refit_steps": 2}, "`refit_data` must be given"),
+        (
+            {"start_epoch": 1, "refit_data": fitting.data(), "refit_steps": 0},
+            "`refit_steps` must be an",
+        ),
+        ({"start_epoch": 1, "filepath": "gs://a/b.keras"}, "a local path"),
+        ({"start_epoch": 1, "filepath": ""}, "`filepath` must be a local"),
+        (
+            {"start_epoch": 1, "filepath": f"{__file__}/a.keras"},
+            "`filepath` must be a local",
+        ),
+        (
+            {"start_epoch": 1, "refit_data": []},
+            "`refit_data` must hold at least one batch. Received: 0",
+        ),
+        (
+            {"start_epoch": 1, "refit_data": fitting.data(), "refit_steps": 5},
+            "`refit_data` must hold `refit_steps`=5 batches. Received: 4",
+        ),
+        (
+            {"start_epoch": 1, "refit_data": iter([fitting.X])},
+            "`refit_steps` must be given for a `refit_data` that is used up",
+        ),
+        (
+            {"start_epoch": 1, "refit_data": fitting.data().repeat()},
+            "`refit_steps` must be given for a `refit_data` that is infinite",
+        ),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        swa_tf.SWACallback(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"averages": [1.0]}, "`averages` must be a `WeightAverage`"),
+        ({"schedule": 0.1}, "`schedule` must be a"),
+        ({"filepath": 3}, "`filepath` must be a path. Received: filepath=3"),
+        ({"refit_data": fitting.X}, "`refit_data` must be a `tf.data.Dataset`"),
+    ],
+)
+def test_arguments_of_another_kind(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        swa_tf.SWACallback(1, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"average_period": 5}, {"swa_learning_rate": 0.1}]
+)
+def test_some_but_not_all_given_warns(arguments):
+    """And what was given is ignored: no rate is set, each `apply` averages."""
+    swa, model, rates = (
+        swa_tf.StochasticWeightAveraging(),
+        make_plain(),
+        Rates(),
+    )
+    with pytest.warns(UserWarning, match="manual mode"):
+        ignoring = callback(None, averages=swa, **arguments)
+    apply = keras_callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: swa.apply(model.trainable_variables)
+    )
+    fit(model, apply, ignoring, rates, epochs=3, validation_data=None)
+    assert rates.seen == [0.1, 0.1, 0.1]
+    assert int(swa.n_models) == 3

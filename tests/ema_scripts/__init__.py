@@ -1,0 +1,1 @@
+"""Scripts that give the same with TensorFlow's average and with ours."""
