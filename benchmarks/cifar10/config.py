@@ -42,6 +42,7 @@ class Config:
     weight_decay_on: str
     strategy: str
     compare_decay: bool
+    keep_weights: bool
     epochs_before_swa: int
     epochs: int
     batch_size: int
@@ -64,6 +65,7 @@ _COMMON: dict[str, Any] = {
     "optimizer": "momentumw",
     "weight_decay_on": "all",
     "compare_decay": True,
+    "keep_weights": False,
     "seed": 0,
     "distribution": "none",
     "num_replicas": 1,
