@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -165,7 +166,9 @@ def draw(contents: dict[str, Any]) -> Figure:
         values = np.array(contents[key])
         top = np.percentile(values, _SHOWN_PERCENT)
         bottom = values.min()
-        levels = np.linspace(bottom, max(top, bottom + 1e-6), _LEVELS)
+        # Close together at the bottom, where the points of interest lie.
+        rise = np.linspace(0.0, 1.0, _LEVELS) ** 2
+        levels = bottom + max(top - bottom, 1e-6) * rise
         filled = axes.contourf(
             contents["x"],
             contents["y"],
@@ -173,8 +176,11 @@ def draw(contents: dict[str, Any]) -> Figure:
             levels=levels,
             extend="max",
             cmap="viridis_r",
+            norm=BoundaryNorm(levels, 256, extend="max"),
         )
-        figure.colorbar(filled, ax=axes, label=title)
+        figure.colorbar(
+            filled, ax=axes, label=title, ticks=levels[::3], format="%.2g"
+        )
         for name, label in _LABELS.items():
             axes.plot(
                 *contents["marked"][name]["at"],

@@ -107,7 +107,7 @@ class Meter:
         self.model = run.model
         self._refit = swa_tf.BatchNormRefit(self.model)
         self._refit_batches = batches(refit, batch_size)
-        # Images of a refit are standardized once, not again at each point.
+        # Standardized once, and not again at each point.
         self._sets = {name: batches(s, BATCH) for name, s in sets.items()}
         self._moving = run.config.batch_norm != "moving_free"
         self._step = tf.function(self._count, reduce_retracing=True)
