@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 
 import swa_tf
@@ -23,6 +24,7 @@ _VARIANCES = {
     "pooled": "pooled variance",
     "mean_of_batches": "mean of the batches' variances",
 }
+_MEASURES = {"accuracy": "test accuracy (%)", "loss": "test loss (nats)"}
 
 
 def sizes(n: int, batch_size: int) -> list[int]:
@@ -30,6 +32,8 @@ def sizes(n: int, batch_size: int) -> list[int]:
 
     >>> sizes(500, 64)
     [64, 128, 256, 448]
+    >>> sizes(1150, 64)  # and not 1024 beside 1088
+    [64, 128, 256, 512, 1088]
 
     Args:
         n: The number of training images, >= `batch_size`.
@@ -40,7 +44,7 @@ def sizes(n: int, batch_size: int) -> list[int]:
     most = n // batch_size * batch_size
     found = []
     size = batch_size
-    while size < most:
+    while 1.25 * size < most:
         found.append(size)
         size *= 2
     return [*found, most]
@@ -78,13 +82,17 @@ def compute(
     for refit in refits.values():  # traces, which is no part of the cost
         refit(batches(train.take(slice(batch_size)), batch_size))
     numbers = sizes(len(train), batch_size)
-    accuracy: dict[str, list[list[float]]] = {v: [] for v in _VARIANCES}
+    found: dict[str, dict[str, list[list[float]]]] = {
+        measure: {v: [] for v in _VARIANCES} for measure in _MEASURES
+    }
     seconds: list[list[float]] = []
     total = len(numbers) * draws
     with tqdm(total=total, desc="refit", unit="draw") as progress:
         for n in numbers:
-            found: dict[str, list[float]] = {v: [] for v in _VARIANCES}
             seconds.append([])
+            for by_variance in found.values():
+                for rows in by_variance.values():
+                    rows.append([])
             for draw_number in range(draws):
                 drawn = sample(train, n, seed + 1 + draw_number)
                 images = batches(drawn, batch_size)
@@ -93,11 +101,11 @@ def compute(
                     refit(images)
                     if variance == "pooled":
                         seconds[-1].append(time.perf_counter() - start)
-                    error = meter.evaluate()["test"]["error"]
-                    found[variance].append(100.0 - error)
+                    figures = meter.evaluate()["test"]
+                    accuracy = 100.0 - figures["error"]
+                    found["accuracy"][variance][-1].append(accuracy)
+                    found["loss"][variance][-1].append(figures["loss"])
                 progress.update()
-            for variance, values in found.items():
-                accuracy[variance].append(values)
     return {
         "flags": run.flags,
         "draws": draws,
@@ -105,29 +113,34 @@ def compute(
         "test_samples": min(test_samples, len(run.splits.test)),
         "seed": seed,
         "samples": numbers,
-        "accuracy": accuracy,
+        **found,
         "seconds": seconds,
     }
 
 
 def draw(contents: dict[str, Any]) -> Figure:
-    """Draws accuracy above, and the seconds of a refit below."""
+    """Draws accuracy and loss above, and the seconds of a refit below."""
     figure = drawing.new(
         f"{drawing.describe(contents['flags'])}\n"
         f"SWA weights, mean of {contents['draws']} draws of the samples, "
         "band from the least to the largest",
-        height=6.0,
+        height=8.0,
     )
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.0, 1.0))
-    for color, (variance, label) in zip(("C2", "C4"), _VARIANCES.items()):
-        drawing.band(
-            above,
-            contents["samples"],
-            drawing.over_draws(contents["accuracy"][variance]),
-            color=color,
-            marker=".",
-            label=f"{label}, batches of {contents['batch_size']}",
-        )
+    panels = figure.subplots(3, 1, sharex=True)
+    for axes, (measure, title) in zip(panels, _MEASURES.items()):
+        for i, (variance, label) in enumerate(_VARIANCES.items()):
+            drawing.band(
+                axes,
+                contents["samples"],
+                drawing.over_draws(contents[measure][variance]),
+                color=("C2", "C4")[i],
+                linestyle=("-", "--")[i],
+                marker=".",
+                label=f"{label}, batches of {contents['batch_size']}",
+            )
+        axes.set_ylabel(title)
+    panels[0].legend(loc="lower right", fontsize="small")
+    below = panels[-1]
     drawing.band(
         below,
         contents["samples"],
@@ -135,14 +148,14 @@ def draw(contents: dict[str, Any]) -> Figure:
         color="black",
         marker=".",
     )
-    above.set_ylabel("test accuracy (%)")
-    above.legend(loc="lower right", fontsize="small")
     below.set_ylabel("seconds of a refit")
     below.set_yscale("log")
+    below.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    below.yaxis.set_major_formatter("{x:g}")
     below.set_xscale("log", base=2)
     below.set_xticks(contents["samples"], map(str, contents["samples"]))
     below.minorticks_off()
     below.set_xlabel("training images of the refit; the last are all")
-    for axes in (above, below):
+    for axes in panels:
         axes.grid(alpha=0.3)
     return figure

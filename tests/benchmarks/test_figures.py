@@ -239,6 +239,7 @@ class TestMomentum:
 
 def test_sizes_of_a_refit_are_whole_batches():
     assert refit_figure.sizes(500, 64) == [64, 128, 256, 448]
+    assert refit_figure.sizes(1150, 64) == [64, 128, 256, 512, 1088]
     assert refit_figure.sizes(128, 64) == [64, 128]
     assert refit_figure.sizes(127, 64) == [64]
 
@@ -286,8 +287,10 @@ def test_from_a_run_to_its_figures(tmp_path):
         assert loss[:, 0].tolist() == wanted
         assert len(set(loss[:, 1:].ravel())) == 4
     assert contents["refit"]["samples"] == [120, 240]
-    accuracy = contents["refit"]["accuracy"]
-    assert accuracy["pooled"] != accuracy["mean_of_batches"]
+    loss = contents["refit"]["loss"]
+    # Of one batch, the two variances are the same.
+    assert loss["pooled"][0] == pytest.approx(loss["mean_of_batches"][0])
+    assert loss["pooled"][1] != loss["mean_of_batches"][1]
     assert np.shape(contents["refit"]["seconds"]) == (2, 2)
     before = {}
     for name in figures:
