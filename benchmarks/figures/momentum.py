@@ -2,8 +2,8 @@
 
 The moving statistics of a run are those of its momentum, so each cell of the
 grid is a training run of its own: `benchmarks.cifar10` in a process, without
-the branch that decays unless the flags given ask for it. A cell whose results are there is not run again, and
-one that was killed goes on where it stopped.
+the branch that decays unless the flags given ask for it. A cell whose results
+are there is not run again, and one that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
