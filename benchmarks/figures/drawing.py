@@ -47,10 +47,10 @@ def band(
         **style: Of the line, with its `color` and `label`.
     """
     axes.plot(x, lines["mean"], **style)
-    axes.fill_between(
-        x,
-        lines["low"],
-        lines["high"],
+    # Not `fill_between`, which older releases cannot do for a single point.
+    axes.fill(
+        [*x, *reversed(x)],
+        [*lines["low"], *reversed(lines["high"])],
         color=style["color"],
         alpha=0.15,
         linewidth=0.0,
