@@ -96,5 +96,5 @@ def draw(contents: dict[str, Any]) -> Figure:
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy (%)")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    drawing.legend(figure, *axes.get_legend_handles_labels(), columns=3)
     return figure

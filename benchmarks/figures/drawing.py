@@ -74,9 +74,26 @@ def over_draws(values: Iterable[Sequence[float]]) -> dict[str, list[float]]:
     }
 
 
+def legend(
+    figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int
+) -> None:
+    """Puts a legend below all panels; `save` makes the picture as large."""
+    figure.legend(
+        handles,
+        labels,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=columns,
+        fontsize="small",
+    )
+
+
 def save(figure: Figure, path: str) -> None:
     """Writes a PNG file, which appears when it is complete."""
     with matplotlib.rc_context({"savefig.dpi": DPI}):
         files.write_whole(
-            path, lambda partial: figure.savefig(partial, format="png")
+            path,
+            lambda partial: figure.savefig(
+                partial, format="png", bbox_inches="tight"
+            ),
         )

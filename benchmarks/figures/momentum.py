@@ -140,10 +140,7 @@ def draw(contents: dict[str, Any]) -> Figure:
         axes.set_title(f"weight decay {decay:g}", fontsize="small")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("validation accuracy (%)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, fontsize="small"
-    )
+    drawing.legend(figure, *panels[0].get_legend_handles_labels(), columns=4)
     return figure
 
 

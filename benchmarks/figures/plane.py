@@ -202,13 +202,8 @@ def draw(contents: dict[str, Any]) -> Figure:
         axes.set_xlabel("distance along the first edge")
     panels[0].set_ylabel("distance across it")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles[2:],
-        ["weights at the end of an epoch", labels[-1]],
-        loc="outside lower center",
-        ncols=2,
-        fontsize="small",
-    )
+    shown = ["weights at the end of an epoch", labels[-1]]
+    drawing.legend(figure, handles[2:], shown, columns=2)
     return figure
 
 

@@ -140,8 +140,5 @@ def draw(contents: dict[str, Any]) -> Figure:
         axes.set_title(title, fontsize="small")
         axes.set_xlabel("distance, in norms of each filter")
         axes.grid(alpha=0.3)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=2, fontsize="small"
-    )
+    drawing.legend(figure, *panels[0].get_legend_handles_labels(), columns=2)
     return figure
