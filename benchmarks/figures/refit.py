@@ -155,7 +155,9 @@ def draw(contents: dict[str, Any]) -> Figure:
     below.set_xscale("log", base=2)
     below.set_xticks(contents["samples"], map(str, contents["samples"]))
     below.minorticks_off()
-    below.set_xlabel("training images of the refit, in the end all whole batches")
+    below.set_xlabel(
+        "training images of the refit, in the end all whole batches"
+    )
     for axes in panels:
         axes.grid(alpha=0.3)
     return figure
