@@ -81,6 +81,12 @@ flags.DEFINE_bool(
     "Whether to train a second branch from --epochs_before_swa on, which "
     "averages nothing and whose rate goes to zero in a line.",
 )
+flags.DEFINE_bool(
+    "keep_weights",
+    None,
+    "Whether to keep the weights of each epoch averaged, their average and "
+    "the decayed weights, for `benchmarks.figures`, in files in `weights`.",
+)
 _integer("epochs_before_swa", "Epochs before the first one averaged.")
 _integer("epochs", "Epochs in all.")
 _integer("batch_size", "Images in a step.")

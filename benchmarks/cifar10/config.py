@@ -43,6 +43,7 @@ class Config:
     weight_decay_on: str
     strategy: str
     compare_decay: bool
+    keep_weights: bool
     epochs_before_swa: int
     epochs: int
     batch_size: int
@@ -66,6 +67,7 @@ _COMMON: dict[str, Any] = {
     "optimizer": "momentumw",
     "weight_decay_on": "all",
     "compare_decay": True,
+    "keep_weights": False,
     "seed": 0,
     "precision": "float32",
     "distribution": "none",

@@ -14,15 +14,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from benchmarks.common.errors import BenchmarkError
 
 SETTINGS = "settings.json"
 RESULTS = "results.json"
+WEIGHTS = "weights"
 _CHECKPOINTS = "checkpoints"
 _BRANCH = "branch"
 _VARIABLES = "variables"
@@ -92,7 +94,8 @@ class RunDirectory:
         """
         try:
             os.makedirs(self.path, exist_ok=True)
-            for directory in (self.path, self._checkpoints):
+            weights = os.path.join(self.path, WEIGHTS)
+            for directory in (self.path, self._checkpoints, weights):
                 _remove_partial(directory)
             self._remove_epochs(sorted(self._epochs())[:-1])
             if not os.path.exists(os.path.join(self.path, SETTINGS)):
@@ -140,6 +143,15 @@ class RunDirectory:
         epoch = len(records.epochs) + len(records.decayed)
         _publish(self._epoch_path(epoch), make)
         self._remove_epochs(older)
+
+    def save_weights(self, name: str, variables: Sequence[Any]) -> None:
+        """Saves the values of some variables as `weights/<name>.npz`."""
+        values = [tf.convert_to_tensor(v).numpy() for v in variables]
+        os.makedirs(os.path.join(self.path, WEIGHTS), exist_ok=True)
+        self.write(
+            os.path.join(WEIGHTS, f"{name}.npz"),
+            lambda path: np.savez(path, *values),
+        )
 
     def save_branch(self, checkpoint: tf.train.Checkpoint) -> None:
         """Saves the state that both branches start from."""

@@ -119,6 +119,23 @@ class Trainer:
             "n_models": int(self.swa.n_models),
         }
 
+    def weights_to_keep(self, epoch: int) -> dict[str, list[Any]]:
+        """Returns what `keep_weights` keeps of an epoch, by name.
+
+        Args:
+            epoch: The epoch that was trained last.
+        """
+        weights = self.model.trainable_variables
+        last = epoch == self._config.epochs
+        if self._is_decayed():
+            return {"decayed": weights} if last else {}
+        kept = {}
+        if epoch > self._config.epochs_before_swa:
+            kept[f"epoch-{epoch:05d}"] = weights
+        if last:
+            kept["swa"] = [self.swa.average(weight) for weight in weights]
+        return kept
+
     def _is_decayed(self) -> bool:
         return bool(tf.identity(self._decays))
 
@@ -193,7 +210,11 @@ def run(
         records.seconds.append(seconds)
         return evaluated
 
-    def end_epoch() -> None:
+    def end_epoch(epoch: int) -> None:
+        if config.keep_weights:
+            # First: what a checkpoint counts as done is not done again.
+            for name, weights in trainer.weights_to_keep(epoch).items():
+                directory.save_weights(name, weights)
         directory.save(trainer.checkpoint, records)
         print(_line(records, config.epochs), flush=True)
 
@@ -204,7 +225,7 @@ def run(
         evaluated = train_epoch(epoch, records.epochs)
         if epoch == config.epochs:
             records.final = copy.deepcopy(evaluated)
-        end_epoch()
+        end_epoch(epoch)
     if not config.compare_decay:
         return records
     trainer.decay()
@@ -216,7 +237,7 @@ def run(
             for name, figures in evaluated.items():
                 for way, values in figures.items():
                     records.final[name][DECAYED[way]] = values
-        end_epoch()
+        end_epoch(epoch)
     return records
 
 

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
@@ -101,6 +102,16 @@ class TestEndToEnd:
         }
         assert set(final["test"]) == set(evaluation.WAYS)
 
+    def test_weights(self, whole):
+        path, _, _ = whole
+        kept = weights(path)
+        assert sorted(kept) == ["decayed", "epoch-00002", "epoch-00003", "swa"]
+        iterates = kept["epoch-00002"], kept["epoch-00003"]
+        for i, average in enumerate(kept["swa"]):
+            mean = np.mean([iterate[i] for iterate in iterates], axis=0)
+            np.testing.assert_allclose(average, mean, rtol=1e-6, atol=1e-7)
+        assert not np.array_equal(kept["decayed"][0], kept["epoch-00003"][0])
+
     def test_reports(self, whole):
         path, _, _ = whole
         text = (path / "results.md").read_text()
@@ -158,6 +169,10 @@ class TestEndToEnd:
         assert table(resumed) == table(output)
         assert [p.name for p in killed.rglob(".partial*")] == []
         assert names(killed) == names(path)
+        there, kept = weights(path), weights(killed)
+        for name, arrays in there.items():
+            for one, other in zip(arrays, kept[name]):
+                np.testing.assert_array_equal(one, other)
 
     def test_finished_run_is_shown_again(self, whole, capsys):
         path, output, _ = whole
@@ -204,6 +219,14 @@ def names(path):
         for p in path.rglob("*")
         if "tfevents" not in p.name
     )
+
+
+def weights(path):
+    """Returns the weights that were kept, by the name of their file."""
+    return {
+        file.stem: list(np.load(file).values())
+        for file in (path / "weights").iterdir()
+    }
 
 
 def figures(monkeypatch, tmp_path, name, **flags):

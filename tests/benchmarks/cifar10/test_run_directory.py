@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -29,11 +30,18 @@ def run(path, resume=True):
         variable.assign_add(10.0**epoch)
         records.epochs.append({"epoch": epoch, "value": 10.0**epoch})
         records.seconds.append({"train": 0.1})
+        directory.save_weights(f"epoch-{epoch:05d}", [variable])
         directory.save(checkpoint, records)
     directory.write("scalars", lambda p: os.mkdir(p))
     directory.write_text("results.md", "table")
     directory.write_json("results.json", {"sum": float(variable)})
     return directory
+
+
+def weights(path):
+    """Returns what was kept of each epoch, in their order."""
+    kept = [np.load(file) for file in sorted((path / "weights").iterdir())]
+    return [float(file["arr_0"]) for file in kept]
 
 
 def kill_at(monkeypatch, n):
@@ -77,7 +85,9 @@ def test_killed_at_every_step(tmp_path, monkeypatch):
             "results.md",
             "scalars",
             "settings.json",
+            "weights",
         ]
+        assert weights(path) == [10.0, 110.0, 1110.0]
         assert os.listdir(path / "checkpoints") == ["epoch-00003"]
     assert n > 20, "fewer steps than there must be"
 

@@ -9,4 +9,5 @@ TINY = {
     "batch_size": 32,
     "refit_samples": 100,
     "seed": 1,
+    "keep_weights": True,
 }

@@ -1,0 +1,1 @@
+"""Figures of what averaging and refitting do, drawn from saved runs."""
