@@ -69,13 +69,13 @@ flags.DEFINE_string(
     "data_dir", None, "Where the images of --run are, if not where they were."
 )
 flags.DEFINE_integer("seed", 0, "Of the choice of images, and of the rays.")
-for _name, _meaning in (
-    ("refit", "Training images of the refit at each point."),
-    ("train", "Training images that the loss is measured on."),
-    ("test", "Test images that loss and error are measured on."),
+for _name, _n, _meaning in (
+    ("refit", 1024, "Training images of the refit at each point."),
+    ("train", 1024, "Training images that the loss is measured on."),
+    ("test", 2048, "Test images that loss and error are measured on."),
 ):
     flags.DEFINE_integer(
-        f"{_name}_samples", 2048, f"plane, rays: {_meaning}", lower_bound=1
+        f"{_name}_samples", _n, f"plane, rays: {_meaning}", lower_bound=1
     )
 flags.DEFINE_list(
     "plane_epochs",
@@ -84,7 +84,7 @@ flags.DEFINE_list(
     "one in the middle, the last.",
 )
 flags.DEFINE_integer(
-    "plane_points", 11, "plane: points in each direction.", lower_bound=2
+    "plane_points", 9, "plane: points in each direction.", lower_bound=2
 )
 flags.DEFINE_float(
     "plane_margin",
@@ -94,17 +94,17 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer("rays", 5, "rays: their number.", lower_bound=1)
 flags.DEFINE_integer(
-    "ray_points", 10, "rays: points on each, without the start.", lower_bound=1
+    "ray_points", 8, "rays: points on each, without the start.", lower_bound=1
 )
 flags.DEFINE_float(
     "ray_length", 0.5, "rays: the distance of the last point, in norms."
 )
 flags.DEFINE_integer(
-    "refit_draws", 5, "refit: draws of its samples.", lower_bound=1
+    "refit_draws", 4, "refit: draws of its samples.", lower_bound=1
 )
 flags.DEFINE_integer("refit_batch", 64, "refit: images in one batch of it.")
 flags.DEFINE_integer(
-    "refit_test_samples", 4096, "refit: test images.", lower_bound=1
+    "refit_test_samples", 2048, "refit: test images.", lower_bound=1
 )
 flags.DEFINE_string(
     "momentum_run",
