@@ -21,7 +21,7 @@ ADDONS = ["tensorflow==2.15.*", "tensorflow-addons==0.23.*"]
 # Each tf_keras asks for the TensorFlow of its own number, which bounds it; so
 # it is not in `test`, which is also installed beside `addons`.
 LEGACY = ["tf_keras"]
-EXAMPLES = ["matplotlib>=3.6", "scikit-learn>=1.2"]
+EXAMPLES = ["matplotlib>=3.7", "scikit-learn>=1.2"]
 BENCHMARKS = [*EXAMPLES, "scipy>=1.10", "tensorboard>=2.15", "tqdm>=4.64"]
 TEST = [
     *BENCHMARKS,

@@ -10,7 +10,6 @@ is removed by the next `--resume`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
 
 SETTINGS = "settings.json"
@@ -108,7 +108,7 @@ class RunDirectory:
     def results(self) -> dict[str, Any] | None:
         """Returns the results of a finished run, or None."""
         path = os.path.join(self.path, RESULTS)
-        return _read_json(path) if os.path.exists(path) else None
+        return files.read_json(path) if os.path.exists(path) else None
 
     def write(self, name: str, make: Callable[[str], None]) -> None:
         """Makes a file or directory, and puts it in place when complete.
@@ -125,7 +125,7 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file, in place when complete."""
-        self.write_text(name, _as_json(value))
+        self.write_text(name, files.as_json(value))
 
     def save(self, checkpoint: tf.train.Checkpoint, records: Records) -> None:
         """Saves the state after the last epoch of `records`."""
@@ -135,7 +135,7 @@ class RunDirectory:
             checkpoint.write(os.path.join(path, _VARIABLES))
             _write_text(
                 os.path.join(path, "records.json"),
-                _as_json(dataclasses.asdict(records)),
+                files.as_json(dataclasses.asdict(records)),
             )
 
         os.makedirs(self._checkpoints, exist_ok=True)
@@ -184,7 +184,7 @@ class RunDirectory:
         if not epochs:
             return Records()
         path = self._epoch_path(max(epochs))
-        records = Records(**_read_json(os.path.join(path, "records.json")))
+        records = Records(**files.read_json(os.path.join(path, "records.json")))
         _restore(checkpoint, path)
         return records
 
@@ -208,7 +208,7 @@ class RunDirectory:
                 "`--resume` must find a run in `--output_dir`. Received: "
                 f"--output_dir={self.path}, which holds files but no {SETTINGS}"
             )
-        before = _read_json(path)
+        before = files.read_json(path)
         for name, value in self._settings["flags"].items():
             there = before["flags"].get(name)
             if there != value:
@@ -274,20 +274,8 @@ def _remove(path: str) -> None:
     shutil.rmtree(path)
 
 
-def _as_json(value: Any) -> str:
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
 def _write_text(path: str, text: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _read_json(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{path} cannot be read: {error}") from error

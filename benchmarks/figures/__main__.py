@@ -27,12 +27,11 @@ import tensorflow as tf
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 
-from benchmarks.common import command_line, provenance
+from benchmarks.common import command_line, files, provenance
 from benchmarks.common.errors import BenchmarkError
 from benchmarks.figures import (
     curves,
     drawing,
-    files,
     momentum,
     plane,
     rays,

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from benchmarks.cifar10.evaluation import WAYS
 from benchmarks.cifar10.run_directory import RESULTS
+from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.figures import drawing, files
+from benchmarks.figures import drawing, results
 
 _SHOWN = ("moving", "refit", "swa", "swa_refit")
 _GRID = ("batch_norm_momentum", "weight_decay", "seed")
@@ -67,7 +68,7 @@ def compute(
             kept, run["flags"], [*given, *map("--{}={}".format, _GRID, cell)]
         )
         runs.append(run)
-    files.check_alike(runs, _GRID)
+    results.check_alike(runs, _GRID)
     return {
         "flags": runs[0]["flags"],
         "momentums": list(momentums),

@@ -14,8 +14,8 @@ import swa_tf
 from benchmarks.cifar10 import config as config_lib
 from benchmarks.cifar10 import data, training
 from benchmarks.cifar10.run_directory import SETTINGS, WEIGHTS
+from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.figures import files
 
 BATCH = 256
 _EPOCH = re.compile(r"epoch-(\d+)\.npz")

@@ -32,9 +32,9 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks.cifar10 import config as config_lib
-from benchmarks.common import command_line
+from benchmarks.common import command_line, files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.table import files, grid, marks, pages, plan
+from benchmarks.table import grid, kept, marks, pages, plan
 
 flags.DEFINE_enum(
     "preset",
@@ -57,7 +57,7 @@ flags.DEFINE_string(
     "name", None, "Of the grid and its directories. Default: the preset."
 )
 flags.DEFINE_string("runs_dir", "runs/table", "Where the runs are made.")
-flags.DEFINE_string("results_dir", files.RESULTS_DIR, "What is kept of them.")
+flags.DEFINE_string("results_dir", kept.RESULTS_DIR, "What is kept of them.")
 flags.DEFINE_bool("run", True, "Whether to run what is missing.")
 flags.DEFINE_bool(
     "docs", False, "Whether to renew all tables and the marked figures of docs."
@@ -97,7 +97,7 @@ def execute(values: Mapping[str, Any]) -> None:
             results_dir=directory,
         )
         failed = grid.execute(runs)
-    there = files.grids(values["results_dir"])
+    there = kept.grids(values["results_dir"])
     if not (name in there or failed or values["docs"]):
         raise BenchmarkError(
             "`--results_dir` must have results of the grid to make a table. "
@@ -108,7 +108,7 @@ def execute(values: Mapping[str, Any]) -> None:
         if grid_name == name or values["docs"]:
             _write_pages(values["results_dir"], grid_name)
     if name in there:
-        print(files.read(os.path.join(directory, "table.md")))
+        print(files.read_text(os.path.join(directory, "table.md")))
         print(f"The tables are in {os.path.join(directory, '')}")
     if values["docs"]:
         marks.renew(".")
@@ -121,8 +121,8 @@ def execute(values: Mapping[str, Any]) -> None:
 
 def _write_pages(results_dir: str, name: str) -> None:
     directory = os.path.join(results_dir, name)
-    for file, text in pages.pages(name, files.results(directory)).items():
-        files.write(os.path.join(directory, file), text)
+    for file, text in pages.pages(name, kept.results(directory)).items():
+        files.write_text(os.path.join(directory, file), text)
 
 
 if __name__ == "__main__":

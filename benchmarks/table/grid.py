@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from benchmarks.cifar10 import config as config_lib
+from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.table import files
 from benchmarks.table.plan import Run, departures
 
 
@@ -41,7 +41,7 @@ def execute(runs: Sequence[Run]) -> list[str]:
             print(f"Run {run} failed with status {status}", flush=True)
         else:
             made = os.path.join(run.directory, "results.json")
-            files.write(run.result, files.read(made))
+            files.write_text(run.result, files.read_text(made))
     return failed
 
 
@@ -49,7 +49,7 @@ def _is_finished(run: Run) -> bool:
     """Returns whether the result of a run is there, with its settings."""
     if not os.path.exists(run.result):
         return False
-    kept = files.contents(run.result)["flags"]
+    kept = files.read_json(run.result)["flags"]
     wanted = config_lib.as_flags(config_lib.resolve(run.given))
     if departures(kept) != departures(wanted):
         raise BenchmarkError(

@@ -23,8 +23,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.table import files
 
 _MARK = re.compile(
     r"(<!-- (figures?):\s+(.+?)\s+-->)(.*?)(<!-- end\s+-->)", re.S
@@ -49,13 +49,13 @@ def renew(root: str) -> None:
         BenchmarkError: As `renewed` does.
     """
     for path in pages(root):
-        before = files.read(path)
+        before = files.read_text(path)
         try:
             after = renewed(before, root)
         except BenchmarkError as error:
             raise BenchmarkError(f"{path}: {error}") from error
         if after != before:
-            files.write(path, after)
+            files.write_text(path, after)
             print(f"Renewed the figures of {path}")
 
 
@@ -89,7 +89,7 @@ def renewed(text: str, root: str) -> str:
 
 def _section(what: str, root: str) -> str:
     path, _, heading = what.partition(", ")
-    page = files.read(os.path.join(root, path))
+    page = files.read_text(os.path.join(root, path))
     if not heading:
         return page.strip()
     sections = re.split(r"^#+ +(.+)\n", page, flags=re.M)
@@ -110,7 +110,7 @@ def _number(what: str, root: str) -> str:
             "A mark must name a file, the keys to a value in it and a format, "
             f"apart by spaces. Received: {what}"
         ) from error
-    value = files.contents(os.path.join(root, path))
+    value = files.read_json(os.path.join(root, path))
     for key in keys.split("/"):
         try:
             value = value[int(key) if isinstance(value, list) else key]

@@ -5,17 +5,18 @@ import re
 
 import pytest
 
+from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.table import files, marks, pages
+from benchmarks.table import kept, marks, pages
 from tests.benchmarks.table_results import result
 from tests.conftest import ROOT
 
-TABLES = ROOT / files.RESULTS_DIR
+TABLES = ROOT / kept.RESULTS_DIR
 
 
-@pytest.mark.parametrize("name", files.grids(str(TABLES)))
+@pytest.mark.parametrize("name", kept.grids(str(TABLES)))
 def test_tables_are_made_from_the_runs(name):
-    made = pages.pages(name, files.results(str(TABLES / name)))
+    made = pages.pages(name, kept.results(str(TABLES / name)))
     for file, text in made.items():
         committed = (TABLES / name / file).read_text("utf-8")
         assert committed == text, f"python -m benchmarks.table --norun ({name})"
@@ -23,7 +24,7 @@ def test_tables_are_made_from_the_runs(name):
 
 @pytest.mark.parametrize("page", list(marks.pages(str(ROOT))))
 def test_docs_have_the_figures_of_the_results(page):
-    text = files.read(page)
+    text = files.read_text(page)
     renewed = marks.renewed(text, str(ROOT))
     assert text == renewed, "python -m benchmarks.table --norun --docs"
 
@@ -41,8 +42,8 @@ def fixture_root(tmp_path):
     """A project with a README whose marks are empty."""
     accuracies = {"moving": 40.0, "refit": 50.0, "swa_refit": 52.5}
     for name, text in pages.pages("x", [result(accuracies=accuracies)]).items():
-        files.write(str(tmp_path / "results" / name), text)
-    files.write(str(tmp_path / "README.md"), _PAGE)
+        files.write_text(str(tmp_path / "results" / name), text)
+    files.write_text(str(tmp_path / "README.md"), _PAGE)
     return tmp_path
 
 

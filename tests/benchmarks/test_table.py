@@ -13,9 +13,10 @@ import pytest
 from absl.testing import flagsaver
 
 from benchmarks.cifar10 import config, evaluation
+from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
 from benchmarks.table import __main__ as program
-from benchmarks.table import files, grid, intervals, pages, plan, summary
+from benchmarks.table import grid, intervals, kept, pages, plan, summary
 from tests import programs
 from tests.benchmarks.cifar10.tiny import TINY
 from tests.benchmarks.table_results import WAYS, result
@@ -134,7 +135,7 @@ class TestTables:
 
     def test_nothing_to_show(self, tmp_path):
         with pytest.raises(BenchmarkError, match="Received: none"):
-            pages.pages("digits", files.results(str(tmp_path)))
+            pages.pages("digits", kept.results(str(tmp_path)))
 
 
 def lines(text):
@@ -295,10 +296,10 @@ class TestGrid:
 
     def test_file_is_whole_or_as_before(self, tmp_path, monkeypatch):
         path = tmp_path / "new" / "result.json"
-        files.write(str(path), "before")
+        files.write_text(str(path), "before")
         monkeypatch.delattr(os, "replace")
         with pytest.raises(AttributeError):
-            files.write(str(path), "after")
+            files.write_text(str(path), "after")
         assert path.read_text() == "before"
 
     def test_waits_for_a_run_that_outlived_its_grid(self, tmp_path, capsys):
@@ -338,9 +339,9 @@ def test_killed_and_continued(tmp_path):
     assert not (runs / "momentumw" / "seed-0").exists()
     text = (results / "table.md").read_text()
     assert text in done.stdout
-    found = files.contents(str(results / "momentumw-seed-1.json"))
+    found = files.read_json(str(results / "momentumw-seed-1.json"))
     assert config.resolve({**tiny, "seed": 1}) == config.resolve(found["flags"])
     accuracy = found["final"]["test"]["swa_refit"]["accuracy"]
-    other = files.contents(str(results / "momentumw-seed-0.json"))
+    other = files.read_json(str(results / "momentumw-seed-0.json"))
     mean = (accuracy + other["final"]["test"]["swa_refit"]["accuracy"]) / 2
     assert f"{mean:.2f} ± " in lines(text)["momentumw"][1]
