@@ -115,10 +115,7 @@ class BatchNormRefit:
                 f"Received: {type(model).__name__} without one. Write one, or "
                 "refit its parts inside `averaged_weights(swa, model)`"
             )
-        if not (preprocess is None or callable(preprocess)):
-            raise TypeError(
-                f"`preprocess` must be a function. Received: {preprocess=}"
-            )
+        checks.function("preprocess", preprocess)
         checks.choice("variance", variance, ("pooled", "mean_of_batches"))
         self._model = model
         self._preprocess = preprocess
@@ -185,11 +182,12 @@ class BatchNormRefit:
             if forward is not None:
                 taken, found = forward.run(dataset, n_batches, names.dataset)
             if not found:
+                others = ", ".join(self._others) or "no other batch norm"
                 warnings.warn(
                     f"`{names.model}` holds no batch-norm layer to refit: one "
                     "of `tf.keras` with `trainable=True`, which the model "
-                    "calls, and not with `training=False` only. Received: "
-                    f"{names.model}={self._model!r}, others: {self._others}",
+                    "calls, and not only with `training=False`. Received: "
+                    f"{names.model}={self._model!r}, with {others}",
                     stacklevel=names.level,
                 )
                 return

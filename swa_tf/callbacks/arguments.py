@@ -86,8 +86,7 @@ def variables_of(model: Any, var_list: Any) -> list[Any]:
     variables = variables_lib.checked_list("var_list", given)
     held = {weight.ref() for weight in model_parts.weights(model)}
     if not {variable.ref() for variable in variables} <= held:
-        wanted = "variables of the model that is fit"
-        raise variables_lib.wrong(wanted, variables)
+        raise variables_lib.wrong("variables of the model to fit", variables)
     return variables
 
 

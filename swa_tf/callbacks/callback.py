@@ -15,6 +15,7 @@ from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.batch_norm import BatchNormRefit
 from swa_tf.callbacks import arguments, beside, overrides, resume
 from swa_tf.support import checks, model_parts, stack, whole_files
+from swa_tf.support import variables as variables_lib
 from swa_tf.swapping import averaged_weights
 
 _NOT_STARTED = -(2**62)
@@ -116,6 +117,9 @@ class SWACallback(tf.keras.callbacks.Callback):
         if unit is None:
             unit = "epoch" if start_step is None else "step"
         checks.choice("unit", unit, ("epoch", "step"))
+        checks.function("preprocess", preprocess)
+        if var_list is not None and not callable(var_list):
+            var_list = variables_lib.checked_list("var_list", var_list)
         checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
         checks.choice("final_weights", final_weights, ("averaged", "trained"))
         if averages is not None and not isinstance(averages, WeightAverage):
@@ -161,8 +165,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._preprocess, self._var_list = preprocess, var_list
         self._evaluates = evaluate
         self._keep = final_weights == "averaged"
-        self._filepath = filepath
-        self._verbose = verbose
+        self._filepath, self._verbose = filepath, verbose
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SWACallback:
         """Shares the model, its variables and the data, as tuners need it."""

@@ -73,7 +73,6 @@ class TensorFlowCheckpoint(Checkpoint):
         }
         self._graph: object_graph.ObjectGraph | None = None
         self.averages: list[object_graph.AverageKeys] = []
-        known: set[str] = set()
         if object_graph.KEY in self.tensors:
             with errors_as_damage("its object graph cannot be decoded"):
                 self._graph = object_graph.ObjectGraph(
@@ -83,6 +82,8 @@ class TensorFlowCheckpoint(Checkpoint):
             self.averages = self._graph.averages
         else:
             self.slots = _slots_by_name(self.tensors)
+            tables = (k[:-5] for k in self.tensors if k.endswith("-keys"))
+            known = {f"{each}-values" for each in tables} & self.tensors.keys()
             if self.slots:
                 known.update(filter(_POWER_OF_V1.search, self.tensors))
         self.guessed = {

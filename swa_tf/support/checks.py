@@ -34,9 +34,8 @@ def real(
     holds: Callable[[float], bool] = lambda number: True,
 ) -> Any:
     """Returns a finite `value` >= 0 as an int or a float if `holds` of it."""
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     number: float = math.nan
-    if is_real:
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
         is_whole = isinstance(value, numbers.Integral)
         number = int(value) if is_whole else float(value)
     if not (0 <= number <= sys.float_info.max and holds(number)):
@@ -61,6 +60,12 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         *first, last = (f'"{each}"' for each in choices)
         raise wrong(name, f"{', '.join(first)} or {last}", value)
+
+
+def function(name: str, value: Any) -> None:
+    """Raises unless `value` is a function or None."""
+    if not (value is None or callable(value)):
+        raise wrong(name, "a function", value, TypeError)
 
 
 def batches(

@@ -241,9 +241,7 @@ def initial_value(variable: tf.Variable) -> tf.Tensor:
     initialized = tf.compat.v1.is_variable_initialized(variable)
     if not tf.executing_eagerly():
         return tf.cond(
-            initialized,
-            lambda: read(variable),
-            lambda: variable.initial_value,
+            initialized, lambda: read(variable), lambda: variable.initial_value
         )
     if not initialized:
         return tf.zeros(variable.shape, variable.dtype)

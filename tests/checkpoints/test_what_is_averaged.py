@@ -59,6 +59,26 @@ def test_a_hash_table_is_the_newests(tmp_path):
     assert found == [102.0, 101.0, 100.0, 103.0]
 
 
+def test_a_hash_table_of_a_saver_is_the_newests(tmp_path):
+    """Without an object graph it is known by its keys."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        w = tf.compat.v1.get_variable("w", initializer=0.0)
+        table = tf.lookup.experimental.MutableHashTable(
+            tf.string, tf.float32, 0.0, name="table"
+        )
+        saver = tf.compat.v1.train.Saver()
+        for i, keys in enumerate((["a", "b"], ["b", "a"])):
+            session.run(table.insert(keys, [100.0 * i, 7.0]))
+            session.run(w.assign(2.0 * i))
+            saver.save(session, str(_path(tmp_path, i)))
+        output, report = _average(tmp_path)
+        assert report["averaged"] == ["w"]
+        session.run(table.remove(tf.constant(["a", "b"])))
+        saver.restore(session, str(output))
+        assert session.run(w) == 1.0
+        assert session.run(table.lookup(["a", "b"])).tolist() == [7.0, 100.0]
+
+
 @pytest.mark.parametrize("name", ["best_loss", "val_loss", "accuracy", "best"])
 @pytest.mark.parametrize("form", [OBJECT, NAME])
 def test_scores_beside_weights_are_the_newests(form, name, tmp_path):
