@@ -42,9 +42,9 @@ _OPTIMIZER_OF_V1 = re.compile(
 
 # Floats of these names count, steer or judge the training: they are no weights.
 _STATE = re.compile(
-    r"(^|[/_])(steps?|epochs?|iter|iterations?|counter|learning_rate|lr"
+    r"(^|[/_])(steps?|epochs?|iter(ations?)?|count(s|er)?|learning_rate|lr"
     r"|beta_?\d_power(_\d+)?|loss_scale|loss|acc|accuracy|error|metric|score"
-    r"|best|best_[^/]*)$"
+    r"|best|best_[^/]*|total|seen|tokens|time|elapsed|patience|f1|auc|mae|mse)$"
 )
 
 

@@ -79,7 +79,9 @@ def test_a_hash_table_of_a_saver_is_the_newests(tmp_path):
         assert session.run(table.lookup(["a", "b"])).tolist() == [7.0, 100.0]
 
 
-@pytest.mark.parametrize("name", ["best_loss", "val_loss", "accuracy", "best"])
+@pytest.mark.parametrize(
+    "name", ["best_loss", "val_loss", "accuracy", "best", "samples_seen"]
+)
 @pytest.mark.parametrize("form", [OBJECT, NAME])
 def test_scores_beside_weights_are_the_newests(form, name, tmp_path):
     for i, best in enumerate((np.inf, 0.9, 0.8)):

@@ -53,7 +53,7 @@ def test_an_average_is_not_pickled(make, name, is_new, pickles):
     variable, average = tf.Variable(1.0), make()
     if not is_new:
         average.apply([variable])
-    message = f"A `{name}` cannot be pickled.*`copy.deepcopy`.*Checkpoint"
+    message = f"`{name}` cannot be pickled.*`copy.deepcopy`.*Checkpoint"
     with pytest.raises(TypeError, match=message):
         pickles(average)
 
