@@ -34,8 +34,7 @@ def averaging_schedule(
         )
     if start_epoch is None and start_step is None:
         return None
-    # How many steps come before `start_epoch` is not known here: the callback
-    # starts the count at 0 when that epoch begins.
+    # The callback starts the count of steps at 0 when `start_epoch` begins.
     start = start_epoch if unit == "epoch" else start_step or 0
     return AveragingSchedule(start, average_period)
 
