@@ -59,6 +59,20 @@ def test_a_hash_table_is_the_newests(tmp_path):
     assert found == [102.0, 101.0, 100.0, 103.0]
 
 
+def test_a_residual_weight_is_one_though_a_metric_has_that_name(tmp_path):
+    for i in range(2):
+        layer, metric = tf.Module(), tf.Module()
+        layer.residual = tf.Variable(2.0 * i)
+        metric.squared_sum = tf.Variable([2.0 * i])  # as R2Score has them
+        metric.sum, metric.residual = tf.Variable([2.0 * i]), tf.Variable([2.0])
+        checkpoint = tf.train.Checkpoint(layer=layer, metric=metric)
+        checkpoint.write(_path(tmp_path, i))
+    output, report = _average(tmp_path)
+    assert report["averaged"] == ["layer/residual"]
+    checkpoint.read(output)
+    assert float(layer.residual) == 1.0
+
+
 def test_a_hash_table_of_a_saver_is_the_newests(tmp_path):
     """Without an object graph it is known by its keys."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
