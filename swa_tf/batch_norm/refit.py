@@ -182,12 +182,11 @@ class BatchNormRefit:
             if forward is not None:
                 taken, found = forward.run(dataset, n_batches, names.dataset)
             if not found:
-                others = ", ".join(self._others) or "none"
                 warnings.warn(
                     f"`{names.model}` holds no batch-norm layer to refit: one "
                     "of `tf.keras` with `trainable=True`, which the model "
                     "calls, and not only with `training=False`. Received: "
-                    f"{names.model}={self._model!r}, left out: {others}",
+                    f"{names.model}={self._model!r}, left out: {self._others}",
                     stacklevel=names.level,
                 )
                 return

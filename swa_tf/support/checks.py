@@ -34,8 +34,9 @@ def real(
     holds: Callable[[float], bool] = lambda number: True,
 ) -> Any:
     """Returns a finite `value` >= 0 as an int or a float if `holds` of it."""
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     number: float = math.nan
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if is_real:
         is_whole = isinstance(value, numbers.Integral)
         number = int(value) if is_whole else float(value)
     if not (0 <= number <= sys.float_info.max and holds(number)):
