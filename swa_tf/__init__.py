@@ -32,11 +32,7 @@ from swa_tf.parameters import (
     copy_parameters,
 )
 from swa_tf.support import stack
-from swa_tf.swapping import (
-    BackupVariables,
-    assign_averages,
-    averaged_weights,
-)
+from swa_tf.swapping import BackupVariables, assign_averages, averaged_weights
 
 if TYPE_CHECKING:  # imported on first use, by `__getattr__`
     from swa_tf import optimizers

@@ -113,9 +113,7 @@ class BatchNormRefit:
                 f"Received: {type(model).__name__} without one. Write one, or "
                 "refit its parts inside `averaged_weights(swa, model)`"
             )
-        if not (preprocess is None or callable(preprocess)):
-            wanted = "a function"
-            raise checks.wrong("preprocess", wanted, preprocess, TypeError)
+        checks.function("preprocess", preprocess)
         checks.choice("variance", variance, ("pooled", "mean_of_batches"))
         self._model = model
         self._preprocess = preprocess
@@ -181,8 +179,8 @@ class BatchNormRefit:
                 warnings.warn(
                     f"`{names.model}` holds no batch-norm layer to refit: one "
                     "of `tf.keras` with `trainable=True`, which the model "
-                    "calls, and not with `training=False` only. Received: "
-                    f"{names.model}={self._model!r}, others: {self._others}",
+                    "calls, and not only with `training=False`. Received: "
+                    f"{names.model}={self._model!r}, left out: {self._others}",
                     stacklevel=names.level,
                 )
                 return

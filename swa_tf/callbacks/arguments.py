@@ -30,8 +30,7 @@ def averaging_schedule(
         )
     if start_epoch is None and start_step is None:
         return None
-    # How many steps come before `start_epoch` is not known here: the callback
-    # starts the count at 0 when that epoch begins.
+    # The callback starts the count of steps at 0 when `start_epoch` begins.
     start = start_epoch if unit == "epoch" else start_step or 0
     return AveragingSchedule(start, average_period)
 
@@ -78,8 +77,7 @@ def variables_of(model: Any, var_list: Any) -> list[Any]:
     variables = variables_lib.checked_list("var_list", given)
     held = {weight.ref() for weight in model_parts.weights(model)}
     if not {variable.ref() for variable in variables} <= held:
-        wanted = "variables of the model that is fit"
-        raise variables_lib.wrong(wanted, variables)
+        raise variables_lib.wrong("variables of the model to fit", variables)
     return variables
 
 

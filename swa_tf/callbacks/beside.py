@@ -51,7 +51,7 @@ def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
 
 
 def _add_columns(logger: Any, epoch: int, logs: dict[str, Any]) -> None:
-    """Adds columns as Keras does, if the first epoch has no validation."""
+    """Adds sorted columns, as of epochs with validation, if there is none."""
     if logger.keys is None and not any(n.startswith("val_") for n in logs):
         prefixes = ("", "val_", "swa_val_")
-        logger.keys = [p + name for p in prefixes for name in sorted(logs)]
+        logger.keys = sorted(p + name for p in prefixes for name in logs)

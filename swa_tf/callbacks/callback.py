@@ -15,6 +15,7 @@ from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.batch_norm import BatchNormRefit
 from swa_tf.callbacks import arguments, beside, overrides, resume
 from swa_tf.support import checks, model_parts, stack, whole_files
+from swa_tf.support import variables as variables_lib
 from swa_tf.swapping import averaged_weights
 
 _NOT_STARTED = -(2**62)
@@ -72,22 +73,19 @@ class SWACallback(tf.keras.callbacks.Callback):
             `lambda gan: gan.generator.trainable_variables`. None takes all
             trainable ones.
         final_weights: Those of the model after `fit`: "averaged" or "trained".
-        filepath: Where to write the averaged model at the end: a `.keras`,
-            `.h5` or `.weights.h5` file, or, without a suffix, a SavedModel for
-            serving.
+        filepath: Where to write, or replace, the averaged model at the end: a
+            `.keras`, `.h5` or `.weights.h5` file; without suffix a SavedModel.
         verbose: 1 prints a line for each epoch averaged and at the end; or 0.
 
     Attributes:
         averages: The average of the present or last `fit`; None before any.
 
     Raises:
-        TypeError, ValueError: If an argument is none of the above, or does
-            not go with another; in `fit`, before training, if it does not go
-            with the model or its optimizer.
+        TypeError, ValueError, FileExistsError: If an argument is none of these,
+            or does not fit another or, in `fit`, before training, the model.
 
-    Source: the automatic and manual modes are those of
-    torchcontrib.optim.SWA; Izmailov et al. 2018,
-    https://arxiv.org/abs/1803.05407, algorithm 1.
+    Source: the modes are those of torchcontrib.optim.SWA; Izmailov et al.
+    2018, https://arxiv.org/abs/1803.05407, algorithm 1.
     """
 
     def __init__(
@@ -116,6 +114,9 @@ class SWACallback(tf.keras.callbacks.Callback):
         if unit is None:
             unit = "epoch" if start_step is None else "step"
         checks.choice("unit", unit, ("epoch", "step"))
+        checks.function("preprocess", preprocess)
+        if var_list is not None and not callable(var_list):
+            var_list = variables_lib.checked_list("var_list", var_list)
         checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
         checks.choice("final_weights", final_weights, ("averaged", "trained"))
         if averages is not None and not isinstance(averages, WeightAverage):
@@ -156,10 +157,8 @@ class SWACallback(tf.keras.callbacks.Callback):
         )
         self._unit, self._start_epoch = unit, start_epoch
         self._preprocess, self._var_list = preprocess, var_list
-        self._evaluates = evaluate
-        self._keep = final_weights == "averaged"
-        self._filepath = filepath
-        self._verbose = verbose
+        self._evaluates, self._keep = evaluate, final_weights == "averaged"
+        self._filepath, self._verbose = filepath, verbose
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SWACallback:
         """Shares the model, its variables and the data, as tuners need it."""

@@ -19,8 +19,8 @@ SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # The attributes in which metrics and vocabularies keep their variables.
 _NO_WEIGHT = re.compile(
     r"(_?total|_?count|accumulator|(true|false)_(positives|negatives)|total_cm"
-    r"|total_confusion_matrix|conf_mtx|intermediate_weights|weights_intermediate|squared_sum|sum"
-    r"|residual|res|num_samples|idf_weights|num_documents)$"
+    r"|total_confusion_matrix|conf_mtx|intermediate_weights|weights_intermediate"
+    r"|idf_weights|num_documents)$"
 )
 # Attributes of an object whose own variables are no weights.
 _OPTIMIZER = {"_variables", "_iterations"}  # Keras since TensorFlow 2.11
@@ -71,7 +71,7 @@ class ObjectGraph:
             if (
                 any(names <= children.keys() for names in _NO_MODEL)
                 or node.slot_variables
-                or {"total", "count"} <= held
+                or ({"total", "count"} <= held or "squared_sum" in held)
                 or all(map(_NO_WEIGHT.match, held))
             ):
                 state |= own

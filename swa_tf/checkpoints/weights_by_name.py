@@ -14,9 +14,9 @@ from swa_tf.checkpoints.checkpoint import Kinds, Tensor
 
 # Floats of these names count, steer or judge the training.
 _STATE = re.compile(
-    r"(^|[/_])(steps?|epochs?|iter|iterations?|counter|learning_rate|lr"
+    r"(^|[/_])(steps?|epochs?|iter(ations?)?|count(s|er)?|learning_rate|lr"
     r"|beta_?\d_power(_\d+)?|loss_scale|loss|acc|accuracy|error|metric|score"
-    r"|best|best_[^/]*)$"
+    r"|best|best_[^/]*|total|seen|tokens|time|elapsed|patience|f1|auc|mae|mse)$"
 )
 _STATISTIC = re.compile(r"(^|/)moving_(mean|variance)(:0|/|$)")
 
@@ -58,7 +58,8 @@ def statistics(tensors: Mapping[str, Tensor]) -> set[str]:
 def of_v1(tensors: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:
     """Returns the slots and the state in a name-based checkpoint.
 
-    A slot is `<variable>/<slot>`, or lies below the name of an optimizer.
+    A slot is `<variable>/<slot>`, or lies below the name of an optimizer. The
+    state is the powers of Adam and the values of hash tables.
     """
     slots = set()
     for key, tensor in tensors.items():
@@ -68,7 +69,11 @@ def of_v1(tensors: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:
             tensor.shape and _OPTIMIZER.match(key)
         ):
             slots.add(key)
-    return slots, set(filter(_POWER.search, tensors)) if slots else set()
+    tables = (key[:-5] for key in tensors if key.endswith("-keys"))
+    state = {f"{each}-values" for each in tables} & tensors.keys()
+    if slots:
+        state.update(filter(_POWER.search, tensors))
+    return slots, state
 
 
 def of_keras(tensors: Mapping[str, Tensor]) -> Kinds:

@@ -80,6 +80,12 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise wrong(name, f"{', '.join(first)} or {last}", value)
 
 
+def function(name: str, value: Any) -> None:
+    """Raises unless `value` is a function or None."""
+    if not (value is None or callable(value)):
+        raise wrong(name, "a function", value, TypeError)
+
+
 def batches(
     dataset: Any,
     steps: Any,

@@ -39,9 +39,9 @@ def check_keras(argument: str, value: Any) -> None:
     own, *found = (each.__module__.split(".")[0] for each in classes)
     for other in {"keras", "tf_keras"}.intersection(found) - {own}:
         raise TypeError(
-            f"`{argument}` must be of `tf.keras`, which is {own} here, and "
-            "tf_keras if TF_USE_LEGACY_KERAS=1 is set before TensorFlow is "
-            f"imported. Received: a {type(value).__name__} of {other}"
+            f"`{argument}` must be of `tf.keras`, which is {own} here (tf_keras"
+            " if TF_USE_LEGACY_KERAS=1 is set before TensorFlow is imported, "
+            f"else keras). Received: a {type(value).__name__} of {other}"
         )
 
 

@@ -149,7 +149,7 @@ class BoundModule(tf.Module):
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            f"A `{type(self).__name__}` cannot be pickled, nor copied by "
+            f"`{type(self).__name__}` cannot be pickled, nor copied by "
             "`copy.copy`: it is bound to the variables of this process. Use "
             "`copy.deepcopy` here. For another process save it with "
             "`tf.train.Checkpoint`, and restore it beside its variables there."
@@ -241,9 +241,7 @@ def initial_value(variable: tf.Variable) -> tf.Tensor:
     initialized = tf.compat.v1.is_variable_initialized(variable)
     if not tf.executing_eagerly():
         return tf.cond(
-            initialized,
-            lambda: read(variable),
-            lambda: variable.initial_value,
+            initialized, lambda: read(variable), lambda: variable.initial_value
         )
     if not initialized:
         return tf.zeros(variable.shape, variable.dtype)

@@ -175,10 +175,15 @@ def check_model_path(name: str, path: Any) -> None:
     ):
         wanted = "a local path that ends in .keras or .h5, or has no suffix"
         raise checks.wrong(name, wanted, os.fspath(path))
+    lost = names_in(os.fspath(path))
+    if lost and (local.suffix or "saved_model.pb" not in lost):
+        wanted = "no folder of other files, which the model would replace"
+        raise checks.wrong(name, wanted, os.fspath(path), FileExistsError)
 
 
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     """Writes a model in the form of the suffix; without one, for serving."""
+    check_model_path("filepath", path)  # what was not there may be by now
     with replaced(path) as new, errors_named(path):
         if new.suffix == ".h5":
             reserve(new, _size_in_hdf5(model))

@@ -166,7 +166,7 @@ def test_a_model_of_nothing_else_warns_and_runs_no_data():
             yield batch
 
     for _ in range(2):
-        with pytest.warns(UserWarning, match="not with `training=False` only"):
+        with pytest.warns(UserWarning, match="not only with `training=False`"):
             swa_tf.refit_batch_norm(model, batches(), steps=3)
     assert len(taken) == 2
     assert bits(model) == before

@@ -171,6 +171,8 @@ def test_preprocess_that_is_no_function(preprocess):
     match = f"`preprocess` must be a function.*{preprocess}"
     with pytest.raises(TypeError, match=match):
         swa_tf.BatchNormRefit(made(), preprocess=preprocess)
+    with pytest.raises(TypeError, match=match):
+        swa_tf.SWACallback(1, refit_data=[X], preprocess=preprocess)
     with pytest.raises(ValueError, match="`refit_data` must be given"):
         swa_tf.SWACallback(1, preprocess=scaled)
 

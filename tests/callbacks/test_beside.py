@@ -174,6 +174,27 @@ def test_no_columns_of_what_is_not_validated(
     assert {name for name in names if "val" in name} == expected
 
 
+def test_columns_of_a_file_that_is_gone_on_with(tmp_path):
+    """Have one order, whether or not its first epoch is validated."""
+    path, written = tmp_path / "log.csv", []
+    for frequency in (1, 2):
+        logger = keras_callbacks.CSVLogger(str(path), append=frequency == 2)
+        history = fit(
+            make_model(),
+            callback(0),
+            logger,
+            epochs=2,
+            validation_freq=frequency,
+        ).history
+        written.append(history["swa_val_loss"][-1])
+    with path.open() as file:
+        rows = [
+            float(row["swa_val_loss"])
+            for row in list(csv.DictReader(file))[1::2]
+        ]
+    np.testing.assert_allclose(rows, written, rtol=1e-6)
+
+
 # --- Where in the list ------------------------------------------------------
 
 

@@ -218,6 +218,30 @@ def test_a_file_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch):
     assert_same(weights(model), weights(trained))
 
 
+@pytest.mark.parametrize("name", ["run", "run.keras"])
+def test_a_folder_of_other_files_is_not_replaced(name, tmp_path):
+    """Neither one that is there before, nor one that comes while it trains."""
+    path = tmp_path / name
+    swa = callback(0, filepath=path, refit_data=None)
+    keep = path / "epochs.csv"
+    model = tf.keras.Sequential([tf.keras.Input([2]), tf.keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=True)
+
+    def write(epoch, logs):
+        path.mkdir()
+        keep.write_text("1")
+
+    writes = keras_callbacks.LambdaCallback(on_epoch_end=write)
+    match = "`filepath` must be no folder of other files.*Received: filepath="
+    with pytest.raises(FileExistsError, match=match):
+        model.fit(
+            np.ones([2, 2]), np.ones([2, 1]), verbose=0, callbacks=[swa, writes]
+        )
+    with pytest.raises(FileExistsError, match=match):
+        callback(0, filepath=path)
+    assert keep.read_text() == "1"
+
+
 def test_manual_mode():
     """A user may call `apply` by hand, here after epochs 1 and 3."""
     swa = swa_tf.StochasticWeightAveraging()

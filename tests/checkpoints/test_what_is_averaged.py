@@ -59,7 +59,43 @@ def test_a_hash_table_is_the_newests(tmp_path):
     assert found == [102.0, 101.0, 100.0, 103.0]
 
 
-@pytest.mark.parametrize("name", ["best_loss", "val_loss", "accuracy", "best"])
+def test_a_residual_weight_is_one_though_a_metric_has_that_name(tmp_path):
+    for i in range(2):
+        layer, metric = tf.Module(), tf.Module()
+        layer.residual = tf.Variable(2.0 * i)
+        metric.squared_sum = tf.Variable([2.0 * i])  # as R2Score has them
+        metric.sum, metric.residual = tf.Variable([2.0 * i]), tf.Variable([2.0])
+        checkpoint = tf.train.Checkpoint(layer=layer, metric=metric)
+        checkpoint.write(_path(tmp_path, i))
+    output, report = _average(tmp_path)
+    assert report["averaged"] == ["layer/residual"]
+    checkpoint.read(output)
+    assert float(layer.residual) == 1.0
+
+
+def test_a_hash_table_of_a_saver_is_the_newests(tmp_path):
+    """Without an object graph it is known by its keys."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        w = tf.compat.v1.get_variable("w", initializer=0.0)
+        table = tf.lookup.experimental.MutableHashTable(
+            tf.string, tf.float32, 0.0, name="table"
+        )
+        saver = tf.compat.v1.train.Saver()
+        for i, keys in enumerate((["a", "b"], ["b", "a"])):
+            session.run(table.insert(keys, [100.0 * i, 7.0]))
+            session.run(w.assign(2.0 * i))
+            saver.save(session, str(_path(tmp_path, i)))
+        output, report = _average(tmp_path)
+        assert report["averaged"] == ["w"]
+        session.run(table.remove(tf.constant(["a", "b"])))
+        saver.restore(session, str(output))
+        assert session.run(w) == 1.0
+        assert session.run(table.lookup(["a", "b"])).tolist() == [7.0, 100.0]
+
+
+@pytest.mark.parametrize(
+    "name", ["best_loss", "val_loss", "accuracy", "best", "samples_seen"]
+)
 @pytest.mark.parametrize("form", [OBJECT, NAME])
 def test_scores_beside_weights_are_the_newests(form, name, tmp_path):
     for i, best in enumerate((np.inf, 0.9, 0.8)):

@@ -53,7 +53,7 @@ def test_an_average_is_not_pickled(make, name, is_new, pickles):
     variable, average = tf.Variable(1.0), make()
     if not is_new:
         average.apply([variable])
-    message = f"A `{name}` cannot be pickled.*`copy.deepcopy`.*Checkpoint"
+    message = f"`{name}` cannot be pickled.*`copy.deepcopy`.*Checkpoint"
     with pytest.raises(TypeError, match=message):
         pickles(average)
 
@@ -61,7 +61,7 @@ def test_an_average_is_not_pickled(make, name, is_new, pickles):
 def test_a_backup_is_not_pickled():
     backup = swa_tf.BackupVariables([tf.Variable(1.0)])
     for pickles in (pickle.dumps, copy.copy):
-        with pytest.raises(TypeError, match="A `BackupVariables` cannot be pi"):
+        with pytest.raises(TypeError, match="`BackupVariables` cannot be pi"):
             pickles(backup)
 
 
@@ -158,7 +158,7 @@ def test_a_callback_with_an_average_is_not_pickled():
     two_epochs(callback)
     of_one = swa_tf.SWACallback(averages=swa_tf.StochasticWeightAveraging())
     for each in (callback, of_one):
-        with pytest.raises(TypeError, match=r"A `Stochastic.* cannot be pick"):
+        with pytest.raises(TypeError, match=r"`Stochastic.* cannot be pick"):
             pickle.dumps(each)
 
 

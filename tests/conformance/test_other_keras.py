@@ -28,7 +28,7 @@ def model(keras):
 
 X = np.ones([4, 2], np.float32)
 MATCH = (
-    rf"`{{}}` must be of `tf.keras`, which is {OWN} here, and tf_keras if "
+    rf"`{{}}` must be of `tf.keras`, which is {OWN} here \(tf_keras if "
     rf"TF_USE_LEGACY_KERAS=1 is set.* of {OTHER}$"
 )
 
