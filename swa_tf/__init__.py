@@ -31,7 +31,7 @@ from swa_tf.parameters import (
     average_parameters,
     copy_parameters,
 )
-from swa_tf.support import stack
+from swa_tf.support import compat
 from swa_tf.swapping import BackupVariables, assign_averages, averaged_weights
 
 if TYPE_CHECKING:  # imported on first use, by `__getattr__`
@@ -74,7 +74,7 @@ __all__ = [
     "soups",
 ]
 
-if stack.KERAS_3:
+if compat.KERAS_3:
     # It loads what has been registered by then, and imports nothing itself.
     importlib.import_module("swa_tf.optimizers")
 

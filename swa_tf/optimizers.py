@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import checks, stack
+from swa_tf.support import checks, compat
 
-_addons = stack.tensorflow_addons()
+_addons = compat.tensorflow_addons()
 _SGD: Any = _addons.optimizers.SGDW if _addons else tf.keras.optimizers.SGD
 _Adam: Any = _addons.optimizers.AdamW if _addons else tf.keras.optimizers.Adam
 _Mixin: Any = object  # Tells mypy that `super()` is more than `object`.
@@ -104,7 +104,7 @@ class _AddonsDecay(_DecoupledDecay):
 _Decay: Any = _AddonsDecay if _addons else _KerasDecay
 
 
-@stack.register
+@compat.register
 class MomentumW(_Decay, _SGD):
     """Gradient descent with momentum and decoupled weight decay.
 
@@ -180,7 +180,7 @@ class MomentumW(_Decay, _SGD):
         )
 
 
-@stack.register
+@compat.register
 class AdamW(_Decay, _Adam):
     """Adam with decoupled weight decay.
 

@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import tensorflow as tf
 
-from swa_tf.support import checks, stack
+from swa_tf.support import checks, compat
 
 _keras = tf.keras.optimizers.schedules
 
@@ -48,7 +48,7 @@ class _Plan(tf.keras.optimizers.schedules.LearningRateSchedule):
         return {name: getattr(self, name) for name in arguments}
 
 
-@stack.register
+@compat.register
 class LinearRamp(_Plan):
     """A constant rate, then a straight line to another constant rate.
 
@@ -162,7 +162,7 @@ def paper_plan(
     return LinearRamp(learning_rate, swa_learning_rate, ramp_start, ramp_steps)
 
 
-@stack.register
+@compat.register
 class Cyclical(_Plan):
     """A cycle in which the rate falls in a line from one rate to another.
 
@@ -216,7 +216,7 @@ class Cyclical(_Plan):
         return _between(self.max_learning_rate, self.min_learning_rate, weight)
 
 
-@stack.register
+@compat.register
 class SWALearningRate(_Plan):
     """Any learning rate up to the start of SWA, then annealed to SWA's rate.
 

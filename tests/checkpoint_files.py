@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from swa_tf import average_checkpoints_main
-from swa_tf.support import stack
+from swa_tf.support import compat
 
 OBJECT, NAME, WEIGHTS, KERAS, H5 = (
     "object-based",
@@ -168,7 +168,7 @@ def write_trained(form, path, seed):
 
 def optimizer_variables(model):
     """All that a model's optimizer keeps."""
-    return stack.optimizer_variables(model.optimizer)
+    return compat.optimizer_variables(model.optimizer)
 
 
 def contents(folder):

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from swa_tf.averaging import ONE_AT_A_TIME
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests import checkpoint_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ hypothesis.settings.load_profile("swa_tf")
 
 # Keras 3 collects garbage at each clear, which takes longer than many a test:
 # Python does so when there is enough of it.
-CLEAR = {"free_memory": False} if stack.KERAS_3 else {}
+CLEAR = {"free_memory": False} if compat.KERAS_3 else {}
 
 
 def pytest_collection_finish():

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 
 EPOCHS = 4
 STEPS = 3  # an epoch
@@ -261,7 +261,7 @@ def kept_by_a_worker(device):
 
 
 def _device(variable):
-    return stack.tf_variable(variable).device
+    return compat.tf_variable(variable).device
 
 
 if __name__ == "__main__":

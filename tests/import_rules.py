@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_LINES = 500
-STACK = "swa_tf/support/stack.py"
+STACK = "swa_tf/support/compat.py"
 """The only file that knows versions."""
 _ROOT = "swa_tf/__init__.py"
 _PRIVATE = ("tensorflow.python", "keras.src", "tf_keras.src")

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from swa_tf.support import variables as variables_lib
 from tests.fitting import covering
 
@@ -50,7 +50,7 @@ def state_of(average, *variables):
     return [
         component.numpy().tobytes()
         for variable in (*average.variables, *variables)
-        for component in variables_lib.components(stack.tf_variable(variable))
+        for component in variables_lib.components(compat.tf_variable(variable))
     ]
 
 

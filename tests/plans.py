@@ -5,12 +5,12 @@ import math
 import tensorflow as tf
 
 from swa_tf import schedules
-from swa_tf.support import stack
+from swa_tf.support import compat
 
 keras = tf.keras.optimizers.schedules
 
 
-@stack.register
+@compat.register
 class WarmUp(keras.LearningRateSchedule):
     """A user's own: `step / 8`, for one step at a time."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests import checkpoint_files, fitting
 
 EPOCHS = 8
@@ -77,7 +77,7 @@ class MarkedTraining(tf.keras.callbacks.Callback):
 
 def backup(folder, mark):
     """`fit` with Keras's own callback, as safe as its settings make it."""
-    settings = {"double_checkpoint": True} if stack.KERAS_3 else {}
+    settings = {"double_checkpoint": True} if compat.KERAS_3 else {}
     return _fit(
         folder,
         mark,

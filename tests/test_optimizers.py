@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from swa_tf import optimizers, schedules
-from swa_tf.support import stack
+from swa_tf.support import compat
 
 BOTH = [optimizers.MomentumW, optimizers.AdamW]
-ADDONS = stack.tensorflow_addons()
+ADDONS = compat.tensorflow_addons()
 
 # Float32 numbers of order one, after a handful of steps of a dozen roundings
 # of 6e-8. Adam's `1 - beta_2^t` is 1e-3 in the first step, so it is right to
@@ -567,8 +567,8 @@ def test_exclude_from_weight_decay_of_addons(cls, replicas):
 
 @pytest.mark.skipif(ADDONS is None, reason="it is the case already")
 def test_without_addons_it_builds_on_keras(monkeypatch):
-    monkeypatch.setattr(stack, "tensorflow_addons", lambda: None)
-    monkeypatch.setattr(stack, "register", lambda cls: cls)
+    monkeypatch.setattr(compat, "tensorflow_addons", lambda: None)
+    monkeypatch.setattr(compat, "register", lambda cls: cls)
     spec = importlib.util.spec_from_file_location(
         "without_addons", pathlib.Path(optimizers.__file__)
     )

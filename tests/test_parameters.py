@@ -17,10 +17,10 @@ from swa_tf.parameters import (
     average_parameters,
     copy_parameters,
 )
-from swa_tf.support import parameter_names, stack
+from swa_tf.support import compat, parameter_names
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-TFA = stack.tensorflow_addons()
+TFA = compat.tensorflow_addons()
 
 
 class Module(tf.Module):
@@ -160,7 +160,7 @@ def test_values_go_to_their_parameters(make):
     assigned = assign_parameters(model, values)
     assert assigned == list(copy_parameters(model))
     layer = model.layers[-1]
-    found = np.asarray(stack.tf_variable(layer.moving_mean).numpy())
+    found = np.asarray(compat.tf_variable(layer.moving_mean).numpy())
     wanted = values["batch_normalization/moving_mean"].astype(np.float32)
     np.testing.assert_array_equal(found, wanted)
     for name, variable in parameter_names.named_variables(model).items():
@@ -197,7 +197,7 @@ def test_one_number_resets_a_whole_parameter():
 
 def test_a_value_may_be_a_variable_a_tensor_a_list_or_a_string():
     target = module()
-    keras = tf.keras.Variable if stack.KERAS_3 else tf.Variable
+    keras = tf.keras.Variable if compat.KERAS_3 else tf.Variable
     values = {
         "w": keras([[5.0, 6.0], [7.0, 8.0]]),
         "half": [1, 2, 4],
@@ -451,7 +451,7 @@ def optimizers():
             weight_decay=0.1, learning_rate=0.1, momentum=0.9
         ),
     }
-    if not stack.KERAS_3:
+    if not compat.KERAS_3:
         found["legacy"] = keras.legacy.Adam
     if TFA:
         found["LAMB"] = TFA.optimizers.LAMB
@@ -463,7 +463,7 @@ def optimizers():
 
 @pytest.mark.parametrize("make", optimizers().values(), ids=optimizers())
 def test_training_goes_on_bit_for_bit(make):
-    kind = tf.keras.Variable if stack.KERAS_3 else tf.Variable
+    kind = tf.keras.Variable if compat.KERAS_3 else tf.Variable
     weights = [kind([1.0, 2.0], name="a"), kind([[3.0]], name="b")]
     model = Module(weights=weights)
     optimizer = make()

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from swa_tf import optimizers, schedules
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests.plans import BY_HAND
 
 keras = tf.keras.optimizers.schedules
@@ -45,7 +45,7 @@ def fallen(model):
 
 def formats():
     """Returns the suffixes of models that train on after loading."""
-    return [".keras"] if stack.KERAS_3 else [".keras", ".h5"]
+    return [".keras"] if compat.KERAS_3 else [".keras", ".h5"]
 
 
 @pytest.mark.parametrize("suffix", formats())
@@ -68,7 +68,7 @@ def test_in_fit_and_in_a_saved_model(tmp_path, name, suffix):
 
 def optimizer_classes():
     classes = [tf.keras.optimizers.SGD, optimizers.MomentumW]
-    if not stack.KERAS_3:
+    if not compat.KERAS_3:
         classes.append(tf.keras.optimizers.legacy.SGD)
     return classes
 

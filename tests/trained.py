@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests.checkpoint_files import H5, OBJECT, WEIGHTS
 
 
@@ -34,7 +34,7 @@ def save_trained(form, model, trackables, path):
         tf.train.Checkpoint(**trackables).write(path)
     elif form == WEIGHTS:
         model.save_weights(path)
-    elif form == H5 and stack.KERAS_3:
+    elif form == H5 and compat.KERAS_3:
         # With the optimizer it would change how the model is compiled.
         model.save(path, include_optimizer=False)
     else:

@@ -4,7 +4,7 @@ from swa_tf.averaging import rounding
 from swa_tf.averaging.decay import scaled_decay
 from swa_tf.averaging.exponential import ExponentialMovingAverage
 from swa_tf.averaging.schedule import AveragingSchedule
-from swa_tf.averaging.stochastic import StochasticWeightAveraging
+from swa_tf.averaging.swa import StochasticWeightAveraging
 from swa_tf.averaging.weight_average import ONE_AT_A_TIME, WeightAverage
 
 __all__ = [

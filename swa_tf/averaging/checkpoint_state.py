@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from swa_tf.support import stack
+from swa_tf.support import compat
 from swa_tf.support import variables as variables_lib
 
 
@@ -71,7 +71,7 @@ class CheckpointState(tf.train.experimental.PythonState):
         """Notes all variables averaged; raises if a checkpoint has others."""
         averaged = [
             AveragedVariable(
-                stack.variable_name(v),
+                compat.variable_name(v),
                 str(v.shape),
                 variables_lib.dtype_of_average(v).name,
             )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.support import checks, stack
+from swa_tf.support import checks, compat
 
 
 class Argument(NamedTuple):
@@ -20,7 +20,7 @@ class Argument(NamedTuple):
 
     def given(self, value: Any) -> Any:
         """Returns `value`, or raises if it is known already to be wrong."""
-        value = stack.tf_variable(value)
+        value = compat.tf_variable(value)
         if value is None:
             return None
         if isinstance(value, tf.Variable) or tf.is_tensor(value):

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import first_updates, rounding
+from swa_tf.averaging import has_begun, rounding
 from swa_tf.averaging.decay import DECAY, NUM_UPDATES, float32, is_known
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update import Update
@@ -199,7 +199,7 @@ class ExponentialMovingAverage(WeightAverage):
         return super()._is_first(variables, n_models)
 
     def _have_begun(self, variables: list[Any]) -> Any:
-        begun = first_updates.read(self._begun, len(self._averages))
+        begun = has_begun.read(self._begun, len(self._averages))
         return tf.gather(begun, self._indices(variables))
 
     def _indices(self, variables: list[Any]) -> list[int]:
@@ -215,11 +215,11 @@ class ExponentialMovingAverage(WeightAverage):
         self._begun: Any = None
         if self._graph is None:
             with tf.init_scope():
-                self._begun = first_updates.made(self._own_name("begun"))
+                self._begun = has_begun.made(self._own_name("begun"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if self._begun is not None:
-            memo[id(self._begun)] = first_updates.copied(self._begun)
+            memo[id(self._begun)] = has_begun.copied(self._begun)
         return super().__deepcopy__(memo)
 
     def _make_averages(self, variables: list[Any], begin: bool) -> None:
@@ -242,7 +242,7 @@ class ExponentialMovingAverage(WeightAverage):
                 self._assign_initial_values(itertools.compress(joined, there))
             starts = begin and self._starts_as_tensorflow()
             begun = [starts and is_there for is_there in there]
-            first_updates.join(self._begun, begun, n_known)
+            has_begun.join(self._begun, begun, n_known)
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
         assertions = []
@@ -285,7 +285,7 @@ class ExponentialMovingAverage(WeightAverage):
             # Averages that are swapped in have c = 0, and begin later.
             indices, n_averages = self._indices(variables), len(self._averages)
             moved.append(
-                first_updates.begin(self._begun, indices, c > 0, n_averages)
+                has_begun.begin(self._begun, indices, c > 0, n_averages)
             )
         for tensor in variables:
             if tensor.ref() in debiased:

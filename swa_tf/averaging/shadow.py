@@ -12,7 +12,7 @@ from swa_tf.averaging import variable_checks
 from swa_tf.averaging.checkpoint_state import CheckpointState
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update_cache import UpdateCache
-from swa_tf.support import checks, stack
+from swa_tf.support import checks, compat
 from swa_tf.support import variables as variables_lib
 
 
@@ -117,7 +117,7 @@ class ShadowVariables(variables_lib.BoundModule):
         [('w', 1.0)]
         """
         averages = self._average_of.value.items()
-        return [(stack.variable_name(key.deref()), v) for key, v in averages]
+        return [(compat.variable_name(key.deref()), v) for key, v in averages]
 
     def build(self, var_list: Iterable[Any]) -> None:
         """Makes the shadow variables of `var_list` without averaging.
@@ -161,7 +161,7 @@ class ShadowVariables(variables_lib.BoundModule):
         Raises:
             TypeError: If `var` is none of these.
         """
-        variable = stack.tf_variable(var)
+        variable = compat.tf_variable(var)
         if not isinstance(variable, (tf.Variable, tf.Tensor)):
             raise checks.wrong("var", "a variable", var, TypeError)
         return self._average_of.value.get(variable.ref())
@@ -181,9 +181,9 @@ class ShadowVariables(variables_lib.BoundModule):
         """
         average = self.average(var)
         if average is not None:
-            return stack.variable_name(average)
+            return compat.variable_name(average)
         graph = tf.compat.v1.get_default_graph()
-        name = f"{stack.variable_name(var)}/{self.name}"
+        name = f"{compat.variable_name(var)}/{self.name}"
         return str(graph.unique_name(name, mark_as_used=False))
 
     def variables_to_restore(
@@ -214,12 +214,12 @@ class ShadowVariables(variables_lib.BoundModule):
             moving_avg_variables = (
                 v1.trainable_variables() + v1.moving_average_variables()
             )
-        averaged = [stack.tf_variable(v) for v in moving_avg_variables]
+        averaged = [compat.tf_variable(v) for v in moving_avg_variables]
         restored = {self.average_name(v): v for v in averaged}
         # By name: an imported graph has several objects for one variable.
-        skip = {stack.variable_name(v) for v in [*averaged, *self._counts()]}
+        skip = {compat.variable_name(v) for v in [*averaged, *self._counts()]}
         for variable in v1.global_variables():
-            name = stack.variable_name(variable)
+            name = compat.variable_name(variable)
             if name not in skip:
                 restored.setdefault(name, variable)
         return restored
@@ -368,7 +368,7 @@ def _checked_when(when: Any) -> AveragingSchedule | None:
 def _made(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
     """Returns a new average that starts as `variable`, by default beside it."""
     dtype = variables_lib.dtype_of_average(variable)
-    name = f"{stack.variable_name(variable)}/{suffix}"
+    name = f"{compat.variable_name(variable)}/{suffix}"
     if not isinstance(variable, tf.Variable):
         # Not `tf.device(None)`, which would leave the caller's device.
         with tf.device(device) if device else contextlib.nullcontext():
@@ -388,7 +388,7 @@ def _made(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
                 beside = graph.colocate_with(variable.op)
             with beside:
                 average = _graph_variable(value, name)
-        stack.copy_slices_and_sharding(variable, average, suffix)
+        compat.copy_slices_and_sharding(variable, average, suffix)
         v1.add_to_collection(v1.GraphKeys.MOVING_AVERAGE_VARIABLES, variable)
     return average
 

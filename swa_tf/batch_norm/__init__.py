@@ -1,6 +1,6 @@
 """Batch-norm statistics for weights that no training step has seen."""
 
-from swa_tf.batch_norm.layer import MovingFreeBatchNormalization
+from swa_tf.batch_norm.moving_free_layer import MovingFreeBatchNormalization
 from swa_tf.batch_norm.refit import (
     ArgumentNames,
     BatchNormRefit,

@@ -10,8 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.batch_norm.layer import MovingFreeBatchNormalization
-from swa_tf.support import stack
+from swa_tf.batch_norm.moving_free_layer import MovingFreeBatchNormalization
+from swa_tf.support import compat
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def _lent_class(
     is_traced_here: Callable[[], bool],
     normalize: Callable[[Any, Mapping[str, Any]], Any],
 ) -> type:
-    kinds = (MovingFreeBatchNormalization, *stack.batch_norm_layers())
+    kinds = (MovingFreeBatchNormalization, *compat.batch_norm_layers())
     kind: Any = next(each for each in own.__mro__ if each in kinds)
     original = kind.call
     signature = inspect.signature(original)

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from swa_tf.batch_norm.forward_pass import ForwardPass
-from swa_tf.batch_norm.layer import MovingFreeBatchNormalization
 from swa_tf.batch_norm.moments import Statistics
-from swa_tf.support import checks, model_parts, stack
+from swa_tf.batch_norm.moving_free_layer import MovingFreeBatchNormalization
+from swa_tf.support import checks, compat, model_parts
 from swa_tf.support import variables as variables_lib
 
 _ONE_AT_A_TIME = threading.RLock()  # two models may share layers
@@ -102,7 +102,7 @@ class BatchNormRefit:
     def __init__(
         self, model: Any, variance: str = "pooled", preprocess: Any = None
     ) -> None:
-        stack.check_keras("model", model)
+        compat.check_keras("model", model)
         kinds = (tf.keras.layers.Layer, tf.Module)
         if not callable(model) or not isinstance(model, kinds):
             raise checks.wrong("model", "a model or layer", model, TypeError)
@@ -217,7 +217,7 @@ class BatchNormRefit:
             f"{part.name} ({type(part).__module__}.{type(part).__name__})"
             for _, trainable, part in parts
             if trainable is not False
-            and not isinstance(part, stack.batch_norm_layers())
+            and not isinstance(part, compat.batch_norm_layers())
             and any(map(_FOREIGN.fullmatch, vars(part)))
         ]
         self._pass = ForwardPass(self._call_model, built) if built else None
@@ -248,7 +248,7 @@ class BatchNormRefit:
             del new["mean_of_variances"]
         values = []
         for name, value in new.items():
-            variable = stack.tf_variable(getattr(layer, name))
+            variable = compat.tf_variable(getattr(layer, name))
             with np.errstate(over="ignore"):  # checked in the next line
                 value = value.astype(variable.dtype.as_numpy_dtype)
             if not np.all(np.isfinite(value.astype(np.float64))):

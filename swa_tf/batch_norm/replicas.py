@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.batch_norm.moments import Moments
-from swa_tf.support import stack
+from swa_tf.support import compat
 from swa_tf.support import variables as variables_lib
 
 DISTRIBUTED = (
@@ -22,7 +22,7 @@ DISTRIBUTED = (
 
 def strategy_of(variable: Any) -> tf.distribute.Strategy | None:
     """Returns the strategy of a variable, or None if one replica computes."""
-    strategy = variables_lib.strategy_of(stack.tf_variable(variable))
+    strategy = variables_lib.strategy_of(compat.tf_variable(variable))
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return None
     # With parameter servers the coordinator alone computes.

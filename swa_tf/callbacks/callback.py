@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
 from swa_tf.batch_norm import BatchNormRefit
-from swa_tf.callbacks import arguments, beside, overrides, resume
-from swa_tf.support import checks, model_parts, stack, whole_files
+from swa_tf.callbacks import arguments, other_callbacks, overrides, resume
+from swa_tf.support import checks, compat, model_parts, whole_files
 from swa_tf.support import variables as variables_lib
 from swa_tf.swapping import averaged_weights
 
@@ -170,7 +170,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         return copied
 
     def set_model(self, model: Any) -> None:
-        stack.check_keras("model", model)
+        compat.check_keras("model", model)
         super().set_model(model)
         # Not in `on_train_begin`: another callback may have restored the model.
         self._saved = resume.SavedAverage(model, self._variables_to_average)
@@ -238,7 +238,7 @@ class SWACallback(tf.keras.callbacks.Callback):
                 "are called with `training=False`.",
                 stacklevel=3,
             )
-        running = beside.running_list()
+        running = other_callbacks.running_list()
         undo.replace(model, "evaluate", self._validation(running))
         if self._counted == "step":
             undo.replace_train_step(self._averaging_step())
@@ -250,7 +250,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         last = tf.keras.callbacks.LambdaCallback(
             on_epoch_begin=self._begin_epoch, on_train_end=self._finish
         )
-        others = beside.prepared(running.callbacks, self._evaluates)
+        others = other_callbacks.prepared(running.callbacks, self._evaluates)
         undo.replace(running, "callbacks", [first, *others, last])
 
     def _variables_to_average(self) -> list[Any]:

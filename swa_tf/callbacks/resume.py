@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from swa_tf.averaging import WeightAverage
-from swa_tf.support import stack
+from swa_tf.support import compat
 from swa_tf.support import variables as variables_lib
 
 
@@ -25,7 +25,7 @@ class SavedAverage:
         self._model, self._variables = model, variables
         self.average: WeightAverage | None = None
         self.restorable = True
-        self.detach = stack.save_with_model(
+        self.detach = compat.save_with_model(
             model, "swa_tf_average", self._save, self._load
         )
         # TensorFlow keeps what it read from an earlier checkpoint and found no

@@ -1,11 +1,11 @@
 """Averages of checkpoints: files in, one file out."""
 
-from swa_tf.checkpoints import soups, workers
+from swa_tf.checkpoints import soups, worker_averages
 from swa_tf.checkpoints.average import average_checkpoints, average_windows
-from swa_tf.checkpoints.merge import warn
 from swa_tf.checkpoints.paths import checkpoints_in, matching
 from swa_tf.checkpoints.soups import greedy_soup
-from swa_tf.checkpoints.workers import merge_averages
+from swa_tf.checkpoints.weighted_mean import warn
+from swa_tf.checkpoints.worker_averages import merge_averages
 
 __all__ = [
     "average_checkpoints",
@@ -16,5 +16,5 @@ __all__ = [
     "merge_averages",
     "soups",
     "warn",
-    "workers",
+    "worker_averages",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from swa_tf.checkpoints import merge, paths
+from swa_tf.checkpoints import paths, weighted_mean
 from swa_tf.checkpoints.paths import Path
 from swa_tf.support import checks, whole_files
 
@@ -96,12 +96,12 @@ def average_checkpoints(
     """
     found = paths.resolved(inputs)
     coefficients = _coefficients(len(found), weights, decay)
-    report = merge.merge(
+    report = weighted_mean.merge(
         found,
         paths.checked_output(output, found),
         coefficients,
         optimizer_slots=optimizer_slots,
-        from_newest=merge.patterns(from_newest),
+        from_newest=weighted_mean.patterns(from_newest),
         dry_run=dry_run,
         progress=progress,
         about={
@@ -110,7 +110,7 @@ def average_checkpoints(
         },
     )
     if not dry_run:
-        merge.warn(report)
+        weighted_mean.warn(report)
     return report
 
 
@@ -177,10 +177,10 @@ def average_windows(
     written = [os.path.join(folder, names[end - 1]) for end in ends]
     options: dict[str, Any] = {
         "optimizer_slots": optimizer_slots,
-        "from_newest": merge.patterns(from_newest),
+        "from_newest": weighted_mean.patterns(from_newest),
     }
     if dry_run:
-        merge.merge(found, written[-1], dry_run=True, **options)
+        weighted_mean.merge(found, written[-1], dry_run=True, **options)
         return written
     report: dict[str, Any] = {}
     with whole_files.scratch_folder(folder) as scratch:
@@ -193,7 +193,7 @@ def average_windows(
                 if progress is not None:
                     progress(i * total + done, len(ends) * total)
 
-            report = merge.merge(
+            report = weighted_mean.merge(
                 found[end - window : end],
                 os.fspath(new / names[end - 1]),
                 progress=scaled,
@@ -203,7 +203,7 @@ def average_windows(
             whole_files.move(sorted(new.iterdir()), folder)
         else:
             whole_files.move([new], parent)
-    merge.warn(report)
+    weighted_mean.warn(report)
     return written
 
 

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.checkpoints import paths, weights_by_name
+from swa_tf.checkpoints import paths, recognized_by_name
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
     DamagedError,
@@ -55,7 +55,7 @@ class Hdf5Checkpoint(Checkpoint):
         for (_, end, key), (start, _, other) in zip(extents, extents[1:]):
             if start < end:
                 raise DamagedError(f"'{key}' and '{other}' lie in one place")
-        self.kinds = weights_by_name.of_keras(self.tensors)
+        self.kinds = recognized_by_name.of_keras(self.tensors)
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         with self._opened() as file:
@@ -163,7 +163,7 @@ class ShardedCheckpoint(Hdf5Checkpoint):
             shard = self._shards[name] = Hdf5Checkpoint(there[name])
             self._shard_of.update(dict.fromkeys(shard.tensors, name))
             self.tensors.update(shard.tensors)
-        self.kinds = weights_by_name.of_keras(self.tensors)
+        self.kinds = recognized_by_name.of_keras(self.tensors)
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         for name, some in itertools.groupby(keys, self._shard_of.__getitem__):

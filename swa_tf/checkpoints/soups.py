@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from swa_tf.checkpoints import merge, paths
+from swa_tf.checkpoints import paths, weighted_mean
 from swa_tf.checkpoints.paths import Path
 from swa_tf.support import checks, whole_files
 
@@ -148,12 +148,12 @@ def greedy_soup(
         wanted = "a function of a path"
         raise checks.wrong("metric", wanted, metric, TypeError)
     output = paths.checked_output(output, found)
-    patterns = merge.patterns(from_newest)
+    patterns = weighted_mean.patterns(from_newest)
     sign = 1.0 if mode == "max" else -1.0
 
     def average(soup: list[str], to: str, **kwargs: Any) -> dict[str, Any]:
         kwargs.update(optimizer_slots=optimizer_slots, from_newest=patterns)
-        return merge.merge(soup, to, **kwargs)
+        return weighted_mean.merge(soup, to, **kwargs)
 
     def measured(path: str) -> float:
         value: Any = metric(path)
@@ -183,7 +183,7 @@ def greedy_soup(
             try:
                 average([*soup, path], candidate)
                 value = measured(candidate)
-            except merge.NotFiniteError:
+            except weighted_mean.NotFiniteError:
                 value = math.nan
             added = sign * value > sign * best
             trials.append(Trial(path, alone[path], value, added))
@@ -193,7 +193,7 @@ def greedy_soup(
                 pathlib.Path(file).unlink(missing_ok=True)
         about = {"soup": [_as_json(trial) for trial in trials]}
         report = average(soup, output, about=about)
-    merge.warn(report)
+    weighted_mean.warn(report)
     return Soup(trials, report)
 
 

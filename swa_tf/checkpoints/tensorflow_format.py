@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.checkpoints import object_graph, paths, weights_by_name
+from swa_tf.checkpoints import object_graph, paths, recognized_by_name
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
     DamagedError,
@@ -61,15 +61,15 @@ class TensorFlowCheckpoint(Checkpoint):
             slots, state = self._graph.slots, self._graph.state
             self.averages = self._graph.averages
         else:
-            slots, state = weights_by_name.of_v1(self.tensors)
+            slots, state = recognized_by_name.of_v1(self.tensors)
         guessed = {
             key
             for key, tensor in self.tensors.items()
-            if weights_by_name.is_state(self.name(key), tensor)
+            if recognized_by_name.is_state(self.name(key), tensor)
             # In an object, such as a model, it may be a weight.
             if not (self._graph and "/" in self.name(key))
         } - (slots | state)
-        batch_norm = weights_by_name.statistics(self.tensors)
+        batch_norm = recognized_by_name.statistics(self.tensors)
         self.kinds = Kinds(slots, state | guessed, guessed, batch_norm)
 
     def name(self, key: str) -> str:

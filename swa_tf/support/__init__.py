@@ -2,18 +2,18 @@
 
 from swa_tf.support import (
     checks,
+    compat,
     model_parts,
     parameter_names,
-    stack,
     variables,
     whole_files,
 )
 
 __all__ = [
     "checks",
+    "compat",
     "model_parts",
     "parameter_names",
-    "stack",
     "variables",
     "whole_files",
 ]

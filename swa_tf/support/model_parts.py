@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import stack
+from swa_tf.support import compat
 from swa_tf.support import variables as variables_lib
 
 Edge = tuple[str, Any, int]
@@ -35,31 +35,31 @@ def weights(model: Any) -> list[Any]:
     """
     listed = getattr(model, "weights", getattr(model, "variables", ()))
     walked = list(walk(model))
-    kinds = stack.VARIABLE_CLASSES
+    kinds = compat.VARIABLE_CLASSES
     found = [v for v in (*listed, *walked) if isinstance(v, kinds)]
-    by_ref = {v.ref(): v for v in map(stack.tf_variable, found)}
+    by_ref = {v.ref(): v for v in map(compat.tf_variable, found)}
     others = [part for part in walked if isinstance(part, NOT_OF_A_MODEL)]
     for variable in itertools.chain(*(part.variables for part in others)):
-        by_ref.pop(stack.tf_variable(variable).ref(), None)
+        by_ref.pop(compat.tf_variable(variable).ref(), None)
     return list(by_ref.values())
 
 
 def trained_weights(model: Any) -> list[Any]:
     """Returns the `tf.Variable`s that an optimizer moves: no flags, counts."""
-    found = map(stack.tf_variable, model.trainable_variables)
+    found = map(compat.tf_variable, model.trainable_variables)
     return [v for v in found if v.dtype.is_floating or v.dtype.is_complex]
 
 
 def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:
     """Returns the batch-norm layers of a model; or only the trainable ones."""
-    kinds: Any = stack.batch_norm_layers()
+    kinds: Any = compat.batch_norm_layers()
     found = (part for part in walk(model) if isinstance(part, kinds))
     return [layer for layer in found if layer.trainable or not trainable]
 
 
 def walk(model: Any) -> Iterator[Any]:
     """Yields the model, its parts, metrics and variables, each once."""
-    kinds = (*stack.VARIABLE_CLASSES, *_PARTS)
+    kinds = (*compat.VARIABLE_CLASSES, *_PARTS)
     for _, part in reached(model, edges):
         if isinstance(part, kinds):
             yield part
@@ -93,10 +93,10 @@ def edges(part: Any) -> Iterator[Edge]:
     if isinstance(part, CONTAINERS):
         yield from items(part)
     elif isinstance(part, _PARTS) and not isinstance(part, NOT_OF_A_MODEL):
-        uncounted = stack.uncounted_attributes(part)
+        uncounted = compat.uncounted_attributes(part)
         for name, value in vars(part).items():
             if name not in uncounted:
-                listed = name in stack.KERAS_CONTAINERS
+                listed = name in compat.KERAS_CONTAINERS
                 yield public(name), value, LAST_RESORT if listed else PREFERRED
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import checks, model_parts, stack
+from swa_tf.support import checks, compat, model_parts
 
 
 def named_variables(target: Any) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def named_variables(target: Any) -> dict[str, Any]:
     path first. A layer of a functional or sequential model has the name that
     the user gave it, or else its class and its number in `model.layers`.
     """
-    if isinstance(target, stack.optimizers()):
+    if isinstance(target, compat.optimizers()):
         paths = _paths(model_parts.reached(target, _optimizer_edges))
         return _unique(paths, paths)
     kinds = (tf.keras.layers.Layer, tf.Module)
@@ -45,7 +45,7 @@ def _paths(
     """Returns the best path to each variable, by its `ref()`."""
     paths: dict[Any, model_parts.Path] = {}
     for path, part in reached:
-        variable = stack.tf_variable(part)
+        variable = compat.tf_variable(part)
         if isinstance(variable, tf.Variable):
             paths.setdefault(variable.ref(), path)
     return paths
@@ -61,7 +61,7 @@ def _unique(
             raise ValueError(
                 "`target` must hold its layers and variables in attributes, "
                 "lists or dictionaries, which have the same order in every "
-                f"process. Received: '{stack.variable_name(variable)}' "
+                f"process. Received: '{compat.variable_name(variable)}' "
                 f"of shape {variable.shape}, in a set or elsewhere"
             )
     names: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def _numbered(name: str, taken: Iterable[str]) -> str:
 
 def _layer_edges(part: Any) -> Iterator[model_parts.Edge]:
     """Yields what a part of a model holds; the layers of a model by name."""
-    if isinstance(part, tf.keras.Model) and stack.is_functional(part):
+    if isinstance(part, tf.keras.Model) and compat.is_functional(part):
         for name, layer in zip(_layer_names(part.layers), part.layers):
             yield name, layer, model_parts.PREFERRED
     yield from model_parts.edges(part)
@@ -90,10 +90,10 @@ def _optimizer_edges(part: Any) -> Iterator[model_parts.Edge]:
     if isinstance(part, model_parts.CONTAINERS):
         yield from model_parts.items(part)
     elif not isinstance(part, (tf.keras.layers.Layer, tf.Module)):
-        for name, child in stack.optimizer_parts(part):
+        for name, child in compat.optimizer_parts(part):
             yield model_parts.public(name), child, model_parts.PREFERRED
-        if isinstance(part, stack.optimizers()):
-            for name, slots in stack.optimizer_slots(part).items():
+        if isinstance(part, compat.optimizers()):
+            for name, slots in compat.optimizer_slots(part).items():
                 yield name, slots, model_parts.LAST_RESORT
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import checks, stack
+from swa_tf.support import checks, compat
 
 
 def checked_list(
@@ -25,14 +25,14 @@ def checked_list(
         or not isinstance(var_list, Iterable)
     ):
         raise checks.wrong(argument, wanted, var_list, TypeError)
-    variables = [stack.tf_variable(v) for v in var_list]
+    variables = [compat.tf_variable(v) for v in var_list]
     if not variables:
         raise checks.wrong(argument, "a list of at least one variable", [])
     in_v1 = tensors and outermost_graph() is not None
     kinds = (tf.Variable, tf.Tensor) if in_v1 else tf.Variable
     for variable in variables:
         if not isinstance(variable, kinds):
-            stack.check_keras(argument, variable)
+            compat.check_keras(argument, variable)
             raise TypeError(
                 f"`{argument}` must hold variables"
                 f"{' (and tensors only in a v1 graph)' if tensors else ''}. "
@@ -44,7 +44,7 @@ def checked_list(
 def describe(variables: Iterable[Any]) -> str:
     """Returns the names and dtypes of variables, for an error."""
     return ", ".join(
-        f"'{stack.variable_name(v)}' ({v.dtype.base_dtype.name})"
+        f"'{compat.variable_name(v)}' ({v.dtype.base_dtype.name})"
         for v in variables
     )
 
@@ -191,7 +191,7 @@ def _add_models(memo: dict[int, Any]) -> None:
     for original in memo.get(id(memo), ()):  # all that was copied
         if isinstance(original, tf.keras.Model) and original.built:
             for old, new in zip(original.weights, memo[id(original)].weights):
-                memo[id(stack.tf_variable(old))] = stack.tf_variable(new)
+                memo[id(compat.tf_variable(old))] = compat.tf_variable(new)
 
 
 def _replaced(value: Any, memo: dict[int, Any]) -> Any:
@@ -253,7 +253,7 @@ def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
     return [
         (component, read(component))
         for variable in variables
-        for component in components(stack.tf_variable(variable))
+        for component in components(compat.tf_variable(variable))
     ]
 
 

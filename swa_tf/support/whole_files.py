@@ -19,7 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import checks, stack
+from swa_tf.support import checks, compat
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -209,10 +209,10 @@ def reserve(path: str | os.PathLike[str], size: int) -> None:
 def _size_in_hdf5(model: Any) -> int:
     """Returns how many bytes Keras writes for a model, at most."""
     optimizer = getattr(model, "optimizer", None)
-    listed = [*model.weights, *stack.optimizer_variables(optimizer)]
-    variables = [v for v in listed if isinstance(v, stack.VARIABLE_CLASSES)]
+    listed = [*model.weights, *compat.optimizer_variables(optimizer)]
+    variables = [v for v in listed if isinstance(v, compat.VARIABLE_CLASSES)]
     values = sum(
-        int(tf.size(v)) * stack.tf_variable(v).dtype.size for v in variables
+        int(tf.size(v)) * compat.tf_variable(v).dtype.size for v in variables
     )
     # Names, places and the model's configuration take some KB a variable.
     return values + ((len(variables) + 4) << 14)

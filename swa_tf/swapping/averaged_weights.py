@@ -8,7 +8,7 @@ from typing import Any
 
 from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
 from swa_tf.batch_norm import ArgumentNames, BatchNormRefit
-from swa_tf.support import checks, model_parts, stack
+from swa_tf.support import checks, compat, model_parts
 from swa_tf.support import variables as variables_lib
 from swa_tf.swapping import backup
 
@@ -71,7 +71,7 @@ def averaged_weights(
     instead = "elsewhere use the ops of `BackupVariables` and `assign_averages`"
     checks.eager_mode("averaged_weights", instead)
     backup.check_average(swa)
-    stack.check_keras("target", target)
+    compat.check_keras("target", target)
     keep = checks.boolean("keep", keep)
     if refit_data is not None:
         refit = _checked_refit(refit, target, preprocess)

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import WeightAverage
-from swa_tf.support import checks, stack
+from swa_tf.support import checks, compat
 from swa_tf.support import variables as variables_lib
 
 
@@ -57,7 +57,7 @@ class BackupVariables(variables_lib.BoundModule):
             self._backups = [
                 variables_lib.local_variable(
                     variables_lib.initial_value(component),
-                    f"{stack.variable_name(component)}/backup",
+                    f"{compat.variable_name(component)}/backup",
                     device or component.device,
                 )
                 for component in components

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 
 layers = tf.keras.layers
 X = np.random.default_rng(0).normal(5.0, 2.0, [24, 4]).astype(np.float32)
@@ -96,7 +96,7 @@ def module():
 
 
 MODELS = [sequential, subclassed, compiled, module]
-if not stack.KERAS_3:  # which gives all layers of such a model one `training`
+if not compat.KERAS_3:  # which gives all layers of such a model one `training`
     MODELS.append(functional)
 
 

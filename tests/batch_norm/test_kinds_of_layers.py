@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 
 layers = tf.keras.layers
-keras_2 = pytest.mark.skipif(stack.KERAS_3, reason="Keras 3 has no such layer")
+keras_2 = pytest.mark.skipif(compat.KERAS_3, reason="Keras 3 has no such layer")
 X = np.random.default_rng(0).normal(5.0, 2.0, [24, 4]).astype(np.float32)
 X64 = X.astype(np.float64)
 EPSILON = 1e-3
@@ -29,7 +29,7 @@ def close(found, expected):
 
 def kinds_with_renorm():
     found = [layers.BatchNormalization]
-    if not stack.KERAS_3:
+    if not compat.KERAS_3:
         found.append(layers.experimental.SyncBatchNormalization)
         found.append(tf.compat.v1.keras.layers.BatchNormalization)
     return found

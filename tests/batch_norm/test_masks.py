@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 
 layers = tf.keras.layers
 RNG = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-UNFUSED = {} if stack.KERAS_3 else {"fused": False}
+UNFUSED = {} if compat.KERAS_3 else {"fused": False}
 
 
 def test_ones_have_a_mean_of_one():
@@ -134,7 +134,7 @@ def test_what_is_masked_need_not_be_finite():
     close(model.norm.moving_variance, moments(x, mask)[1])
 
 
-@pytest.mark.skipif(stack.KERAS_3, reason="Keras 3 has no fused layer")
+@pytest.mark.skipif(compat.KERAS_3, reason="Keras 3 has no fused layer")
 def test_a_fused_layer_ignores_a_mask_as_in_training():
     x = RNG.normal(2.0, 3.0, [6, 4, 5, 3]).astype(np.float32)
     mask = random_mask([6, 4, 5])
@@ -150,7 +150,7 @@ def test_a_fused_layer_ignores_a_mask_as_in_training():
     close(model.norm.moving_variance, np.array(every[1]) * 120 / 119)
 
 
-@pytest.mark.skipif(stack.KERAS_3, reason="Keras 3 has no such layers")
+@pytest.mark.skipif(compat.KERAS_3, reason="Keras 3 has no such layers")
 def test_kinds_and_axes_of_keras_2():
     x = RNG.normal(2.0, 3.0, [6, 4, 5, 3]).astype(np.float32)
     mask = random_mask([6, 4, 5])

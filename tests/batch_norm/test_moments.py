@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from swa_tf.batch_norm import moments
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests.fitting import covering
 
 layers = tf.keras.layers
@@ -146,7 +146,7 @@ def test_without_gamma_or_beta(parameters):
 
 @pytest.mark.parametrize("axis", [1, 2, -1, [1, 3]])
 def test_other_axes(axis):
-    if axis == [1, 3] and stack.KERAS_3:
+    if axis == [1, 3] and compat.KERAS_3:
         pytest.skip("Keras 3 has no layer with several axes")
     x = np.random.default_rng(5).normal(2.0, size=[6, 4, 5, 3])
     x = x.astype(np.float32)
@@ -167,7 +167,7 @@ def test_masked_images():
     x = np.random.default_rng(6).normal(1000.0, 0.1, [3, 8, 8, 2])
     x = x.astype(np.float32)
     mask = np.random.default_rng(7).random([3, 8, 8]) < 0.5
-    unfused = {} if stack.KERAS_3 else {"fused": False}
+    unfused = {} if compat.KERAS_3 else {"fused": False}
     layer = built(x, **unfused)
     found = moments.batch_moments(layer, tf.constant(x), tf.constant(mask))
     np.testing.assert_array_equal(found.count, [mask.sum()] * 2)

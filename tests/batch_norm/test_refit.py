@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests.fitting import quick_to_trace  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("quick_to_trace")
@@ -377,7 +377,7 @@ def test_other_models_see_nothing_while_one_is_traced():
 
 def kinds():
     found = [layers.BatchNormalization, swa_tf.MovingFreeBatchNormalization]
-    if not stack.KERAS_3:
+    if not compat.KERAS_3:
         found += [
             tf.compat.v1.keras.layers.BatchNormalization,
             layers.experimental.SyncBatchNormalization,

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf.callbacks import resume
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests import fitting
 from tests.fitting import (
     X,
@@ -295,7 +295,7 @@ def test_a_callback_list_of_the_user():
 def test_weights_of_another_training_bring_no_average(tmp_path):
     """Weights loaded before a `fit` bring no averages of another training."""
     path = tmp_path / "trained.weights.h5"
-    paths = [path] if stack.KERAS_3 else [path, tmp_path / "checkpoint"]
+    paths = [path] if compat.KERAS_3 else [path, tmp_path / "checkpoint"]
     for path in paths:
         keep = keras_callbacks.ModelCheckpoint(
             str(path), save_weights_only=True

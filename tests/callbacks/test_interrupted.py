@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf.callbacks import resume
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests import fitting
 from tests.fitting import (
     X,
@@ -376,7 +376,7 @@ def test_resumed_after_the_last_epoch(tmp_path):
     assert_same(found, uninterrupted("epoch")[1])
 
 
-@pytest.mark.skipif(not stack.KERAS_3, reason="one file of weights and epoch")
+@pytest.mark.skipif(not compat.KERAS_3, reason="one file of weights and epoch")
 @pytest.mark.parametrize("cut_short", [exhaustive(False), True])
 def test_a_backup_cut_short_between_its_files_is_said(
     cut_short, tmp_path, recwarn
@@ -398,7 +398,7 @@ def test_a_backup_cut_short_between_its_files_is_said(
 
 def test_a_restored_average_is_that_of_each_replica(tmp_path):
     """Each replica has the average restored, not the first alone."""
-    suffix = ".weights.h5" if stack.KERAS_3 else ""
+    suffix = ".weights.h5" if compat.KERAS_3 else ""
     path = str(tmp_path / f"kept{suffix}")
     strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
     with strategy.scope():

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests import programs, resumable
 
 # Killed as it writes its first backup, or any one's epoch after the weights,
@@ -42,7 +42,7 @@ class Trainings:
             averaged = folder / "averaged.weights.h5"
             assert not averaged.exists() or averaged.read_bytes() == self._file
         done = self._start(folder).wait()
-        keras_3 = self._way == "backup" and stack.KERAS_3
+        keras_3 = self._way == "backup" and compat.KERAS_3
         if keras_3 and any(said in done.stderr for said in CUT_SHORT):
             self.hit["cut short"] += 1
             return
@@ -103,7 +103,7 @@ def kill(trainings, times, seed):
     assert trainings.hit["nothing"] <= 0.1 * kills
 
 
-FIT = "manager" if stack.KERAS_3 else "backup"
+FIT = "manager" if compat.KERAS_3 else "backup"
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests.fitting import slow
 
 EPOCHS = 3
-ONLY_KERAS_3 = pytest.mark.skipif(not stack.KERAS_3, reason="Keras 3 only")
+ONLY_KERAS_3 = pytest.mark.skipif(not compat.KERAS_3, reason="Keras 3 only")
 # A step of SGD moves the bias b by 0.1 * 2 * (1 - b), from 0: 0.2, 0.36,
 # 0.488, 0.5904, 0.67232, 0.737856. The mean of those of steps 0, 2 and 4:
 AVERAGED = 0.45344

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 import swa_tf
-from swa_tf.checkpoints import merge
-from swa_tf.support import stack
+from swa_tf.checkpoints import weighted_mean
+from swa_tf.support import compat
 from tests import checkpoint_files, programs
 from tests.checkpoint_files import FORMS, H5, KERAS, NAME, OBJECT, WEIGHTS
 from tests.fitting import exhaustive
@@ -141,7 +141,7 @@ def test_what_is_averaged_does_not_follow_from_the_key(run):
         run["paths"][OBJECT][0]
     ).get_variable_to_shape_map()
     under_optimizer = {k for k in keys if k.startswith("optimizer/_trainable")}
-    assert bool(under_optimizer) == stack.KERAS_3
+    assert bool(under_optimizer) == compat.KERAS_3
     report = swa_tf.average_checkpoints(
         run["paths"][OBJECT], "unused", dry_run=True
     )
@@ -237,8 +237,8 @@ def test_checkpoints_of_each_stack_average_on_each(written_on, form, tmp_path):
 )
 def test_blocks_make_no_difference(values, size):
     """Wherever arrays are cut, the result is the mean in float64."""
-    with mock.patch.object(merge, "_BLOCK", size):
-        average = merge.Average(values[0])
+    with mock.patch.object(weighted_mean, "_BLOCK", size):
+        average = weighted_mean.Average(values[0])
         for n, value in enumerate(values[1:], start=1):
             average.update(value, 1 / (n + 1))
     result = average.value()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import swa_tf
-from swa_tf.support.stack import KERAS_3
+from swa_tf.support.compat import KERAS_3
 from tests import checkpoint_files
 from tests.checkpoint_files import FORMS, H5, KERAS, NAME, OBJECT, WEIGHTS
 from tests.chosen import make_run, read_one, tree_of, write_all

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf.checkpoints import paths as paths_lib
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests import checkpoint_files
 from tests.checkpoint_files import H5, KERAS, WEIGHTS
 
@@ -79,7 +79,7 @@ def test_one_architecture_built_twice_in_a_process(compiled, form, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*HDF5 file")
-@pytest.mark.skipif(stack.KERAS_3, reason="Keras 3 writes no such files")
+@pytest.mark.skipif(compat.KERAS_3, reason="Keras 3 writes no such files")
 def test_weights_alone_in_h5_files(tmp_path):
     tf.keras.backend.clear_session()
     for i in range(2):
@@ -195,7 +195,7 @@ def exported(tmp_path):
         model = _model()
         _fill(model, 2.0 * i)
         paths.append(str(tmp_path / "run" / f"export-{9 + i}"))
-        if stack.KERAS_3:
+        if compat.KERAS_3:
             model.export(paths[-1], verbose=False)
         else:
             model.save(paths[-1])
@@ -222,7 +222,7 @@ def test_saved_models(given, exported, tmp_path):
     report = swa_tf.average_checkpoints(inputs, output)
     assert report["newest"] == f"{paths[1]}/variables/variables"
     # Keras 3 writes each weight twice.
-    assert len(report["averaged"]) == (16 if stack.KERAS_3 else 8)
+    assert len(report["averaged"]) == (16 if compat.KERAS_3 else 8)
     copied = str(tmp_path / "copied")
     shutil.copytree(paths[1], copied)
     for file in paths_lib.files(output):
@@ -284,7 +284,7 @@ def test_a_module_whose_lists_only_hold_variables(tmp_path):
 # Sharded weights.
 
 sharded = pytest.mark.skipif(
-    not stack.KERAS_3, reason="Keras 2 writes no shards"
+    not compat.KERAS_3, reason="Keras 2 writes no shards"
 )
 
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests.trained import contents_of
 
 v1 = tf.compat.v1
@@ -37,7 +37,7 @@ OPTIMIZERS = {
 }
 
 
-if not stack.KERAS_3:
+if not compat.KERAS_3:
     OPTIMIZERS["legacy"] = (
         lambda: tf.keras.optimizers.legacy.Adam(0.1),
         2,
@@ -51,12 +51,12 @@ def test_state_of_optimizers_is_the_newest(name, tmp_path):
     model.build([None, 3])
     optimizer = make()
     checkpoint = tf.train.Checkpoint(optimizer=optimizer, model=model)
-    if not stack.KERAS_3:  # there, TensorFlow saves no metrics
+    if not compat.KERAS_3:  # there, TensorFlow saves no metrics
         checkpoint.metric = tf.keras.metrics.Mean()
     for step in range(3):
         gradients = [tf.ones_like(w) * step for w in model.trainable_variables]
         optimizer.apply_gradients(zip(gradients, model.trainable_variables))
-        if not stack.KERAS_3:
+        if not compat.KERAS_3:
             checkpoint.metric(float(step))
         checkpoint.write(str(tmp_path / f"ckpt-{step}"))
     newest = contents_of(tmp_path / "ckpt-2")
@@ -134,7 +134,7 @@ def test_optimizers_that_a_model_holds(name, slots, tmp_path):
     assert written.keys() == newest.keys() - set(dropped)
     for key in kept:
         np.testing.assert_array_equal(written[key], newest[key])
-    if (name, slots) == ("loss scaling", "drop") and not stack.KERAS_3:
+    if (name, slots) == ("loss scaling", "drop") and not compat.KERAS_3:
         return  # Keras 2 cannot load it: docs/checkpoints.md says so
     gan.load_weights(str(output))
     for weight, values in zip((*gan.d.weights, *gan.g.weights), zip(*history)):

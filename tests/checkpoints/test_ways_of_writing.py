@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.checkpoints import merge, tensorflow_format
+from swa_tf.checkpoints import tensorflow_format, weighted_mean
 from tests import checkpoint_files
 from tests.checkpoint_files import FORMS
 from tests.trained import contents_of
@@ -221,7 +221,7 @@ def test_shards_are_joined(limit, tmp_path, monkeypatch):
             **{name: tf.Variable(value) for name, value in values.items()},
         ).write(str(tmp_path / f"ckpt-{i}"))
     monkeypatch.setattr(tensorflow_format, "_MAX_SHARD_BYTES", limit)
-    monkeypatch.setattr(merge, "_MAX_GROUP", limit // 4)
+    monkeypatch.setattr(weighted_mean, "_MAX_GROUP", limit // 4)
     output = tmp_path / "new" / "average"
     swa_tf.average_checkpoints(tmp_path, output)
     variables = {name: tf.Variable(v) for name, v in models[0].items()}

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests import checkpoint_files
 from tests.checkpoint_files import KERAS, NAME, OBJECT, WEIGHTS
 
@@ -177,7 +177,7 @@ _METRICS = {
 }
 
 
-@pytest.mark.skipif(stack.KERAS_3, reason="no checkpoint has its metrics")
+@pytest.mark.skipif(compat.KERAS_3, reason="no checkpoint has its metrics")
 @pytest.mark.parametrize("name", _METRICS)
 def test_metrics_of_keras_2_in_a_checkpoint(name, tmp_path):
     model, metric = _dense(), _METRICS[name]()
@@ -405,7 +405,7 @@ def test_what_our_callback_adds_to_the_files_of_model_checkpoint(tmp_path):
     again = swa_tf.average_checkpoints(
         tmp_path / "run",
         tmp_path / "again.weights.h5",
-        from_newest=["vars/1", *(["swa_tf_average"] * stack.KERAS_3)],
+        from_newest=["vars/1", *(["swa_tf_average"] * compat.KERAS_3)],
     )
     assert len(again["averaged"]) == 1
     model.load_weights(output)

@@ -19,7 +19,7 @@ from hypothesis import stateful
 from hypothesis import strategies as st
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests import batch_norm_model, properties
 
 
@@ -532,7 +532,7 @@ class Sequence(stateful.RuleBasedStateMachine):
 
 
 def dtype_of(variable):
-    return stack.tf_variable(variable).dtype.base_dtype.name
+    return compat.tf_variable(variable).dtype.base_dtype.name
 
 
 @properties.numbers_of_cases(8, 200)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests.fitting import X, assert_same, fit, make_model, weights
 
 layers = tf.keras.layers
@@ -165,7 +165,7 @@ def test_a_callback_with_an_average_is_not_pickled():
 OPTIMIZERS = [swa_tf.optimizers.MomentumW, swa_tf.optimizers.AdamW]
 
 
-@pytest.mark.skipif(not stack.KERAS_3, reason="Keras 2 copies none")
+@pytest.mark.skipif(not compat.KERAS_3, reason="Keras 2 copies none")
 @pytest.mark.parametrize("copies", [copy.deepcopy, pickled])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_an_optimizer(kind, copies):

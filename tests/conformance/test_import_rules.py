@@ -43,28 +43,28 @@ TREE = {
 import importlib
 from swa_tf import schedules
 from swa_tf.averaging import Average
-from swa_tf.support import stack
+from swa_tf.support import compat
 __version__ = "0.1.0"
 __all__ = ["Average", "__version__", "schedules"]
 def __getattr__(name):
     return importlib.import_module(f"swa_tf.{name}")
 """,
-    "swa_tf/support/__init__.py": "from swa_tf.support import checks, stack",
-    "swa_tf/support/stack.py": """
+    "swa_tf/support/__init__.py": "from swa_tf.support import checks, compat",
+    "swa_tf/support/compat.py": """
 import tensorflow as tf
 KERAS_3 = tf.keras.__version__.startswith("3.")
 addons = __import__("tensorflow_addons")
 """,
-    "swa_tf/support/checks.py": "from swa_tf.support import stack",
+    "swa_tf/support/checks.py": "from swa_tf.support import compat",
     "swa_tf/support/files.py": "import os",
     "swa_tf/averaging/__init__.py": "from .average import Average",
     "swa_tf/averaging/average.py": """
 import swa_tf.support
 from swa_tf.averaging.shadow import Shadow
-from swa_tf.support import checks, stack
+from swa_tf.support import checks, compat
 class Average(Shadow):
     "tensorflow_addons"
-    new = stack.KERAS_3
+    new = compat.KERAS_3
 """,
     "swa_tf/averaging/shadow.py": "class Shadow: pass",
     "swa_tf/schedules.py": "from swa_tf import support",
@@ -82,7 +82,7 @@ SWAPPING = "swa_tf/swapping/__init__.py"
 ROOM = "averaging may not import"
 ENTERED = "is entered by its __init__ alone"
 ROOT_IMPORTED = "it imports the root"
-VERSIONS = "is for swa_tf/support/stack.py alone"
+VERSIONS = "is for swa_tf/support/compat.py alone"
 
 
 def test_a_tree_that_keeps_the_rules():

@@ -7,14 +7,14 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests import programs
 from tests.fitting import exhaustive, quick_to_trace, slow  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("quick_to_trace")
 layers = tf.keras.layers
-KERAS_3 = stack.KERAS_3
-ADDONS = stack.tensorflow_addons()
+KERAS_3 = compat.KERAS_3
+ADDONS = compat.tensorflow_addons()
 MSE = tf.keras.losses.MeanSquaredError
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests.misuse import (
     averaged_model,
     averaged_variable,
@@ -368,7 +368,7 @@ def _averaged_mirrored(make, scope):
     for value in (1.0, 3.0):
         variable.assign(value)
         average.apply([variable])
-    return average, stack.tf_variable(variable)
+    return average, compat.tf_variable(variable)
 
 
 @both

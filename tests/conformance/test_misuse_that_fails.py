@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests.fitting import covering
 from tests.misuse import (
     averaged_model,
@@ -155,7 +155,7 @@ def test_data_of_fit_that_end_early(make):
         model, _batches(3), epochs=4, steps_per_epoch=2, callbacks=[callback]
     )
     # Keras 2 stops; Keras 3 has kept the first batches, and repeats them.
-    assert len(kernels) == (4 if stack.KERAS_3 else 2)
+    assert len(kernels) == (4 if compat.KERAS_3 else 2)
     assert int(average.n_models) == len(kernels)
     expected = kernels[0]
     for n, kernel in enumerate(kernels[1:], 1):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests import distributed
 from tests.conformance.test_distribution import check
 
@@ -28,7 +28,7 @@ SECONDS = 240  # before the test gives up; 20 are usual
 pytestmark = pytest.mark.slow
 
 keras_2 = pytest.mark.skipif(
-    stack.KERAS_3, reason="`fit` of Keras 3 knows one process only"
+    compat.KERAS_3, reason="`fit` of Keras 3 knows one process only"
 )
 
 
@@ -50,7 +50,7 @@ def workers(folder, attempt):
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     return [
         program(
-            "work" if stack.KERAS_3 else "fit",
+            "work" if compat.KERAS_3 else "fit",
             folder,
             f"log-{attempt}-{index}",
             TF_CONFIG=json.dumps(

@@ -12,13 +12,13 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 from tests.data import write
 
 DATA = pathlib.Path(write.__file__).parent
 STACKS = sorted(p.name for p in DATA.glob("tensorflow-*"))
 # Keras 2 and 3 cannot read each other's checkpoints of models.
-READABLE = [s for s in STACKS if s.endswith("keras3") == stack.KERAS_3]
+READABLE = [s for s in STACKS if s.endswith("keras3") == compat.KERAS_3]
 # About ten roundings in float32 of numbers no larger than 4.
 TOLERANCE = 40 * 2.0**-24
 # In Adam 1 - 0.999^t in float32 is off by 6e-5, its root by half of that, and
@@ -108,7 +108,7 @@ def test_model_with_an_optimizer_and_refit_statistics(name):
     average.apply(weights)
     write.step(model)
     # Keras 2 leaves the velocity of the optimizer of Addons out of the file.
-    lost = name == "momentumw" and stack.tensorflow_addons() is not None
+    lost = name == "momentumw" and compat.tensorflow_addons() is not None
     after = expected["next_without_slots" if lost else "next"]
     _assert_close(weights, after, tolerance)
     average.apply(weights)

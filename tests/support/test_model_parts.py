@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import model_parts, stack
+from swa_tf.support import compat, model_parts
 from tests.fitting import slow
 
 layers = tf.keras.layers
@@ -50,7 +50,7 @@ def everything():
     model.seeds["noise"][0](tf.ones([1, 1]), training=True)
     model(tf.ones([1, 1]), training=True)
     model.measured["loss"][0].update_state(3.0)
-    kernel = stack.tf_variable(model.dense.kernel)
+    kernel = compat.tf_variable(model.dense.kernel)
     model.others[0].apply_gradients([(tf.zeros([1, 1]), model.dense.kernel)])
     model.average.apply([kernel])
     return model
@@ -69,7 +69,7 @@ def test_nothing_else_is_a_weight():
     assert {name.replace("adapt_", "") for name in found} == WEIGHTS
     assert len(model_parts.weights(model)) == len(WEIGHTS)
     trained = {v.ref() for v in model_parts.trained_weights(model)}
-    dense = [stack.tf_variable(v) for v in model.dense.trainable_variables]
+    dense = [compat.tf_variable(v) for v in model.dense.trainable_variables]
     assert trained == {v.ref() for v in dense}
 
 
@@ -80,7 +80,7 @@ def test_a_swap_leaves_everything_else():
     model.dense.kernel.assign([[3.0]])
     swa.apply(model.trainable_variables)
     optimizer = model.others[0]
-    slots = [v for v in stack.optimizer_variables(optimizer) if len(v.shape)]
+    slots = [v for v in compat.optimizer_variables(optimizer) if len(v.shape)]
     with swa_tf.averaged_weights(swa, model):
         assert float(model.dense.kernel[0, 0]) == 2.0
         model.measured["loss"][0].update_state(5.0)
@@ -148,7 +148,7 @@ class Counting(tf.keras.Model):
     def __init__(self):
         super().__init__()
         self.dense = layers.Dense(1, kernel_initializer="zeros")
-        if stack.KERAS_3:
+        if compat.KERAS_3:
             self.counter = self.add_weight(shape=(), dtype="int32", name="n")
         else:
             self.counter = tf.Variable(0)

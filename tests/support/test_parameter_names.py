@@ -5,11 +5,11 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import parameter_names, stack
+from swa_tf.support import compat, parameter_names
 
 layers = tf.keras.layers
 optimizers = tf.keras.optimizers
-TFA = stack.tensorflow_addons()
+TFA = compat.tensorflow_addons()
 
 
 def names(target):
@@ -23,7 +23,7 @@ def dense(units=1, inputs=1, **kwargs):
 
 
 def refs(variables):
-    return [stack.tf_variable(v).ref() for v in variables]
+    return [compat.tf_variable(v).ref() for v in variables]
 
 
 def sequential():
@@ -103,17 +103,17 @@ def test_golden_names(make):
 def test_names_lead_to_the_variables(make):
     """By the end of the variable's own name, which Keras gives it."""
     for name, variable in parameter_names.named_variables(make()).items():
-        end = stack.variable_name(variable).rsplit("/", 1)[-1]
+        end = compat.variable_name(variable).rsplit("/", 1)[-1]
         assert name.rsplit("/", 1)[-1] == end
 
 
 def test_each_path_leads_to_its_own_layer():
     model = subclassed()
     found = parameter_names.named_variables(model)
-    ref = stack.tf_variable(model._blocks[1]["last"].kernel).ref()
+    ref = compat.tf_variable(model._blocks[1]["last"].kernel).ref()
     assert found["blocks/1/last/kernel"].ref() == ref
     model = sequential()
-    ref = stack.tf_variable(model.layers[2].kernel).ref()
+    ref = compat.tf_variable(model.layers[2].kernel).ref()
     assert (
         parameter_names.named_variables(model)["conv2d_1/kernel"].ref() == ref
     )
@@ -367,7 +367,7 @@ def test_another_target_is_refused(target):
 
 def trained(optimizer):
     values = [tf.Variable([1.0, 2.0], name=name) for name in ("d/a", "d_7/b")]
-    if stack.KERAS_3:
+    if compat.KERAS_3:
         values = [tf.keras.Variable([1.0, 2.0], name=name) for name in "ab"]
     optimizer.apply_gradients([(tf.ones([2]), v) for v in values])
     return optimizer
@@ -410,7 +410,7 @@ def test_no_name_in_an_optimizer_leads_to_a_weight_of_the_model():
     assert len(found) == 2 + 2 * 10
 
 
-@pytest.mark.skipif(not stack.KERAS_3, reason="Keras 3 has another class")
+@pytest.mark.skipif(not compat.KERAS_3, reason="Keras 3 has another class")
 def test_names_in_a_loss_scale_optimizer():
     optimizer = tf.keras.mixed_precision.LossScaleOptimizer(
         optimizers.SGD(momentum=0.9)
@@ -423,7 +423,7 @@ def test_names_in_a_loss_scale_optimizer():
     ]
 
 
-@pytest.mark.skipif(not stack.KERAS_3, reason="of Keras 3 alone")
+@pytest.mark.skipif(not compat.KERAS_3, reason="of Keras 3 alone")
 def test_an_optimizer_s_variables_in_no_attribute_have_names_too():
     class Hiding(optimizers.SGD):
         def build(self, variables):
@@ -438,7 +438,7 @@ def test_an_optimizer_s_variables_in_no_attribute_have_names_too():
 
 HYPER = ["iterations", "decay", "learning_rate", "momentum"]
 LEGACY = {}
-if not stack.KERAS_3:
+if not compat.KERAS_3:
     SCALE = weights("loss_scale", of=("current_loss_scale", "good_steps"))
     ADAM = ["iterations", "beta_1", "beta_2", "decay", "learning_rate"]
     LEGACY = {
@@ -465,7 +465,7 @@ if not stack.KERAS_3:
     }
 
 
-@pytest.mark.skipif(stack.KERAS_3, reason="Keras 3 has none of these")
+@pytest.mark.skipif(compat.KERAS_3, reason="Keras 3 has none of these")
 @pytest.mark.parametrize(("make", "wanted"), LEGACY.values(), ids=LEGACY)
 def test_names_in_a_legacy_optimizer(make, wanted):
     assert names(trained(make())) == wanted

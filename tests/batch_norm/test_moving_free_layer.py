@@ -5,11 +5,11 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import stack
+from swa_tf.support import compat
 
 v1 = tf.compat.v1
 pytestmark = pytest.mark.skipif(
-    stack.KERAS_3, reason="Keras 3 has no layers in v1 graphs"
+    compat.KERAS_3, reason="Keras 3 has no layers in v1 graphs"
 )
 X = np.random.default_rng(0).normal(5.0, 2.0, [24, 4]).astype(np.float32)
 X64 = X.astype(np.float64)

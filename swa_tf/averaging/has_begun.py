@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.support import stack
+from swa_tf.support import compat
 from swa_tf.support import variables as variables_lib
 
 
@@ -26,7 +26,7 @@ def copied(begun: tf.Variable) -> tf.Variable:
     strategy = variables_lib.strategy_of(begun)
     with strategy.scope() if strategy else contextlib.nullcontext():
         value = variables_lib.components(begun)[0].read_value()
-        return made(stack.variable_name(begun), value)
+        return made(compat.variable_name(begun), value)
 
 
 def begin(

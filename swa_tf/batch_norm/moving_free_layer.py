@@ -8,10 +8,10 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.batch_norm import moments
-from swa_tf.support import stack
+from swa_tf.support import compat
 
 
-@stack.register
+@compat.register
 class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
     """Batch normalization with moving and with freshly computed statistics.
 
@@ -53,7 +53,7 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
     def build(self, input_shape: Any) -> None:
         """Makes the weights, for inputs of `input_shape`."""
         super().build(input_shape)
-        add = functools.partial(stack.add_statistic, self)
+        add = functools.partial(compat.add_statistic, self)
         shape = self.moving_mean.shape
         self.mean = add("mean", shape=shape, initializer="zeros")
         self.variance = add("variance", shape=shape, initializer="ones")

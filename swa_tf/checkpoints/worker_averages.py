@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 
 from swa_tf.averaging import StochasticWeightAveraging
-from swa_tf.checkpoints import merge, paths
+from swa_tf.checkpoints import paths, weighted_mean
 from swa_tf.checkpoints.checkpoint import Tensor, errors_of
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import checks
@@ -147,7 +147,7 @@ def _in_memory(argument: str, swa: StochasticWeightAveraging) -> _Average:
 
 
 def _of_checkpoint(path: str) -> _Average:
-    checkpoint = merge.opened(path, "others")
+    checkpoint = weighted_mean.opened(path, "others")
     found = getattr(checkpoint, "averages", [])
     if not isinstance(checkpoint, TensorFlowCheckpoint) or len(found) != 1:
         raise ValueError(
@@ -160,13 +160,13 @@ def _of_checkpoint(path: str) -> _Average:
         state = json.loads(checkpoint.string(keys.state))
         (n_models,) = checkpoint.read([keys.n_models])
     if state["swapped"]:
-        raise ValueError(
-            "`others` must be checkpoints written outside `averaged_weights`. "
-            f"Received: '{path}'"
-        )
+        wanted = "checkpoints written outside `averaged_weights`"
+        raise checks.wrong("others", wanted, path)
     names = [name for name, _ in state["averaged"]]
     tensors = [checkpoint.tensors[key] for key in keys.averages]
-    values = (v for _, v in merge.read(checkpoint, keys.averages, "others"))
+    values = (
+        v for _, v in weighted_mean.read(checkpoint, keys.averages, "others")
+    )
     return _Average(path, int(n_models), names, tensors, values)
 
 
@@ -198,7 +198,7 @@ def _merged(averages: list[_Average]) -> list[np.ndarray]:
     totals = list(itertools.accumulate(counts))
     merged = []
     for first, *others in zip(*(each.values for each in averages)):
-        average = merge.Average(first)
+        average = weighted_mean.Average(first)
         for value, n, total in zip(others, counts[1:], totals[1:]):
             average.update(value, n / total)
         merged.append(average.value())
