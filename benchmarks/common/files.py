@@ -29,8 +29,9 @@ def read_json(path: str) -> Any:
     Raises:
         BenchmarkError: If it is missing or damaged.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except ValueError as error:
         raise BenchmarkError(f"{path} cannot be read: {error}") from error
 

@@ -47,84 +47,98 @@ _DRAW: dict[str, Callable[[dict[str, Any]], Figure]] = {
     "momentum": momentum.draw,
 }
 
-flags.DEFINE_list("figures", list(_DRAW), "Which figures, of all five.")
-flags.DEFINE_bool(
-    "compute", True, "Whether to compute, or only to draw what was computed."
-)
-flags.DEFINE_string(
-    "output_dir", "benchmarks/results/figures", "Of the JSON files and PNGs."
-)
-flags.DEFINE_list(
-    "results",
-    ["benchmarks/results/table/small/momentumw-seed-*.json"],
-    "curves: results files of runs that differ in their seeds; wildcards too.",
-)
-flags.DEFINE_string(
-    "run",
-    "runs/small",
-    "plane, rays, refit: the directory of a run with `--keep_weights`.",
-)
-flags.DEFINE_string(
-    "data_dir", None, "Where the images of --run are, if not where they were."
-)
-flags.DEFINE_integer("seed", 0, "Of the choice of images, and of the rays.")
-for _name, _n, _meaning in (
-    ("refit", 1024, "Training images of the refit at each point."),
-    ("train", 1024, "Training images that the loss is measured on."),
-    ("test", 2048, "Test images that loss and error are measured on."),
-):
-    flags.DEFINE_integer(
-        f"{_name}_samples", _n, f"plane, rays: {_meaning}", lower_bound=1
+
+def define_flags() -> None:
+    """Defines the flags, not at import: other programs have the same names."""
+    flags.DEFINE_list("figures", list(_DRAW), "Which figures, of all five.")
+    flags.DEFINE_bool(
+        "compute",
+        True,
+        "Whether to compute, or only to draw what was computed.",
     )
-flags.DEFINE_list(
-    "plane_epochs",
-    [],
-    "plane: three epochs whose weights span it. Default: the first kept, the "
-    "one in the middle, the last.",
-)
-flags.DEFINE_integer(
-    "plane_points", 9, "plane: points in each direction.", lower_bound=2
-)
-flags.DEFINE_float(
-    "plane_margin",
-    0.3,
-    "plane: how far it goes beyond the iterates, as a share of their width.",
-    lower_bound=0.0,
-)
-flags.DEFINE_integer("rays", 5, "rays: their number.", lower_bound=1)
-flags.DEFINE_integer(
-    "ray_points", 8, "rays: points on each, without the start.", lower_bound=1
-)
-flags.DEFINE_float(
-    "ray_length", 0.5, "rays: the distance of the last point, in norms."
-)
-flags.DEFINE_integer(
-    "refit_draws", 4, "refit: draws of its samples.", lower_bound=1
-)
-flags.DEFINE_integer("refit_batch", 64, "refit: images in one batch of it.")
-flags.DEFINE_integer(
-    "refit_test_samples", 2048, "refit: test images.", lower_bound=1
-)
-flags.DEFINE_string(
-    "momentum_run",
-    "--preset=digits",
-    "momentum: flags of `benchmarks.cifar10` for all its runs.",
-)
-flags.DEFINE_list(
-    "momentums", ["0.9", "0.99", "0.999"], "momentum: of batch norm."
-)
-flags.DEFINE_list(
-    "weight_decays", ["0", "1e-4", "5e-4"], "momentum: weight decays."
-)
-flags.DEFINE_list("momentum_seeds", ["0"], "momentum: seeds of each.")
-flags.DEFINE_string(
-    "momentum_results",
-    "benchmarks/results/momentum",
-    "momentum: where the results of its runs are kept.",
-)
-flags.DEFINE_string(
-    "momentum_runs", "runs/momentum", "momentum: the directories of its runs."
-)
+    flags.DEFINE_string(
+        "output_dir",
+        "benchmarks/results/figures",
+        "Of the JSON files and PNGs.",
+    )
+    flags.DEFINE_list(
+        "results",
+        ["benchmarks/results/table/small/momentumw-seed-*.json"],
+        "curves: results files of runs that differ in seed; wildcards too.",
+    )
+    flags.DEFINE_string(
+        "run",
+        "runs/small",
+        "plane, rays, refit: the directory of a run with `--keep_weights`.",
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Where the images of --run are, if not where they were.",
+    )
+    flags.DEFINE_integer("seed", 0, "Of the choice of images, and of the rays.")
+    for name, n, meaning in (
+        ("refit", 1024, "Training images of the refit at each point."),
+        ("train", 1024, "Training images that the loss is measured on."),
+        ("test", 2048, "Test images that loss and error are measured on."),
+    ):
+        flags.DEFINE_integer(
+            f"{name}_samples", n, f"plane, rays: {meaning}", lower_bound=1
+        )
+    flags.DEFINE_list(
+        "plane_epochs",
+        [],
+        "plane: three epochs whose weights span it. Default: the first "
+        "kept, the one in the middle, the last.",
+    )
+    flags.DEFINE_integer(
+        "plane_points", 9, "plane: points in each direction.", lower_bound=2
+    )
+    flags.DEFINE_float(
+        "plane_margin",
+        0.3,
+        "plane: how far beyond the iterates, as a share of their width.",
+        lower_bound=0.0,
+    )
+    flags.DEFINE_integer("rays", 5, "rays: their number.", lower_bound=1)
+    flags.DEFINE_integer(
+        "ray_points",
+        8,
+        "rays: points on each, without the start.",
+        lower_bound=1,
+    )
+    flags.DEFINE_float(
+        "ray_length", 0.5, "rays: the distance of the last point, in norms."
+    )
+    flags.DEFINE_integer(
+        "refit_draws", 4, "refit: draws of its samples.", lower_bound=1
+    )
+    flags.DEFINE_integer("refit_batch", 64, "refit: images in one batch of it.")
+    flags.DEFINE_integer(
+        "refit_test_samples", 2048, "refit: test images.", lower_bound=1
+    )
+    flags.DEFINE_string(
+        "momentum_run",
+        "--preset=digits",
+        "momentum: flags of `benchmarks.cifar10` for all its runs.",
+    )
+    flags.DEFINE_list(
+        "momentums", ["0.9", "0.99", "0.999"], "momentum: of batch norm."
+    )
+    flags.DEFINE_list(
+        "weight_decays", ["0", "1e-4", "5e-4"], "momentum: weight decays."
+    )
+    flags.DEFINE_list("momentum_seeds", ["0"], "momentum: seeds of each.")
+    flags.DEFINE_string(
+        "momentum_results",
+        "benchmarks/results/momentum",
+        "momentum: where the results of its runs are kept.",
+    )
+    flags.DEFINE_string(
+        "momentum_runs",
+        "runs/momentum",
+        "momentum: the directories of its runs.",
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -228,4 +242,5 @@ def _numbers(
 if __name__ == "__main__":
     # The same numbers every time, whatever the threads do.
     tf.config.experimental.enable_op_determinism()
+    define_flags()
     app.run(main)

@@ -36,32 +36,45 @@ from benchmarks.common import command_line, files
 from benchmarks.common.errors import BenchmarkError
 from benchmarks.table import grid, kept, marks, pages, plan
 
-flags.DEFINE_enum(
-    "preset",
-    "small",
-    config_lib.CHOICES["preset"],
-    "Of benchmarks.cifar10, for every run.",
-)
-flags.DEFINE_list("optimizers", list(plan.SEEDS), "In the order of their runs.")
-flags.DEFINE_list(
-    "seeds", None, "Default: 0 to 4 for momentumw and adamw, 0 to 2 for others."
-)
-flags.DEFINE_string("data_dir", None, "Of benchmarks.cifar10, for every run.")
-flags.DEFINE_list(
-    "settings",
-    [],
-    "Other flags of benchmarks.cifar10, for every run, without their dashes: "
-    "--settings=epochs=4,width=16. Such a grid needs its own --name.",
-)
-flags.DEFINE_string(
-    "name", None, "Of the grid and its directories. Default: the preset."
-)
-flags.DEFINE_string("runs_dir", "runs/table", "Where the runs are made.")
-flags.DEFINE_string("results_dir", kept.RESULTS_DIR, "What is kept of them.")
-flags.DEFINE_bool("run", True, "Whether to run what is missing.")
-flags.DEFINE_bool(
-    "docs", False, "Whether to renew all tables and the marked figures of docs."
-)
+
+def define_flags() -> None:
+    """Defines the flags, not at import: other programs have the same names."""
+    flags.DEFINE_enum(
+        "preset",
+        "small",
+        config_lib.CHOICES["preset"],
+        "Of benchmarks.cifar10, for every run.",
+    )
+    flags.DEFINE_list(
+        "optimizers", list(plan.SEEDS), "In the order of their runs."
+    )
+    flags.DEFINE_list(
+        "seeds",
+        None,
+        "Default: 0 to 4 for momentumw and adamw, 0 to 2 for others.",
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "Of benchmarks.cifar10, for every run."
+    )
+    flags.DEFINE_list(
+        "settings",
+        [],
+        "Other flags of benchmarks.cifar10, for every run, without dashes: "
+        "--settings=epochs=4,width=16. Such a grid needs its own --name.",
+    )
+    flags.DEFINE_string(
+        "name", None, "Of the grid and its directories. Default: the preset."
+    )
+    flags.DEFINE_string("runs_dir", "runs/table", "Where the runs are made.")
+    flags.DEFINE_string(
+        "results_dir", kept.RESULTS_DIR, "What is kept of them."
+    )
+    flags.DEFINE_bool("run", True, "Whether to run what is missing.")
+    flags.DEFINE_bool(
+        "docs",
+        False,
+        "Whether to renew all tables and the marked figures of docs.",
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -128,4 +141,5 @@ def _write_pages(results_dir: str, name: str) -> None:
 if __name__ == "__main__":
     # As Ctrl-C does: the run under way ends with the grid.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    define_flags()
     app.run(main)

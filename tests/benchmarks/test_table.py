@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from benchmarks.cifar10 import config, evaluation
 from benchmarks.common import files
@@ -273,16 +272,22 @@ class TestGrid:
 
     def test_failed_run(self, tmp_path, started, capsys):
         started.diverging = ["momentumw seed 1"]
-        flags = {
+        values = {
             "preset": "digits",
             "optimizers": ["momentumw"],
             "seeds": ["0", "1", "2"],
+            "data_dir": None,
+            "settings": [],
+            "name": None,
             "runs_dir": str(tmp_path / "runs"),
             "results_dir": str(tmp_path / "results"),
+            "run": True,
+            "docs": False,
         }
-        with pytest.raises(SystemExit) as raised, flagsaver.flagsaver(**flags):
-            program.main(["table"])
-        assert "1 of 3 runs failed: momentumw seed 1 (" in raised.value.code
+        with pytest.raises(
+            BenchmarkError, match="1 of 3 runs failed: momentumw seed 1"
+        ):
+            program.execute(values)
         assert len(started) == 3
         assert "| 0, 2" in capsys.readouterr().out
         written = (tmp_path / "results" / "digits" / "table.md").read_text()
