@@ -99,8 +99,11 @@ def main(argv: list[str]) -> None:
             "`--swa_start` must be less than `--steps`. Received: "
             f"swa_start={FLAGS.swa_start}, steps={FLAGS.steps}"
         )
-    for name, value in train(FLAGS.steps, FLAGS.swa_start, FLAGS.seed).items():
+    results = train(FLAGS.steps, FLAGS.swa_start, FLAGS.seed)
+    for name, value in results.items():
         print(f"{name:9s} test accuracy {100 * value:.2f} %")
+    gain = 100 * (results["averaged"] - results["trained"])
+    print(f"averaging changed it by {gain:+.2f} points")
 
 
 if __name__ == "__main__":

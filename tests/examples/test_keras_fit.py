@@ -33,24 +33,30 @@ def test_default(tmp_path):
     plot = tmp_path / "curves.png"
     output = keras_fit(f"--plot={plot}")
     found = accuracies(output)
+    plans = ("constant", "cyclic", "descending")
     assert list(found) == [
-        "cyclic, trained",
-        "cyclic, averaged",
-        "descending, trained",
-        "descending, averaged",
+        f"{plan}, {weights}"
+        for plan in plans
+        for weights in ("trained", "averaged")
     ]
     # 97 % is what scikit-learn's own SVC example reaches on these digits.
     assert all(accuracy > 96.0 for accuracy in found.values())
-    # Averaged after epochs 10, 13 and 16, and after each from 8 to 16.
+    for plan in plans:
+        gain = found[f"{plan}, averaged"] - found[f"{plan}, trained"]
+        said = re.search(
+            rf"{plan}: averaging changed it by (.+) points", output
+        )
+        assert float(said[1]) == pytest.approx(gain, abs=0.011)
+    # Averaged after each of the epochs 8 to 16, or after 10, 13 and 16.
     epochs = re.findall(r"^Epoch (\d+): averaged (\d+) model", output, re.M)
-    assert epochs == [("10", "1"), ("13", "2"), ("16", "3")] + [
-        (str(8 + i), str(1 + i)) for i in range(9)
-    ]
+    each = [(str(8 + i), str(1 + i)) for i in range(9)]
+    third = [("10", "1"), ("13", "2"), ("16", "3")]
+    assert epochs == each + third + each
     # What is printed at the end is what the last epochs of `fit` have found.
     trained = logged(output, "val_accuracy")
     averaged = logged(output, "swa_val_accuracy")
-    assert len(trained) == len(averaged) == 32
-    at_end = [trained[15], averaged[15], trained[31], averaged[31]]
+    assert len(trained) == len(averaged) == 48
+    at_end = [way[i] for i in (15, 31, 47) for way in (trained, averaged)]
     assert list(found.values()) == pytest.approx(at_end, abs=0.011)
     assert plot.read_bytes().startswith(PNG)
 
