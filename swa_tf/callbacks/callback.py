@@ -81,7 +81,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         averages: The average of the present or last `fit`; None before any.
 
     Raises:
-        TypeError, ValueError, FileExistsError: If an argument is none of these,
+        TypeError, ValueError, OSError: If an argument is none of these,
             or does not fit another or, in `fit`, before training, the model.
 
     Source: the modes are those of torchcontrib.optim.SWA; Izmailov et al.

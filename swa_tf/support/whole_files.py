@@ -167,11 +167,12 @@ def check_model_path(name: str, path: Any) -> None:
     if not isinstance(path, (str, os.PathLike)):
         raise checks.wrong(name, "a path", path, TypeError)
     local = pathlib.Path(path)
-    if local.suffix not in ("", ".keras", ".h5") or is_remote(path):
+    ends_well = bool(local.name) and local.suffix in ("", ".keras", ".h5")
+    if not ends_well or is_remote(path):
         wanted = "a local path that ends in .keras or .h5, or has no suffix"
         raise checks.wrong(name, wanted, os.fspath(path))
-    if not local.name or any(parent.is_file() for parent in local.parents):
-        wanted = "the path of a file, below folders"
+    if any(parent.is_file() for parent in local.parents):
+        wanted = "a path below folders, not below a file"
         raise checks.wrong(name, wanted, os.fspath(path), NotADirectoryError)
     lost = names_in(os.fspath(path))
     if lost and (local.suffix or "saved_model.pb" not in lost):

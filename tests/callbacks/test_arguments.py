@@ -52,10 +52,6 @@ def test_a_schedule_that_gives_no_rate(rate):
         ({"start_epoch": 1, "filepath": "gs://a/b.keras"}, "a local path"),
         ({"start_epoch": 1, "filepath": ""}, "`filepath` must be a local"),
         (
-            {"start_epoch": 1, "filepath": f"{__file__}/a.keras"},
-            "`filepath` must be a local",
-        ),
-        (
             {"start_epoch": 1, "refit_data": []},
             "`refit_data` must hold at least one batch. Received: 0",
         ),
@@ -76,6 +72,11 @@ def test_a_schedule_that_gives_no_rate(rate):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         swa_tf.SWACallback(**arguments)
+
+
+def test_a_path_below_a_file():
+    with pytest.raises(NotADirectoryError, match=r"`filepath` .* not below a"):
+        swa_tf.SWACallback(start_epoch=1, filepath=f"{__file__}/a.keras")
 
 
 @pytest.mark.parametrize(
