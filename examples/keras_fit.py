@@ -10,9 +10,11 @@ and averaged weights, and leaves the average in the model.
     python -m examples.keras_fit --plot=keras_fit.png
 
 learns scikit-learn's digits, or what `--data_dir` has of MNIST, in the files
-`t10k-images-idx3-ubyte.gz` and the like. A quarter tests. Of the
-digits that is 450 images, and averaging gains or loses one or two of these
-(seeds 0 to 2): both plans end at a low rate, where little is left to gain.
+`t10k-images-idx3-ubyte.gz` and the like. A quarter tests. Of the digits that is
+450 images. On these, averaging changes the constant plan by +0.9, -0.7 and +0.7
+points (seeds 0, 1, 2; two to four images), the cyclic one by at most one image
+and the descending one by none: where the rate ends low, the weights that are
+averaged are nearly the same.
 """
 
 from __future__ import annotations
