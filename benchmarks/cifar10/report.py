@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -119,12 +119,18 @@ def markdown(contents: dict[str, Any]) -> str:
     )
 
 
+def network(flags: Mapping[str, Any]) -> str:
+    """Returns the data and the network of a run, for titles."""
+    return (
+        f"{flags['dataset']}: ResNet-{flags['resnet_size']} v2, "
+        f"width {flags['width']}"
+    )
+
+
 def _title(contents: dict[str, Any]) -> str:
     flags = contents["flags"]
     return (
-        f"{flags['dataset']}: ResNet-{flags['resnet_size']} v2, "
-        f"width {flags['width']}, {flags['optimizer']}, "
-        f"{flags['epochs']} epochs, "
+        f"{network(flags)}, {flags['optimizer']}, {flags['epochs']} epochs, "
         f"{contents['epochs'][-1]['n_models']} averaged"
     )
 

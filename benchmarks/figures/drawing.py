@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.cifar10.report import network
 from benchmarks.common import files
 
 DPI = 120
@@ -18,8 +19,7 @@ DPI = 120
 def describe(flags: dict[str, Any]) -> str:
     """Returns what was trained, for the title of a figure."""
     return (
-        f"{flags['dataset']}: ResNet-{flags['resnet_size']} v2, "
-        f"width {flags['width']}, {flags['optimizer']}, "
+        f"{network(flags)}, {flags['optimizer']}, "
         f"{flags['epochs']} epochs, averaged after "
         f"{flags['epochs_before_swa']}"
     )

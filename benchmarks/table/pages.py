@@ -10,9 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks.common import command_line, provenance
+from benchmarks.cifar10.report import network
+from benchmarks.common import command_line, files, provenance
 from benchmarks.table.plan import SEEDS, departures
-from benchmarks.table.summary import LEVEL, MEASURES, SETS, as_json, summary
+from benchmarks.table.summary import LEVEL, MEASURES, SETS, summary
 
 WAYS = {
     "moving": "last moving",
@@ -64,7 +65,7 @@ def pages(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """
     figures = summary(results)
     return {
-        "table.json": as_json(figures),
+        "table.json": files.as_json(figures),
         "table.md": _markdown(name, figures, results),
     }
 
@@ -93,8 +94,7 @@ def _markdown(
 def _title(contents: Mapping[str, Any]) -> str:
     flags = contents["flags"]
     return (
-        f"{flags['dataset']}: ResNet-{flags['resnet_size']} v2, width "
-        f"{flags['width']}, {flags['epochs']} epochs, "
+        f"{network(flags)}, {flags['epochs']} epochs, "
         f"{contents['epochs'][-1]['n_models']} averaged"
     )
 

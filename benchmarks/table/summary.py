@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,11 +52,6 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name in config_lib.CHOICES["optimizer"]
         if name in by_optimizer
     }
-
-
-def as_json(value: Any) -> str:
-    """Returns the text of `table.json`."""
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def _check(results: Sequence[Mapping[str, Any]]) -> None:
