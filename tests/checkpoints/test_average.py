@@ -284,9 +284,9 @@ def test_memory_depends_on_one_checkpoint_only(
 ):
     # What is freed goes back at once; glibc else keeps some, as it happens.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(1 << 20))
-    size = (96 << 20) // n_tensors
+    size = (32 << 20) // n_tensors
     values = {f"w{i}": np.ones(size // 4, np.float32) for i in range(n_tensors)}
-    paths = [str(tmp_path / f"ckpt-{i}") for i in range(4)]
+    paths = [str(tmp_path / f"ckpt-{i}") for i in range(12)]
     for path in paths:
         checkpoint_files.write(NAME, path, values)
     warm = str(tmp_path / "warm")
@@ -294,8 +294,10 @@ def test_memory_depends_on_one_checkpoint_only(
     output = str(tmp_path / "average")
     program = programs.Program([*paths, warm, output], code=MEMORY)
     done = program.wait()
+    # TensorFlow's threads may hold up to one more for a moment; all the inputs
+    # would be twelve.
     checkpoint = size * n_tensors
-    assert int(done.stdout.split()[-1]) <= 1.05 * (2 * checkpoint + 2 * size)
+    assert int(done.stdout.split()[-1]) <= 1.05 * (3 * checkpoint + 2 * size)
 
 
 @pytest.mark.parametrize("form", FORMS)
