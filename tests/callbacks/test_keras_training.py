@@ -203,7 +203,7 @@ def swa_callback(unit):
 
 @pytest.mark.parametrize(
     ("policy", "make", "execution", "norm", "unit"),
-    [*in_three_phases(), ALL_AT_ONCE],
+    [*in_three_phases(), slow(*ALL_AT_ONCE)],
     ids=names,
 )
 def test_matrix(policy, make, execution, norm, unit):

@@ -430,7 +430,7 @@ def test_averaged_model_in_the_block(make, tmp_path):
 
 @pytest.mark.parametrize(
     "make",
-    [sequential, exhaustive(functional), exhaustive(subclassed), nested],
+    [sequential, exhaustive(functional), exhaustive(subclassed), slow(nested)],
     ids=name_of,
 )
 def test_averaged_model_after_fit(make, tmp_path):

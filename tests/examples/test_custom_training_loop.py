@@ -7,6 +7,7 @@ from tests.examples.running import accuracies, assert_refused, output_of
 pytest.importorskip("sklearn", reason="the example uses scikit-learn's digits")
 
 
+@pytest.mark.slow
 def test_custom_training_loop():
     found = accuracies(output_of("custom_training_loop"))
     assert list(found) == ["trained", "averaged", "averaged, refit"]

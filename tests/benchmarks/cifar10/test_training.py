@@ -9,7 +9,7 @@ import tensorflow as tf
 from benchmarks.cifar10 import config, data, training
 from benchmarks.common.resnet import BLOCKS
 from tests.benchmarks.cifar10.tiny import TINY
-from tests.fitting import exhaustive
+from tests.fitting import exhaustive, slow
 
 # `tf.data` stays compiled where functions run eagerly, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the")
@@ -92,7 +92,7 @@ def test_l2_decay(on):
 @pytest.mark.parametrize(
     ("batch_norm", "optimizer"),
     [
-        ("stock", "adamw"),
+        slow("stock", "adamw"),
         exhaustive("stock", "momentumw"),
         exhaustive("moving_free", "momentum"),
     ],

@@ -14,6 +14,7 @@ def parsed(*arguments):
     return values.flag_values_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Even though the")
 def test_ratios(monkeypatch, capsys):
     monkeypatch.setitem(BLOCKS, 18, (1, 1, 1, 1))
