@@ -93,6 +93,11 @@ _integer("batch_size", "Images in a step.")
 _float("learning_rate", "The rate at the start.")
 _float("swa_learning_rate", "The rate at the end, with --strategy=swa.")
 _integer("refit_samples", "Training images for each refit of statistics.")
+_integer(
+    "evaluate_every",
+    "Epochs from one evaluation on the validation images to the next; the "
+    "last epoch always is evaluated.",
+)
 _integer("seed", "Of the split, the weights, the order, the augmentation.")
 _enum(
     "precision",

@@ -50,6 +50,7 @@ class Config:
     learning_rate: float
     swa_learning_rate: float
     refit_samples: int
+    evaluate_every: int
     seed: int
     precision: str
     distribution: str
@@ -88,6 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.2,
         "swa_learning_rate": 0.01,
         "refit_samples": 1024,
+        "evaluate_every": 2,
     },
     "small": {
         **_COMMON,
@@ -103,6 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.1,
         "swa_learning_rate": 0.01,
         "refit_samples": 1024,
+        "evaluate_every": 2,
     },
     "paper": {
         **_COMMON,
@@ -118,6 +121,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.1,
         "swa_learning_rate": 0.001,
         "refit_samples": 10240,
+        "evaluate_every": 1,
     },
 }
 
@@ -161,6 +165,7 @@ def _check(config: Config) -> None:
         "epochs",
         "batch_size",
         "refit_samples",
+        "evaluate_every",
         "num_replicas",
     ):
         _check_range(config, name, 1, math.inf)

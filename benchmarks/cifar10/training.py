@@ -166,8 +166,9 @@ def run(
 ) -> Records:
     """Trains, or goes on training, and evaluates.
 
-    Each epoch is evaluated on the validation images, and ends with a
-    checkpoint. The last one is evaluated on the test images, too. With
+    Each epoch ends with a checkpoint. Every `evaluate_every` epochs, and at the
+    last, the model is evaluated on the validation images; at the last one on
+    the test images, too. With
     `compare_decay` the epochs from `epochs_before_swa` on are then trained once
     more, from the same state and with the same data: the branch that decays.
 
@@ -197,9 +198,11 @@ def run(
         start = time.perf_counter()
         figures: dict[str, Any] = {"epoch": epoch, **trainer.train_epoch(epoch)}
         trained = time.perf_counter()
-        evaluated = evaluator(
-            sets if last else {"validation": validation}, each_image=last
-        )
+        evaluated: dict[str, Any] = {"validation": {}}
+        if (config.epochs - epoch) % config.evaluate_every == 0:
+            evaluated = evaluator(
+                sets if last else {"validation": validation}, each_image=last
+            )
         seconds = {
             "train": trained - start,
             "evaluate": time.perf_counter() - trained,
@@ -316,12 +319,12 @@ def _line(records: Records, epochs: int) -> str:
         f"{way} {values['accuracy']:.2f}"
         for way, values in figures["validation"].items()
     ]
-    return (
+    line = (
         f"{_name(figures['epoch'], epochs, bool(records.decayed))}  "
         f"rate {figures['learning_rate']:.4g}  loss {figures['loss']:.3f}  "
-        f"images/s {seconds['images'] / seconds['train']:.0f}  "
-        f"validation %: {', '.join(shown)}"
+        f"images/s {seconds['images'] / seconds['train']:.0f}"
     )
+    return f"{line}  validation %: {', '.join(shown)}" if shown else line
 
 
 def _name(epoch: int, epochs: int, decayed: bool) -> str:

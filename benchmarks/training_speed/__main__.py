@@ -4,10 +4,12 @@ r"""Measures the benchmark's epochs against bare steps of the same model.
     python -m benchmarks.training_speed --preset=small --data_dir=DIRECTORY
 
 An epoch of `benchmarks.cifar10` is timed with all that belongs to it (reading,
-augmentation, metrics, the progress bar), then its evaluation with the refits,
+augmentation, metrics, the progress bar), then an evaluation with its refits,
 and in turns with them as many steps on one batch that lies in memory. It prints
-images a second and ratios; nothing is written. `--nodeterminism` lets all of
-them use TensorFlow's operations that are not deterministic.
+images a second and ratios; that of the evaluation is a mean over the epochs,
+of which not every one has one (`--evaluate_every`). Nothing is written.
+`--nodeterminism` lets all of them use TensorFlow's operations that are not
+deterministic.
 """
 
 from __future__ import annotations
@@ -42,7 +44,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> flags.FlagValues:
         "As that of benchmarks.cifar10.",
         flag_values=values,
     )
-    for name in ("max_samples", "width", "batch_size", "refit_samples"):
+    for name in (
+        "max_samples",
+        "width",
+        "batch_size",
+        "refit_samples",
+        "evaluate_every",
+    ):
         flags.DEFINE_integer(
             name, None, "As that of benchmarks.cifar10.", flag_values=values
         )
@@ -66,8 +74,8 @@ def run(values: Mapping[str, Any]) -> dict[str, float]:
 
     Returns:
         `images_a_second` of bare steps, `of_bare`, the share of it that an
-        epoch has, and `evaluation`, the time of an evaluation with its refits
-        as a share of the epoch's.
+        epoch has, and `evaluation`, the time that evaluations with their
+        refits add to an epoch, as a share of it.
     """
     config = config_lib.resolve(
         {
@@ -105,7 +113,7 @@ def run(values: Mapping[str, Any]) -> dict[str, float]:
         "an epoch": lambda: seconds(
             lambda: trainer.train_epoch(config.epochs_before_swa + 1)
         ),
-        "its evaluation": lambda: seconds(lambda: evaluator(validation)),
+        "an evaluation": lambda: seconds(lambda: evaluator(validation)),
     }
     for way in ways.values():
         way()
@@ -114,19 +122,24 @@ def run(values: Mapping[str, Any]) -> dict[str, float]:
     table = Table(title=f"{config.preset}: {images} images an epoch")
     for heading in ("", "seconds", "images a second", "/ an epoch"):
         table.add_column(heading, justify="right" if heading else "left")
+    epochs = {"an evaluation": config.evaluate_every}
+    ratios = {
+        name: _ratio(times, found["an epoch"]) / epochs.get(name, 1)
+        for name, times in found.items()
+    }
     for name, times in found.items():
         median = statistics.median(times)
         table.add_row(
             name,
             f"{median:.2f}",
-            "" if name == "its evaluation" else f"{images / median:.0f}",
-            f"{_ratio(times, found['an epoch']):.2f}",
+            "" if name in epochs else f"{images / median:.0f}",
+            f"{ratios[name]:.2f}",
         )
     Console().print(table)
     return {
         "images_a_second": images / statistics.median(found["bare steps"]),
-        "of_bare": _ratio(found["bare steps"], found["an epoch"]),
-        "evaluation": _ratio(found["its evaluation"], found["an epoch"]),
+        "of_bare": ratios["bare steps"],
+        "evaluation": ratios["an evaluation"],
     }
 
 

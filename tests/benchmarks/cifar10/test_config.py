@@ -19,6 +19,7 @@ from benchmarks.common.errors import BenchmarkError
         ({"width": 0}, "`--width`"),
         ({"batch_size": -5}, "`--batch_size`"),
         ({"refit_samples": 0}, "`--refit_samples`"),
+        ({"evaluate_every": 0}, "`--evaluate_every`"),
         ({"max_samples": 0}, "`--max_samples`"),
         ({"seed": -1}, "`--seed`"),
         ({"seed": 2**31}, "`--seed`"),

@@ -278,8 +278,14 @@ def test_replicas_find_what_one_device_finds(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_mixed_precision(tmp_path):
-    settings = config.resolve({**TINY, "precision": "mixed_bfloat16"})
+def test_mixed_precision_and_fewer_evaluations(tmp_path):
+    settings = config.resolve(
+        {**TINY, "precision": "mixed_bfloat16", "evaluate_every": 2}
+    )
     found = cifar10.execute(settings, str(tmp_path / "run"), False, [])
     assert found["flags"]["precision"] == "mixed_bfloat16"
     assert found["final"]["test"]["swa_refit"]["accuracy"] > 15.0
+    # The last of three epochs, and every second before it.
+    evaluated = [list(e["validation"]) for e in found["epochs"]]
+    assert [bool(ways) for ways in evaluated] == [True, False, True]
+    assert [bool(e["validation"]) for e in found["decayed"]] == [False, True]

@@ -8,6 +8,7 @@ TINY = {
     "epochs_before_swa": 1,
     "batch_size": 32,
     "refit_samples": 100,
+    "evaluate_every": 1,
     "seed": 1,
     "keep_weights": True,
 }
