@@ -106,13 +106,11 @@ def draw(path: str, titles: list[str], table: dict[str, list[float]]) -> None:
 def main(_: list[str]) -> None:
     first, end, folder = FLAGS.keep_from, FLAGS.epochs, FLAGS.output_dir
     if first >= end:
-        raise app.UsageError(
-            f"`--keep_from` must be < {end}. Received: --keep_from={first}"
-        )
+        wanted = f"`--keep_from` must be < {end}"
+        raise app.UsageError(f"{wanted}. Received: --keep_from={first}")
     if folder and os.path.lexists(folder):
-        raise app.UsageError(
-            f"`--output_dir` must not exist. Received: --output_dir={folder}"
-        )
+        wanted = "`--output_dir` must not exist"
+        raise app.UsageError(f"{wanted}. Received: --output_dir={folder}")
     try:
         names = ["dataset", "data_dir", "seed", "train_size", "test_size"]
         learned, test = data.load(*(FLAGS[name].value for name in names))
@@ -140,6 +138,8 @@ def main(_: list[str]) -> None:
     print(f"{'accuracy in %':18s}", *(f"{title:>10s}" for title in titles))
     for name, row in table.items():
         print(f"{name:18s}", *(f"{value:10.2f}" for value in row))
+    gain = table["averaged weights"][-1] - table["mean"][-1]
+    print(f"averaging gained {gain:+.2f} points over the mean checkpoint")
     plot = os.path.join(output_dir, "accuracies.png")
     draw(plot, titles, table)
     print(f"Written: {plot}")

@@ -132,15 +132,15 @@ def main(argv: list[str]) -> None:
     except errors.BenchmarkError as error:
         raise app.UsageError(str(error)) from error
     steps = FLAGS.epochs * (len(splits.train) // FLAGS.batch_size)
-    if FLAGS.swa_start >= steps:
-        raise app.UsageError(
-            f"`--swa_start` must be less than the {steps} steps of training. "
-            f"Received: --swa_start={FLAGS.swa_start}"
-        )
+    if (start := FLAGS.swa_start) >= steps:
+        wanted = f"`--swa_start` must be less than the {steps} steps"
+        raise app.UsageError(f"{wanted}. Received: --swa_start={start}")
     tf.keras.utils.set_random_seed(FLAGS.seed)
     results, curves = train(splits)
     for name, accuracy in results.items():
         print(f"{name:16s} test accuracy {accuracy:.2f} %")
+    gain = results["SWA"] - results["best validation"]
+    print(f"averaging gained {gain:+.2f} points over the best checkpoint")
     if FLAGS.plot:
         draw(FLAGS.plot, curves)
 

@@ -48,6 +48,9 @@ def test_digits(tmp_path):
     np.testing.assert_allclose(rows["mean"], mean, atol=0.011)
     assert len(rows["averaged weights"]) == 2
     assert (rows["averaged weights"] > mean).all()  # what it shows
+    gain = rows["averaged weights"][1] - rows["mean"][1]
+    said = re.search(r"averaging gained (\S+) points", output)
+    assert float(said.group(1)) == pytest.approx(gain, abs=0.02)
     assert rows["averaged weights"][1] > 80  # refit; it has learned
     files = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert [f for f in files if f.endswith(".index")] == [

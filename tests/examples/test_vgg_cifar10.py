@@ -35,6 +35,8 @@ def test_default(tmp_path):
     output = vgg(f"--plot={plot}")
     found = accuracies(output)
     assert list(found) == MODELS
+    gain = found["SWA"] - found["best validation"]
+    assert f"averaging gained {gain:+.2f} points over" in output
     # 97 % is what scikit-learn's own SVC example reaches on these digits.
     assert found["SWA"] > 97.0
     validation = losses(output)
