@@ -3,6 +3,7 @@
 import importlib.metadata
 import re
 import runpy
+import subprocess
 
 import pytest
 
@@ -40,6 +41,30 @@ def test_every_package_is_in_the_wheel():
     assert len(folders) > 5
     assert [f for f in folders if not (f / "__init__.py").is_file()] == []
     assert '\ninclude = ["swa_tf", "swa_tf.*"]\n' in PYPROJECT
+
+
+def test_every_file_is_in_the_sdist_or_of_the_repository_alone():
+    if not (ROOT / ".git").exists():
+        pytest.skip("only a clone has a list of its files")
+    ran = subprocess.run(
+        ["git", "ls-files"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tracked = {path.split("/")[0] for path in ran.stdout.splitlines()}
+    lines = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
+    taken = {
+        name
+        for line in lines
+        if line.startswith(("graft ", "include "))
+        for name in line.split()[1:]
+    }
+    assert taken <= tracked
+    # Setuptools takes these by itself.
+    taken |= {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "swa_tf"}
+    assert tracked - taken == {".github", ".gitignore"}
 
 
 def test_the_version_is_in_one_place():
