@@ -12,12 +12,15 @@ import hypothesis
 import pytest
 import tensorflow as tf
 
+import swa_tf
 from swa_tf.averaging import ONE_AT_A_TIME
 from swa_tf.support import compat
 from tests import checkpoint_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+SOURCES = pathlib.Path(swa_tf.__file__).resolve().parent.parent
+"""The folder with `swa_tf`: `ROOT`, unless a wheel is tested."""
 
 # Before TensorFlow initialises: four devices for MirroredStrategy.
 tf.config.set_logical_device_configuration(

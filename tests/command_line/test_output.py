@@ -1,6 +1,6 @@
 """The command line: what it prints, and the exit status."""
 
-import ast
+import importlib.metadata
 import io
 import os
 import pathlib
@@ -17,7 +17,6 @@ from swa_tf import average_checkpoints_main
 from tests import programs
 from tests.checkpoint_files import KERAS
 from tests.command import (
-    ROOT,
     assert_fails,
     files_here,
     metrics_module,
@@ -149,21 +148,15 @@ def test_a_bar_for_large_ones(terminal, large, way, run, command, monkeypatch):
 
 
 def _declared():
-    """The console scripts of setup.py."""
-    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-    (entries,) = [
-        ast.literal_eval(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.keyword) and node.arg == "entry_points"
-    ]
-    return dict(re.split(" *= *", e) for e in entries["console_scripts"])
+    (script,) = importlib.metadata.distribution("swa-tf").entry_points
+    return script
 
 
 def test_the_console_script_is_declared():
-    script = _declared()["swa-average-checkpoints"]
-    module, function = script.split(":")
-    assert module == average_checkpoints_main.__name__
-    assert callable(getattr(average_checkpoints_main, function))
+    script = _declared()
+    assert script.group == "console_scripts"
+    assert script.name == "swa-average-checkpoints"
+    assert script.load() is average_checkpoints_main.run
 
 
 def _examples():
@@ -200,7 +193,7 @@ def _program(*arguments, console_script=False):
     if not console_script:
         module = "swa_tf.average_checkpoints_main"
         return programs.run_module(module, *arguments, cwd=os.getcwd())
-    module, function = _declared()["swa-average-checkpoints"].split(":")
+    module, function = _declared().value.split(":")
     # As the file that pip writes.
     code = (
         "import sys; sys.argv[0] = 'bin/swa-average-checkpoints'; "

@@ -1,20 +1,22 @@
-"""The bounds on what is depended on, and the scripts of CI that use them."""
+"""What a release says of itself, its bounds, and the scripts of CI."""
 
 import importlib.metadata
-import pathlib
 import re
 import runpy
+import subprocess
 
 import pytest
-import setuptools
 
-ROOT = pathlib.Path(__file__).parents[2]
-SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
+import swa_tf
+from tests.conftest import ROOT, SOURCES
+
+METADATA = importlib.metadata.metadata("swa-tf")
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 OLDEST = runpy.run_path(str(ROOT / ".ci" / "oldest_versions.py"))
 AUDIT = runpy.run_path(str(ROOT / ".ci" / "audit.py"))
 # Tools whose results do not reach who uses the package; tf_keras has the bound
 # of the TensorFlow that it asks for.
-UNBOUND = {"mypy", "pip-audit", "ruff", "tf-keras"}
+UNBOUND = {"build", "mypy", "pip-audit", "ruff", "tf-keras", "twine"}
 
 
 def _bounds():
@@ -35,14 +37,56 @@ def test_two_bounds_of_one_package_are_refused():
 
 
 def test_every_package_is_in_the_wheel():
-    expected = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for path in (ROOT / "swa_tf").rglob("*.py")
+    folders = {path.parent for path in (SOURCES / "swa_tf").rglob("*.py")}
+    assert len(folders) > 5
+    assert [f for f in folders if not (f / "__init__.py").is_file()] == []
+    assert '\ninclude = ["swa_tf", "swa_tf.*"]\n' in PYPROJECT
+
+
+def test_every_file_is_in_the_sdist_or_of_the_repository_alone():
+    if not (ROOT / ".git").exists():
+        pytest.skip("only a clone has a list of its files")
+    ran = subprocess.run(
+        ["git", "ls-files"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tracked = {path.split("/")[0] for path in ran.stdout.splitlines()}
+    lines = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
+    taken = {
+        name
+        for line in lines
+        if line.startswith(("graft ", "include "))
+        for name in line.split()[1:]
     }
-    listed = re.search(r"packages=(.*),$", SETUP, re.MULTILINE).group(1)
-    assert listed == 'find_packages(include=["swa_tf", "swa_tf.*"])'
-    found = setuptools.find_packages(ROOT, include=["swa_tf", "swa_tf.*"])
-    assert set(found) == expected
+    assert taken <= tracked
+    # Setuptools takes these by itself.
+    taken |= {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "swa_tf"}
+    assert tracked - taken == {".github", ".gitignore"}
+
+
+def test_the_version_is_in_one_place():
+    assert METADATA["Version"] == swa_tf.__version__
+    assert 'version = { attr = "swa_tf.__version__" }' in PYPROJECT
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[(.+?)\]", changes, re.MULTILINE).group(1)
+    assert newest == swa_tf.__version__
+
+
+def test_it_claims_what_ci_tries():
+    claimed = METADATA.get_all("Classifier")
+    systems = [c for c in claimed if c.startswith("Operating System")]
+    assert systems == ["Operating System :: POSIX :: Linux"]
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (tried,) = re.findall(
+        r"^  for python in (.*); do # newest first$", ci, re.M
+    )
+    pythons = [re.fullmatch(r".* :: (3\.\d+)", c) for c in claimed]
+    assert {f"python{found.group(1)}" for found in pythons if found} == set(
+        tried.split()
+    )
 
 
 @pytest.mark.parametrize(

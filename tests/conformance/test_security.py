@@ -1,11 +1,12 @@
 """No file of the package runs what it reads: SECURITY.md."""
 
 import ast
-import pathlib
 
 import pytest
 
-FILES = sorted((pathlib.Path(__file__).parents[2] / "swa_tf").rglob("*.py"))
+from tests.conftest import SOURCES
+
+FILES = sorted((SOURCES / "swa_tf").rglob("*.py"))
 MODULES = {"dill", "cloudpickle", "joblib", "marshal", "pickle", "shelve"}
 NETWORK = {"ftplib", "http", "requests", "socket", "urllib"}
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
