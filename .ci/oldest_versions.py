@@ -1,4 +1,4 @@
-"""Prints the oldest versions that pyproject.toml allows, as constraints of pip.
+"""Prints the oldest versions that setup.py allows, as constraints of pip.
 
 Usage: python .ci/oldest_versions.py, in an environment that has `swa_tf`; its
 dependencies need not be there.
@@ -10,7 +10,6 @@ import importlib.metadata
 import re
 from collections.abc import Iterable
 
-_OWN = "swa-tf"
 _NAME = re.compile(r"[\w.-]+")
 # A lower bound, or the series that an extra wants: the 2.15 of 2.15.*.
 _BOUND = re.compile(r"(?:>=|==)([\d.]+?)(?:\.\*)?(?:,|$)")
@@ -18,8 +17,6 @@ _BOUND = re.compile(r"(?:>=|==)([\d.]+?)(?:\.\*)?(?:,|$)")
 
 def constraints(requirements: Iterable[str]) -> dict[str, str | None]:
     """The oldest version of each package; None of what has no bound.
-
-    An extra that names another one, as `swa-tf[test]`, adds no package.
 
     >>> constraints(["b<3,>=1.2", "a==2.15.*; extra == 'x'", "c"])
     {'a': '2.15', 'b': '1.2', 'c': None}
@@ -32,8 +29,6 @@ def constraints(requirements: Iterable[str]) -> dict[str, str | None]:
     for requirement in requirements:
         wanted = requirement.split(";")[0].replace(" ", "")
         name = _NAME.match(wanted).group()
-        if name == _OWN:
-            continue
         bound = _BOUND.search(wanted)
         version = bound and bound.group(1)
         if found.setdefault(name, version) != version:
@@ -45,7 +40,7 @@ def constraints(requirements: Iterable[str]) -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    wanted = importlib.metadata.requires(_OWN) or []
+    wanted = importlib.metadata.requires("swa-tf") or []
     for name, version in constraints(wanted).items():
         if version:
             print(f"{name}=={version}")
