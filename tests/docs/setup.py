@@ -100,6 +100,7 @@ def _graph(given):
 
 
 def _keras(given):
+    """20 steps in an epoch."""
     given["dataset"] = given["dataset"].repeat(10)
 
 
@@ -142,8 +143,20 @@ class _AtOnce:
         pass
 
 
+_FROM, _GUIDES = "docs/coming-from", "docs/guides"
+
 PREPARE = {
     "README.md": (_train_steps, _graph),
     "docs/distribution.md": (_distribution,),
+    f"{_FROM}/addons.md": (_keras, _train_steps),
+    f"{_FROM}/averaging-scripts.md": (_checkpoints,),
+    f"{_FROM}/keras.md": (_keras,),
+    f"{_FROM}/lightning.md": (_keras,),
+    f"{_FROM}/tensorflow-ema.md": (_graph,),
+    f"{_FROM}/torch.md": (_keras, _train_steps),
+    f"{_GUIDES}/gans.md": (_train_steps,),
+    f"{_GUIDES}/hyperparameters.md": (_train_steps,),
+    f"{_GUIDES}/resume.md": (_train_steps,),
+    f"{_GUIDES}/soups.md": (_checkpoints,),
     "docs/keras.md": (_keras,),
 }
