@@ -30,6 +30,7 @@ TEST = [
     "pytest-xdist>=3.0.2",
 ]
 DEV = [*TEST, "mypy", "pip-audit", "ruff"]
+DOCS = ["mkdocs-material>=9.6", "mkdocs-same-dir>=0.1.3", "mkdocstrings[python]>=0.30"]
 
 setup(
     name="swa-tf",
@@ -59,6 +60,7 @@ setup(
         "addons": ADDONS,
         "benchmarks": BENCHMARKS,
         "dev": DEV,
+        "docs": DOCS,
         "examples": EXAMPLES,
         "legacy": LEGACY,
         "test": TEST,
