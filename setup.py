@@ -30,7 +30,11 @@ TEST = [
     "pytest-xdist>=3.0.2",
 ]
 DEV = [*TEST, "mypy", "pip-audit", "ruff"]
-DOCS = ["mkdocs-material>=9.6", "mkdocs-same-dir>=0.1.3", "mkdocstrings[python]>=0.30"]
+DOCS = [
+    "mkdocs-material>=9.6",
+    "mkdocs-same-dir>=0.1.3",
+    "mkdocstrings[python]>=0.30",
+]
 
 setup(
     name="swa-tf",

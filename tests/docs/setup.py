@@ -55,7 +55,9 @@ def names():
 
 def _run_command(line):
     with flagsaver.flagsaver():
-        assert average_checkpoints_main.main(flags.FLAGS(shlex.split(line))) == 0
+        assert (
+            average_checkpoints_main.main(flags.FLAGS(shlex.split(line))) == 0
+        )
 
 
 def _train_steps(given):

@@ -9,8 +9,16 @@ import tensorflow as tf
 import swa_tf
 from tests.docs import pages, setup
 
-# More than about ten seconds.
-SLOW = set()
+# More than a few seconds; `.ci/run` runs them on the newest stack.
+SLOW = {
+    "docs/coming-from/addons.md",
+    "docs/coming-from/averaging-scripts.md",
+    "docs/coming-from/lightning.md",
+    "docs/guides/best-model.md",
+    "docs/guides/export.md",
+    "docs/guides/hyperparameters.md",
+    "docs/guides/soups.md",
+}
 
 
 def _keras(given):
@@ -43,10 +51,15 @@ def _distribution(given):
         np.testing.assert_allclose(average.numpy(), expected, rtol=1e-6)
 
 
+def _soups(given):
+    assert "verdict" in str(given["soup"])
+
+
 # What a page has done when it has run.
 CHECK = {
     "docs/checkpoints.md": _checkpoints,
     "docs/distribution.md": _distribution,
+    "docs/guides/soups.md": _soups,
     "docs/keras.md": _keras,
 }
 

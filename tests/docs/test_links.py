@@ -11,10 +11,11 @@ PAGES = [*pages.paths(), "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
 
 
 def _anchors(text):
-    """The names that a site and GitHub give the headings."""
+    """The names of headings, and of what mkdocstrings puts in."""
     headings = re.findall(r"^#+ +(.+)$", text, re.M)
     kept = [re.sub(r"[^\w\- ]", "", h).strip().lower() for h in headings]
-    return {heading.replace(" ", "-") for heading in kept}
+    names = {heading.replace(" ", "-") for heading in kept}
+    return names | set(re.findall(r"^::: (\S+)$", text, re.M))
 
 
 @pytest.mark.parametrize("page", PAGES)
