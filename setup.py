@@ -34,6 +34,7 @@ DOCS = [
     "mkdocs-material>=9.6",
     "mkdocs-same-dir>=0.1.3",
     "mkdocstrings[python]>=0.30",
+    "ruff",  # breaks the lines of signatures
 ]
 
 setup(
