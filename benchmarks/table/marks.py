@@ -7,11 +7,11 @@ is a section of a page of results, or without its name the whole page:
     <!-- figures: benchmarks/results/table/small/table.md, Differences -->
     <!-- end -->
 
-A number in a sentence or a cell is a value of a JSON file, by the keys that lead
-to it, with a format of Python. The mark stands on one line, which does not begin
-with `<!--`: both would end the paragraph.
+A number in a sentence or a cell is a value of a JSON file, by the keys that
+lead to it, with a format of Python. The mark stands on one line, which does not
+begin with `<!--`: both would end the paragraph.
 
-    gains <!-- figure: results/table.json momentumw/mean +.2f -->+1.00<!-- end -->
+    gains <!-- figure: results/table.json sgd/mean +.2f -->+1.00<!-- end -->
 """
 
 from __future__ import annotations
