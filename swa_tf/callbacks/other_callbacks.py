@@ -39,7 +39,7 @@ def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
                 f"{type(each).__name__}({monitor=}, {keeps[0]}=True) keeps the "
                 "trained weights, and this metric is of the averaged ones. "
                 "Save the best averaged model inside `averaged_weights`: see "
-                "docs/guides/best-model.md.",
+                "docs/keras.md.",
                 stacklevel=2,
             )
         is_table = isinstance(each, tf.keras.callbacks.CSVLogger)

@@ -86,7 +86,7 @@ def test_trained_weights_kept_by_a_metric_of_averages(
     [message] = [each for each in messages if "keeps the trained" in each]
     name = type(keeps).__name__
     assert message.startswith(f"{name}(monitor='{monitor}', ")
-    assert "`averaged_weights`: see docs/guides/best-model.md" in message
+    assert "`averaged_weights`: see docs/keras.md" in message
 
 
 def test_no_warning_where_weights_and_metric_agree(tmp_path):
@@ -105,7 +105,7 @@ def test_no_warning_where_weights_and_metric_agree(tmp_path):
 
 
 def test_the_best_averaged_model(tmp_path):
-    """The recipe of docs/guides/best-model.md."""
+    """The recipe of docs/keras.md."""
     path = tmp_path / "best.weights.h5"
     swa, model = callback(0), make_model()
     best = float("inf")
