@@ -30,6 +30,12 @@ TEST = [
     "pytest-xdist>=3.0.2",
 ]
 DEV = [*TEST, "build", "mypy", "pip-audit", "ruff", "twine"]
+DOCS = [
+    "mkdocs-material>=9.6",
+    "mkdocs-same-dir>=0.1.3",
+    "mkdocstrings[python]>=0.30",
+    "ruff",  # breaks the lines of signatures
+]
 
 setup(
     name="swa-tf",
@@ -59,6 +65,7 @@ setup(
         "addons": ADDONS,
         "benchmarks": BENCHMARKS,
         "dev": DEV,
+        "docs": DOCS,
         "examples": EXAMPLES,
         "legacy": LEGACY,
         "test": TEST,

@@ -7,13 +7,11 @@ is a section of a page of results, or without its name the whole page:
     <!-- figures: benchmarks/results/table/small/table.md, Differences -->
     <!-- end -->
 
-A number in a sentence is a value of a JSON file, by the keys that lead to it,
-with a format of Python. No line may begin with `<!--`, which would end the
-paragraph:
+A number in a sentence or a cell is a value of a JSON file, by the keys that
+lead to it, with a format of Python. The mark stands on one line, which does not
+begin with `<!--`: both would end the paragraph.
 
-    gains <!-- figure: benchmarks/results/table/small/table.json
-    momentumw/differences/swa_refit-refit/accuracy/mean +.2f -->+1.00<!-- end
-    --> points
+    gains <!-- figure: results/table.json sgd/mean +.2f -->+1.00<!-- end -->
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ _BEGIN = re.compile(r"<!-- figures?:")
 def pages(root: str) -> Iterator[str]:
     """Yields the paths of the pages that may have marks."""
     yield os.path.join(root, "README.md")
-    docs = os.path.join(glob.escape(root), "docs", "*.md")
-    yield from sorted(glob.glob(docs))
+    docs = os.path.join(glob.escape(root), "docs", "**", "*.md")
+    yield from sorted(glob.glob(docs, recursive=True))
 
 
 def renew(root: str) -> None:
