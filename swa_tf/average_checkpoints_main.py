@@ -180,6 +180,12 @@ def main(argv: Sequence[str]) -> int:
 def _run(given: Sequence[str], console: Console, errors: Console) -> None:
     if not FLAGS.output_path:
         raise ValueError("--output_path must be given. See --help.")
+    snapshots = FLAGS.snapshot_widths, FLAGS.snapshot_n_models
+    if FLAGS.relative_width is None and snapshots != (None, None):
+        raise ValueError(
+            "--snapshot_widths and --snapshot_n_models belong to "
+            "--relative_width. Received: no --relative_width"
+        )
     output, inputs = FLAGS.output_path, _inputs(given)
     options: dict[str, Any] = {
         "optimizer_slots": FLAGS.optimizer_slots,
@@ -242,21 +248,14 @@ def _inputs(given: Sequence[str]) -> list[str]:
 
 def _average(inputs: list[str], output: str, **options: Any) -> dict[str, Any]:
     """Averages by the flags that say how."""
-    widths = _numbers("snapshot_widths", float)
-    n_models = _numbers("snapshot_n_models", int)
     if FLAGS.relative_width is not None:
         return checkpoints.posthoc_average(
             inputs,
             FLAGS.relative_width,
             output,
-            snapshot_widths=widths,
-            snapshot_n_models=n_models,
+            snapshot_widths=_numbers("snapshot_widths", float),
+            snapshot_n_models=_numbers("snapshot_n_models", int),
             **options,
-        )
-    if widths is not None or n_models is not None:
-        raise ValueError(
-            "--snapshot_widths and --snapshot_n_models are of the snapshots of "
-            "--relative_width. Received: no --relative_width"
         )
     weights = _numbers("weights", float)
     return checkpoints.average_checkpoints(

@@ -92,9 +92,7 @@ def test_until(arguments, numbers, tmp_path):
     for number in (1, 2, 3, 9, 10, 11, 12):
         (tmp_path / f"run-7-epoch_{number}.keras").touch()
     found = swa_tf.checkpoints_in(tmp_path, **arguments)
-    assert found == [
-        str(tmp_path / f"run-7-epoch_{n}.keras") for n in numbers
-    ]
+    assert found == [str(tmp_path / f"run-7-epoch_{n}.keras") for n in numbers]
 
 
 @pytest.mark.parametrize(
