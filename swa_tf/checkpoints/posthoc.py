@@ -133,9 +133,9 @@ def posthoc_average(
     )
     if error > _MAX_PROFILE_ERROR:
         warnings.warn(
-            f"`relative_width`={relative_width} is not well described by these "
-            f"snapshots: their best sum has a profile that is {error:.0%} off. "
-            "Take one nearer to theirs, or more snapshots.",
+            "These snapshots give the profile of `relative_width`="
+            f"{relative_width:g} to within {error:.0%} only. Take a width "
+            "nearer to theirs, or more snapshots.",
             stacklevel=2,
         )
     if not dry_run:
