@@ -112,7 +112,10 @@ def test_python_blocks_of_the_checkpoints_document_run(trained_on, capsys):
 
 def test_python_blocks_of_the_ema_document_run(trained_on):
     _run((ROOT / "docs" / "ema.md").read_text("utf-8"), trained_on)
-    assert int(trained_on["ema"].n_models) == 2
+    steps = 2 * trained_on["epochs"]
+    assert int(trained_on["ema"].n_models) == 2 + steps
+    assert [int(a.n_models) for a in trained_on["averages"]] == [steps, steps]
+    assert len(trained_on["snapshots"]) == 2 * trained_on["epochs"]
     assert pathlib.Path("averaged.keras").exists()
 
 
