@@ -16,6 +16,7 @@ from swa_tf import schedules
 from swa_tf.averaging import (
     AveragingSchedule,
     ExponentialMovingAverage,
+    PowerFunctionAverage,
     StochasticWeightAveraging,
     WeightAverage,
     scaled_decay,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # imported on first use, by `__getattr__`
         checkpoints_in,
         greedy_soup,
         merge_averages,
+        posthoc_average,
         soups,
     )
 
@@ -53,6 +55,7 @@ __all__ = [
     "BatchNormRefit",
     "ExponentialMovingAverage",
     "MovingFreeBatchNormalization",
+    "PowerFunctionAverage",
     "SWACallback",
     "StochasticWeightAveraging",
     "WeightAverage",
@@ -68,6 +71,7 @@ __all__ = [
     "greedy_soup",
     "merge_averages",
     "optimizers",
+    "posthoc_average",
     "refit_batch_norm",
     "scaled_decay",
     "schedules",

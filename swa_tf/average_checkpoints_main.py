@@ -21,6 +21,10 @@ weight comes from the newest one. Examples:
     swa-average-checkpoints --checkpoint_dir=run --decay=0.9 --output_path=ema
     swa-average-checkpoints --checkpoint_dir=run --window=3 --output_path=means
 
+  The average of another length, from snapshots of two averages:
+    swa-average-checkpoints --relative_width=0.08 --output_path=posthoc/ckpt \
+        snapshots/0.05/ckpt-* snapshots/0.1/ckpt-*
+
   Only those that improve what accuracy(path) in my_metrics.py returns:
     swa-average-checkpoints --checkpoint_dir=run --output_path=soup \
         --soup_metric=my_metrics:accuracy
@@ -76,6 +80,12 @@ flags.DEFINE_integer(
     "Takes every n-th of --checkpoint_dir, the newest among them.",
     lower_bound=1,
 )
+flags.DEFINE_integer(
+    "until",
+    None,
+    "The highest number in a name to take from --checkpoint_dir.",
+    lower_bound=0,
+)
 flags.DEFINE_string(
     "output_path",
     None,
@@ -87,6 +97,23 @@ flags.DEFINE_list(
 )
 flags.DEFINE_float(
     "decay", None, "Takes the exponential average with this decay."
+)
+flags.DEFINE_float(
+    "relative_width",
+    None,
+    "Writes the power-function average of this relative width, from snapshots "
+    "of others: checkpoints written inside averaged_weights of a "
+    "PowerFunctionAverage.",
+)
+flags.DEFINE_list(
+    "snapshot_widths",
+    None,
+    "The relative width of each snapshot, where the files do not say it.",
+)
+flags.DEFINE_list(
+    "snapshot_n_models",
+    None,
+    "The number of models of each snapshot, where the files do not say it.",
 )
 flags.DEFINE_integer(
     "window", None, "Writes the mean of each so many in a row.", lower_bound=1
@@ -117,7 +144,7 @@ flags.DEFINE_bool(
     "dry_run", False, "Checks and shows what would be done, no more."
 )
 flags.mark_flags_as_mutual_exclusive(
-    ["weights", "decay", "window", "soup_metric"]
+    ["weights", "decay", "window", "soup_metric", "relative_width"]
 )
 
 
@@ -153,6 +180,12 @@ def main(argv: Sequence[str]) -> int:
 def _run(given: Sequence[str], console: Console, errors: Console) -> None:
     if not FLAGS.output_path:
         raise ValueError("--output_path must be given. See --help.")
+    snapshots = FLAGS.snapshot_widths, FLAGS.snapshot_n_models
+    if FLAGS.relative_width is None and snapshots != (None, None):
+        raise ValueError(
+            "--snapshot_widths and --snapshot_n_models belong to "
+            "--relative_width. Received: no --relative_width"
+        )
     output, inputs = FLAGS.output_path, _inputs(given)
     options: dict[str, Any] = {
         "optimizer_slots": FLAGS.optimizer_slots,
@@ -166,9 +199,7 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
                 inputs, output, FLAGS.window, dry_run=True, **options
             )
             inputs = inputs[-FLAGS.window :]
-        report = checkpoints.average_checkpoints(
-            inputs, output, dry_run=True, **_shares(), **options
-        )
+        report = _average(inputs, output, dry_run=True, **options)
         checkpoints.warn(report)
         _show(report, console)
         _show_tensors(report, console)
@@ -188,10 +219,7 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
                 )
                 console.print(*written, sep="\n")
             else:
-                report = checkpoints.average_checkpoints(
-                    inputs, output, **_shares(), **options
-                )
-                _show(report, console)
+                _show(_average(inputs, output, **options), console)
     console.print(f"written: {output}")
 
 
@@ -204,24 +232,46 @@ def _inputs(given: Sequence[str]) -> list[str]:
         )
     if FLAGS.checkpoint_dir:
         return checkpoints.checkpoints_in(
-            FLAGS.checkpoint_dir, FLAGS.num_last_checkpoints, FLAGS.every
+            FLAGS.checkpoint_dir,
+            FLAGS.num_last_checkpoints,
+            FLAGS.every,
+            FLAGS.until,
         )
-    if FLAGS.num_last_checkpoints is not None or FLAGS.every != 1:
+    choice = FLAGS.num_last_checkpoints, FLAGS.every, FLAGS.until
+    if choice != (None, 1, None):
         raise ValueError(
-            "--num_last_checkpoints and --every choose from --checkpoint_dir. "
-            "Received: no --checkpoint_dir"
+            "--num_last_checkpoints, --every and --until choose from "
+            "--checkpoint_dir. Received: no --checkpoint_dir"
         )
     return checkpoints.matching(patterns)
 
 
-def _shares() -> dict[str, Any]:
-    if FLAGS.weights is None:
-        return {"decay": FLAGS.decay}
+def _average(inputs: list[str], output: str, **options: Any) -> dict[str, Any]:
+    """Averages by the flags that say how."""
+    if FLAGS.relative_width is not None:
+        return checkpoints.posthoc_average(
+            inputs,
+            FLAGS.relative_width,
+            output,
+            snapshot_widths=_numbers("snapshot_widths", float),
+            snapshot_n_models=_numbers("snapshot_n_models", int),
+            **options,
+        )
+    weights = _numbers("weights", float)
+    return checkpoints.average_checkpoints(
+        inputs, output, weights=weights, decay=FLAGS.decay, **options
+    )
+
+
+def _numbers(flag: str, kind: type) -> list[Any] | None:
+    """Returns the numbers of a flag that is a list of them."""
+    if FLAGS[flag].value is None:
+        return None
     try:
-        return {"weights": [float(weight) for weight in FLAGS.weights]}
+        return [kind(number) for number in FLAGS[flag].value]
     except ValueError as error:
         raise ValueError(
-            f"--weights must be numbers. Received: {error}"
+            f"--{flag} must be numbers. Received: {error}"
         ) from None
 
 
@@ -314,6 +364,11 @@ def _show(report: dict[str, Any], console: Console) -> None:
         f"{len(report['from_newest'])} other tensors; "
         f"{len(report['dropped'])} dropped"
     )
+    if "profile_error" in report:
+        console.print(
+            f"the profile of relative width {report['relative_width']:g} is "
+            f"described up to {report['profile_error']:.2%}"
+        )
 
 
 def _show_tensors(report: dict[str, Any], console: Console) -> None:

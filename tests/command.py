@@ -9,9 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
+import swa_tf
 from swa_tf import average_checkpoints_main
 from tests import checkpoint_files
 from tests.checkpoint_files import OBJECT
@@ -25,6 +27,20 @@ def write_weight(name, value, form=OBJECT):
     path = name + checkpoint_files.suffix(form)
     checkpoint_files.write(form, path, {"w": np.float32(value)})
     return path
+
+
+def write_snapshots(widths=(0.05, 0.1), n_models=80, every=10):
+    """Snapshots of two averages of the weights 1, 2, 3, ... in `snapshots`."""
+    weight = tf.Variable(0.0)
+    averages = [swa_tf.PowerFunctionAverage(width) for width in widths]
+    for step in range(1, n_models + 1):
+        weight.assign(step)
+        for average in averages:
+            average.apply([weight])
+        for average in averages if step % every == 0 else ():
+            path = f"snapshots/{average.relative_width}/ckpt-{step}"
+            with swa_tf.averaged_weights(average, [weight]):
+                tf.train.Checkpoint(w=weight, average=average).write(path)
 
 
 def read_weight(path, form=OBJECT):

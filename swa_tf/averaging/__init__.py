@@ -3,6 +3,10 @@
 from swa_tf.averaging import rounding
 from swa_tf.averaging.decay import scaled_decay
 from swa_tf.averaging.exponential import ExponentialMovingAverage
+from swa_tf.averaging.power_function import (
+    PowerFunctionAverage,
+    gamma_of,
+)
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.swa import StochasticWeightAveraging
 from swa_tf.averaging.weight_average import ONE_AT_A_TIME, WeightAverage
@@ -11,8 +15,10 @@ __all__ = [
     "ONE_AT_A_TIME",
     "AveragingSchedule",
     "ExponentialMovingAverage",
+    "PowerFunctionAverage",
     "StochasticWeightAveraging",
     "WeightAverage",
+    "gamma_of",
     "rounding",
     "scaled_decay",
 ]

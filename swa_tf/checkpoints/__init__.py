@@ -3,6 +3,7 @@
 from swa_tf.checkpoints import soups, worker_averages
 from swa_tf.checkpoints.average import average_checkpoints, average_windows
 from swa_tf.checkpoints.paths import checkpoints_in, matching
+from swa_tf.checkpoints.posthoc import posthoc_average
 from swa_tf.checkpoints.soups import greedy_soup
 from swa_tf.checkpoints.weighted_mean import warn
 from swa_tf.checkpoints.worker_averages import merge_averages
@@ -14,6 +15,7 @@ __all__ = [
     "greedy_soup",
     "matching",
     "merge_averages",
+    "posthoc_average",
     "soups",
     "warn",
     "worker_averages",

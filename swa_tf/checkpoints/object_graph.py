@@ -42,6 +42,7 @@ class AverageKeys(NamedTuple):
     averages: list[str]  # in their order
     n_models: str
     state: str  # a JSON string
+    relative_width: str | None = None  # of a `PowerFunctionAverage`
 
 
 class ObjectGraph:
@@ -84,11 +85,13 @@ class ObjectGraph:
                 state = state.union(*map(self._below, children.values()))
                 # Only exponential averages have `_begun`; they do not merge.
                 if "_state" in children and "_begun" not in children:
+                    width = children.get("_relative_width")
+                    widths = [] if width is None else self._keys(width)
                     for n_models, saved in zip(
                         self._keys(children["_n_models"]),
                         self._keys(children["_state"]),
                     ):
-                        found = AverageKeys(averages, n_models, saved)
+                        found = AverageKeys(averages, n_models, saved, *widths)
                         self.averages.append(found)
         self.slots = slots & set(keys)
         self.state = (state - slots) & set(keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import pathlib
 import re
@@ -30,7 +31,10 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)*(?:e[+-]\d+)?")
 
 
 def checkpoints_in(
-    directory: Path, last: int | None = None, every: int = 1
+    directory: Path,
+    last: int | None = None,
+    every: int = 1,
+    until: int | None = None,
 ) -> list[str]:
     """Returns the checkpoints of a directory, the oldest first.
 
@@ -43,15 +47,19 @@ def checkpoints_in(
     ...     for step in (1, 2, 10):
     ...         path = os.path.join(run, f"ckpt-{step}")
     ...         _ = tf.train.Checkpoint(w=tf.Variable(0.0)).write(path)
-    ...     found = swa_tf.checkpoints_in(run, last=2)
-    ...     [os.path.basename(path) for path in found]
+    ...     for until in (None, 9):
+    ...         found = swa_tf.checkpoints_in(run, last=2, until=until)
+    ...         [os.path.basename(path) for path in found]
     ['ckpt-2', 'ckpt-10']
+    ['ckpt-1', 'ckpt-2']
 
     Args:
         directory: A folder with checkpoints of one form, such as
             `tf.train.CheckpointManager` or `ModelCheckpoint` fill.
         last: How many to take, the newest ones; None takes all.
         every: Takes every n-th of them, the newest among them.
+        until: The highest number to take; `last` and `every` count from there.
+            None takes all.
 
     Returns:
         Paths that `average_checkpoints` takes.
@@ -60,19 +68,37 @@ def checkpoints_in(
         FileNotFoundError: If there is no such directory.
         ValueError: If it holds no checkpoint, checkpoints of several forms,
             fewer than `last`, not all that its `checkpoint` file lists, or
-            some without a number, such as a `best.keras` beside the epochs.
+            some without a number, such as a `best.keras` beside the epochs; if
+            no number is at most `until`, or two checkpoints have the same.
     """
     every = checks.integer("every", every, at_least=1)
     if last is not None:
         last = checks.integer("last", last, at_least=1)
+    if until is not None:
+        until = checks.integer("until", until, at_least=0)
     folder = os.fspath(directory)
-    paths = in_directory(folder)[::-1][::every][::-1]
+    paths = in_directory(folder)
+    if until is not None:
+        paths = _up_to(until, paths, folder)
+    paths = paths[::-1][::every][::-1]
     if last is None:
         return paths
     if last > len(paths):
         many = f"{len(paths)}, the number of checkpoints to choose from"
         raise checks.wrong("last", f"at most {many} in '{folder}'", last)
     return paths[-last:]
+
+
+def _up_to(until: int, paths: list[str], folder: str) -> list[str]:
+    """Returns the paths whose number is at most `until`."""
+    numbers = _own_numbers(paths)
+    if not numbers:
+        where = f"'{folder}', where names have no number of their own"
+        raise checks.wrong("until", f"None in {where}", until)
+    if min(numbers) > until:
+        lowest = f"at least {min(numbers)}, the lowest number in '{folder}'"
+        raise checks.wrong("until", lowest, until)
+    return [path for path, n in zip(paths, numbers) if n <= until]
 
 
 def suffix(path: str) -> str:
@@ -107,17 +133,17 @@ def name_of(path: str) -> str:
     return os.path.basename(path.removesuffix(_SAVED_MODEL))
 
 
-def resolved(inputs: Any) -> list[str]:
+def resolved(inputs: Any, argument: str = "inputs") -> list[str]:
     """Returns the checkpoints in a directory, or those of a list."""
     is_path = isinstance(inputs, (str, os.PathLike))
     if is_path and _saved_model(os.fspath(inputs)):
-        return checked([inputs])
+        return checked([inputs], argument)
     if is_path and tf.io.gfile.isdir(inputs):
         return in_directory(os.fspath(inputs))
     if is_path or not isinstance(inputs, Iterable):
         wanted = "a list of paths, or a directory that exists"
-        raise checks.wrong("inputs", wanted, inputs, TypeError)
-    return checked(inputs)
+        raise checks.wrong(argument, wanted, inputs, TypeError)
+    return checked(inputs, argument)
 
 
 def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
@@ -175,10 +201,10 @@ def in_directory(folder: str) -> list[str]:
             "`directory` must be a folder with checkpoints. "
             f"Received: directory='{folder}'"
         )
-    names = set()
-    for name in there:
-        if _DATA.search(name) or suffix(name):
-            names.add(_DATA.sub("", name))
+    names = prefixes(there)
+    for name in itertools.filterfalse(_DATA.search, there):
+        if suffix(name):
+            names.add(name)
         elif _saved_model(os.path.join(folder, name)):
             names.add(name + _SAVED_MODEL)
     names = {name for name in names if not name.startswith(".")}
@@ -187,7 +213,7 @@ def in_directory(folder: str) -> list[str]:
             names.remove(name)
         shards = files(os.path.join(folder, name))[:-1]
         names -= {os.path.basename(shard) for shard in shards}
-    state = _listed(folder)
+    state = set(listed(folder))
     # The first version of `Saver` writes one file of no particular name.
     names |= {name for name in state & there if not _PART.search(name)}
     forms = {f"*{suffix(name)}" for name in names}
@@ -216,14 +242,15 @@ def in_directory(folder: str) -> list[str]:
 
 def in_order(paths: list[str]) -> list[str]:
     """Returns paths in the order that `checkpoints_in` describes."""
-    numbers = [_numbers(name_of(path)) for path in paths]
     written = {path: _written(path) for path in paths}
     by_time = sorted(paths, key=written.__getitem__)
-    if len({found[-1] for found in numbers if found}) < len(paths):
+    own = _own_numbers(paths)
+    if not own:
         return by_time
-    order = [path for _, path in sorted(zip((n[-1] for n in numbers), paths))]
+    order = [path for _, path in sorted(zip(own, paths))]
     times = [written[path] for path in order]
-    if len({tuple(n[:-1]) for n in numbers}) > 1 and times != sorted(times):
+    others = {tuple(_numbers(name_of(path))[:-1]) for path in paths}
+    if len(others) > 1 and times != sorted(times):
         warnings.warn(
             f"The checkpoints are taken from '{order[0]}' to '{order[-1]}', in "
             "the order of the last whole number in their names, but were "
@@ -232,6 +259,13 @@ def in_order(paths: list[str]) -> list[str]:
             stacklevel=1,  # one place, so that it is shown once
         )
     return order
+
+
+def _own_numbers(paths: list[str]) -> list[int]:
+    """Returns the last number in each name, or none unless all differ."""
+    numbers = [_numbers(name_of(path))[-1:] for path in paths]
+    own = [number for found in numbers for number in found]
+    return own if len(set(own)) == len(paths) else []
 
 
 def _numbers(name: str) -> list[int]:
@@ -282,14 +316,19 @@ def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
     return [p for i, p in enumerate(paths) if reals.index(reals[i]) < i]
 
 
-def _listed(folder: str) -> set[str]:
+def prefixes(names: Iterable[str]) -> set[str]:
+    """Returns the names of TensorFlow's checkpoints by those of their files."""
+    return {_DATA.sub("", name) for name in names if _DATA.search(name)}
+
+
+def listed(folder: str) -> list[str]:
     """Returns the names in the file `checkpoint`, which TensorFlow keeps."""
     try:
         state = tf.train.get_checkpoint_state(folder)
     except (tf.errors.OpError, ValueError, OSError):
         state = None
     paths = [] if state is None else state.all_model_checkpoint_paths
-    return {os.path.basename(path) for path in paths}
+    return [os.path.basename(path) for path in paths]
 
 
 def _written(path: str) -> int:

@@ -181,7 +181,7 @@ def greedy_soup(
         for i, path in enumerate(order[1:]):
             candidate = f"{scratch / str(i)}{paths.suffix(output)}"
             try:
-                average([*soup, path], candidate)
+                average([*soup, path], candidate, is_latest=False)
                 value = measured(candidate)
             except weighted_mean.NotFiniteError:
                 value = math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pathlib
@@ -86,6 +87,17 @@ class TensorFlowCheckpoint(Checkpoint):
         if not isinstance(value.item(), bytes):
             raise DamagedError(f"'{key}' is no string")
         return value.item()
+
+    def saved_state(self, keys: object_graph.AverageKeys) -> dict[str, Any]:
+        """Returns what a `WeightAverage` has saved beside its averages."""
+        with errors_as_damage("the state of its average cannot be read"):
+            state: dict[str, Any] = json.loads(self.string(keys.state))
+            (n_models,) = self.read([keys.n_models])
+            state["n_models"] = int(n_models)
+            if keys.relative_width is not None:
+                width = float(self.string(keys.relative_width))
+                state["relative_width"] = width
+        return state
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         reader = self._reader()

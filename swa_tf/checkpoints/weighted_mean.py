@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from swa_tf.checkpoints import paths
+from swa_tf.checkpoints import paths, state_file
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
     DamagedError,
@@ -76,12 +76,40 @@ def merge(
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
     about: dict[str, Any] | None = None,
+    argument: str = "inputs",
+    newest: str | None = None,
+    averages_batch_norm: bool = True,
+    is_latest: bool = True,
 ) -> dict[str, Any]:
-    """Averages checkpoints with the c of each; `about` joins the report."""
+    """Averages checkpoints with the c of each, and writes the result.
+
+    Args:
+        inputs: Paths, the first of which has c = 1.
+        output: The path of the result.
+        coefficients: The c of each, also below 0; by default 1 / (n + 1).
+        optimizer_slots: As in `average_checkpoints`.
+        from_newest: As in `average_checkpoints`.
+        dry_run: As in `average_checkpoints`.
+        progress: As in `average_checkpoints`.
+        about: What joins the report.
+        argument: The name of `inputs` in errors.
+        newest: The newest of `inputs`, where it is known.
+        averages_batch_norm: Whether batch-norm statistics are averaged, or come
+            from the newest: a variance must not come out below 0.
+        is_latest: Whether `tf.train.latest_checkpoint` is to find the result.
+    """
     if coefficients is None:
         coefficients = [1.0 / (i + 1) for i in range(len(inputs))]
     checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
-    plan = _Plan(inputs, coefficients, optimizer_slots == "drop", from_newest)
+    plan = _Plan(
+        argument,
+        inputs,
+        coefficients,
+        optimizer_slots == "drop",
+        from_newest,
+        newest or paths.in_order(inputs)[-1],
+        averages_batch_norm,
+    )
     now = datetime.datetime.now(datetime.timezone.utc).isoformat()
     name = os.path.basename(output)
     report = {"output": name, **plan.report(), **(about or {}), "written": now}
@@ -101,8 +129,15 @@ def merge(
         plan.newest.write(new, plan.values(advance), plan.dropped)
         as_json = scratch / f"{name}.json"
         as_json.write_text(json.dumps(report, indent=1), encoding="utf-8")
-        written = map(pathlib.Path, paths.files(os.fspath(new)))
-        whole_files.move([as_json, *written], whole_files.split(output)[0])
+        written = [as_json, *map(pathlib.Path, paths.files(os.fspath(new)))]
+        state = None
+        if is_latest and not paths.suffix(output):
+            state = state_file.with_latest(output)
+        if state is not None:
+            written.append(scratch / state_file.NAME)
+            written[-1].write_text(state, encoding="utf-8")
+        folder = whole_files.split(output)[0]
+        whole_files.move(written, folder, replaces=state_file.NAME)
     return report
 
 
@@ -114,21 +149,30 @@ class _Plan:
 
     def __init__(
         self,
+        argument: str,
         inputs: list[str],
         coefficients: Sequence[float],
         drops_slots: bool,
         from_newest: Iterable[re.Pattern[str]],
+        newest_path: str,
+        averages_batch_norm: bool,
     ) -> None:
-        checkpoints = [opened(path) for path in inputs]
-        newest = checkpoints[inputs.index(paths.in_order(inputs)[-1])]
+        checkpoints = [opened(path, argument) for path in inputs]
+        newest = checkpoints[inputs.index(newest_path)]
         names = _unmatched(checkpoints, from_newest)
         averaged = _weights(newest, names)
+        self._batch_norm = newest.kinds.batch_norm & averaged
+        if not averages_batch_norm:
+            averaged -= self._batch_norm
         if not averaged:
             raise ValueError(
-                "`inputs` must hold weights of floating point to average. "
+                f"`{argument}` must hold weights of floating point to average. "
                 f"Received: none in '{newest.path}'"
             )
-        twins = [_twins(newest, averaged, c, names) for c in checkpoints]
+        twins = [
+            _twins(argument, newest, averaged, c, names) for c in checkpoints
+        ]
+        self._argument = argument
         self._inputs = [*zip(checkpoints, twins, coefficients)]
         self.newest, self._averaged = newest, averaged
         tensors = [t for c in checkpoints for t in c.tensors.values()]
@@ -166,7 +210,7 @@ class _Plan:
             },
             "guessed": names(newest.kinds.guessed),
             # In a copy of one input they belong to the weights as they did.
-            "batch_norm_statistics": names(newest.kinds.batch_norm & averaged)
+            "batch_norm_statistics": names(self._batch_norm)
             if len(shares) > 1
             else [],
         }
@@ -176,7 +220,7 @@ class _Plan:
         for checkpoint, keys, _ in self._inputs:
             averaged = {keys[key] for key in self._averaged}
             others = sorted(checkpoint.tensors.keys() - averaged)
-            for key, _ in read(checkpoint, others):
+            for key, _ in read(checkpoint, others, self._argument):
                 advance(checkpoint.tensors[key])
 
     def values(
@@ -190,7 +234,7 @@ class _Plan:
             averages: dict[str, Average] = {}
             for checkpoint, keys, c in self._inputs:
                 key_of = {keys[key]: key for key in group}
-                for twin, weight in read(checkpoint, key_of):
+                for twin, weight in read(checkpoint, key_of, self._argument):
                     key = key_of[twin]
                     if key in averages:
                         averages[key].update(weight, c)
@@ -212,14 +256,15 @@ class _Plan:
             dtype = np.result_type(average.dtype, np.float64)
             if np.isfinite(average.sum(dtype=dtype)):
                 return
-        ((_, value),) = read(self.newest, [key])
+        ((_, value),) = read(self.newest, [key], self._argument)
         spoilt = np.isfinite(value) & ~np.isfinite(average)
         for checkpoint, keys, _ in self._inputs if spoilt.any() else ():
-            ((_, value),) = read(checkpoint, [keys[key]])
+            ((_, value),) = read(checkpoint, [keys[key]], self._argument)
             if not np.isfinite(value[spoilt]).all():
                 raise NotFiniteError(
-                    "`inputs` must be finite where the newest is, or their "
-                    f"average is not. Received: '{checkpoint.path}' with NaN "
+                    f"`{self._argument}` must be finite where the newest is, "
+                    "or their average is not. "
+                    f"Received: '{checkpoint.path}' with NaN "
                     f"or infinity in '{self.newest.name(key)}'. Leave that "
                     "input out or, if this is no weight, name it in "
                     "`from_newest`."
@@ -229,9 +274,12 @@ class _Plan:
 def warn(report: dict[str, Any]) -> None:
     """Warns of averaged batch-norm statistics, and of what was guessed."""
     if report["batch_norm_statistics"]:
+        whose = "averages of batch-norm statistics, which belong to no weights"
+        if not set(report["batch_norm_statistics"]) <= set(report["averaged"]):
+            whose = "batch-norm statistics that belong to other weights"
         warnings.warn(
-            f"'{report['output']}' holds averages of batch-norm statistics, "
-            "which belong to no weights. After loading it, compute them anew: "
+            f"'{report['output']}' holds {whose}. "
+            "After loading it, compute them anew: "
             "`swa_tf.refit_batch_norm(model, dataset)`.",
             stacklevel=3,
         )
@@ -324,12 +372,16 @@ def _weights(checkpoint: Checkpoint, names: set[str]) -> set[str]:
 
 
 def _twins(
-    newest: Checkpoint, averaged: set[str], other: Checkpoint, names: set[str]
+    argument: str,
+    newest: Checkpoint,
+    averaged: set[str],
+    other: Checkpoint,
+    names: set[str],
 ) -> dict[str, str]:
     """Returns the keys in another checkpoint; raises if its weights differ."""
     if other.form != newest.form:
         raise ValueError(
-            "`inputs` must be of one form. "
+            f"`{argument}` must be of one form. "
             f"Received: '{other.path}', a {other.form}, and "
             f"'{newest.path}', a {newest.form}"
         )
@@ -351,7 +403,7 @@ def _twins(
     if differ:
         more = " and more" if len(differ) > 3 else ""
         raise ValueError(
-            "`inputs` must hold the same tensors, apart from what "
+            f"`{argument}` must hold the same tensors, apart from what "
             f"`from_newest` matches. Received: '{other.path}' with "
             f"{', '.join(differ[:3])}{more}, against '{newest.path}'"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Union
@@ -148,7 +147,11 @@ def _in_memory(argument: str, swa: StochasticWeightAveraging) -> _Average:
 
 def _of_checkpoint(path: str) -> _Average:
     checkpoint = weighted_mean.opened(path, "others")
-    found = getattr(checkpoint, "averages", [])
+    found = [
+        keys
+        for keys in getattr(checkpoint, "averages", [])
+        if keys.relative_width is None  # another profile does not merge
+    ]
     if not isinstance(checkpoint, TensorFlowCheckpoint) or len(found) != 1:
         raise ValueError(
             "`others` must be checkpoints of `tf.train.Checkpoint` that hold "
@@ -157,8 +160,7 @@ def _of_checkpoint(path: str) -> _Average:
         )
     keys = found[0]
     with errors_of(path, "others"):
-        state = json.loads(checkpoint.string(keys.state))
-        (n_models,) = checkpoint.read([keys.n_models])
+        state = checkpoint.saved_state(keys)
     if state["swapped"]:
         wanted = "checkpoints written outside `averaged_weights`"
         raise checks.wrong("others", wanted, path)
@@ -167,7 +169,7 @@ def _of_checkpoint(path: str) -> _Average:
     values = (
         v for _, v in weighted_mean.read(checkpoint, keys.averages, "others")
     )
-    return _Average(path, int(n_models), names, tensors, values)
+    return _Average(path, state["n_models"], names, tensors, values)
 
 
 def _check_joins(average: _Average, target: _Average) -> None:

@@ -134,9 +134,15 @@ def is_there(path: str) -> bool:
     return name in names_in(folder)
 
 
-def move(files: Iterable[pathlib.Path], folder: str) -> None:
-    """Moves local files into a folder in order: all of them, or none."""
-    moves = []
+def move(
+    files: Iterable[pathlib.Path], folder: str, replaces: str = ""
+) -> None:
+    """Moves local files into a folder in order: all of them, or none.
+
+    Only the last may be called `replaces` and take the place of another.
+    """
+    moves: list[tuple[str, str]] = []
+    replaced = False
     with errors_named(folder or "."):
         try:
             if is_remote(folder):
@@ -151,9 +157,13 @@ def move(files: Iterable[pathlib.Path], folder: str) -> None:
                     moves.append((os.fspath(file), target))
             for source, target in moves:
                 if is_there(target):
-                    raise FileExistsError(f"'{target}' exists")
+                    replaced = split(target)[1] == replaces
+                    if not replaced:
+                        raise FileExistsError(f"'{target}' exists")
                 tf.io.gfile.rename(source, target, overwrite=True)
         except BaseException:
+            if replaced and not is_there(moves[-1][0]):
+                raise  # what was there is gone, and all is done
             for source, target in moves:
                 # Only what is no longer at its source has been moved.
                 left = source if is_there(source) else target

@@ -75,6 +75,44 @@ def test_bad_last_and_every(arguments, received, tmp_path):
     assert received in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "numbers"),
+    [
+        ({"until": 12}, [1, 2, 3, 9, 10, 11, 12]),
+        ({"until": 10**9}, [1, 2, 3, 9, 10, 11, 12]),
+        ({"until": 9}, [1, 2, 3, 9]),
+        ({"until": 8}, [1, 2, 3]),
+        ({"until": np.int64(1)}, [1]),
+        ({"until": 9, "last": 2}, [3, 9]),
+        ({"until": 10, "every": 2}, [1, 3, 10]),
+        ({"until": 10, "every": 2, "last": 2}, [3, 10]),
+    ],
+)
+def test_until(arguments, numbers, tmp_path):
+    for number in (1, 2, 3, 9, 10, 11, 12):
+        (tmp_path / f"run-7-epoch_{number}.keras").touch()
+    found = swa_tf.checkpoints_in(tmp_path, **arguments)
+    assert found == [str(tmp_path / f"run-7-epoch_{n}.keras") for n in numbers]
+
+
+@pytest.mark.parametrize(
+    ("names", "until", "received"),
+    [
+        (["a-4", "a-5"], 3, "at least 4, the lowest number in"),
+        (["a-4", "a-5"], -1, "an integer >= 0. Received: until=-1"),
+        (["a-4", "a-5"], 4.0, "an integer >= 0. Received: until=4.0"),
+        (["a", "b"], 3, "where names have no number of their own"),
+        (["a-4", "b-4"], 4, "where names have no number of their own"),
+    ],
+)
+def test_bad_until(names, until, received, tmp_path):
+    for name in names:
+        (tmp_path / f"{name}.keras").touch()
+    with pytest.raises(ValueError, match="`until` must be") as error:
+        swa_tf.checkpoints_in(tmp_path, until=until)
+    assert received in str(error.value)
+
+
 def test_a_bad_last_of_an_empty_directory(tmp_path):
     with pytest.raises(ValueError, match="`last` must be an integer >= 1"):
         swa_tf.checkpoints_in(tmp_path, last=0)

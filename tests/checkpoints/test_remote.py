@@ -75,6 +75,9 @@ def test_in_and_out(form, from_ram, to_ram, ram, tmp_path):
     report = swa_tf.average_checkpoints(paths, output)
     assert read(form, output, tmp_path) == ([1.5] * 3, 2)
     files = [*checkpoint_files.files(form, output), f"{output}.json"]
+    if form in (OBJECT, NAME):
+        files.append(f"{target}/checkpoint")
+        assert tf.train.latest_checkpoint(target) == output
     assert listed(target) == sorted(map(os.path.basename, files))
     with tf.io.gfile.GFile(f"{output}.json") as file:
         assert json.load(file) == report
@@ -196,7 +199,7 @@ def test_what_counts_is_there_last(ram, tmp_path, monkeypatch):
     monkeypatch.setattr(tf.io.gfile, "rename", renamed)
     swa_tf.average_checkpoints(paths, f"{ram}/average")
     data = "average.data-00000-of-00001"
-    assert moved == ["average.json", data, "average.index"]
+    assert moved == ["average.json", data, "average.index", "checkpoint"]
 
 
 def test_what_another_has_written_meanwhile_stays(ram, tmp_path):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import swa_tf
 from swa_tf import soups
 from tests import checkpoint_files
-from tests.checkpoint_files import FORMS, OBJECT
+from tests.checkpoint_files import FORMS, NAME, OBJECT
 
 LIKE = {"w": np.float32(0)}
 
@@ -126,10 +126,9 @@ def test_the_algorithm(integers, data, mode):
         soup = swa_tf.greedy_soup(paths, output, measured, mode=mode)
         got = _weight(output)
         told = _strict(f"{output}.json")
-        assert sorted(os.listdir(folder)) == sorted(
-            f"soup{part}"
-            for part in (".data-00000-of-00001", ".index", ".json")
-        )
+        parts = (".data-00000-of-00001", ".index", ".json")
+        files = ["checkpoint", *(f"soup{part}" for part in parts)]
+        assert sorted(os.listdir(folder)) == files
     trials = [
         (paths.index(t.path), t.alone, t.in_soup, t.added) for t in soup.trials
     ]
@@ -324,12 +323,10 @@ def test_candidates_are_of_the_form_of_the_inputs(form, tmp_path):
     assert seen == [2, 5, 9, 3.5, np.float32(16 / 3)]
     assert soup.paths == paths[:2]
     assert checkpoint_files.read(form, output, LIKE)["w"] == 3.5
-    assert sorted(tmp_path.iterdir()) == sorted(
-        map(
-            pathlib.Path,
-            [*checkpoint_files.files(form, output), f"{output}.json", run],
-        )
-    )
+    files = [*checkpoint_files.files(form, output), f"{output}.json", run]
+    if form in (OBJECT, NAME):
+        files.append(tmp_path / "checkpoint")
+    assert sorted(tmp_path.iterdir()) == sorted(map(pathlib.Path, files))
 
 
 @pytest.mark.parametrize("form", FORMS)

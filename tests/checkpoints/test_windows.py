@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import swa_tf
 from tests.checkpoint_files import FORMS
@@ -28,9 +29,10 @@ def test_windows(window, tmp_path):
             os.path.basename(each["path"]) for each in report["inputs"]
         ] == [f"ckpt-{n}" for n in list(numbers)[i : i + window]]
     parts = (".data-00000-of-00001", ".index", ".json")
-    files = sorted(name + part for name in names for part in parts)
+    files = ["checkpoint", *sorted(n + part for n in names for part in parts)]
     assert sorted(os.listdir(output)) == files
     assert os.listdir(output.parent) == ["windows"]
+    assert tf.train.latest_checkpoint(output) == written[-1]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -18,6 +18,7 @@ from tests.command import (
     files_here,
     metrics_module,
     read_weight,
+    write_snapshots,
     write_weight,
 )
 
@@ -32,6 +33,8 @@ from tests.command import (
         (["--num_last_checkpoints", "1"], [10]),
         (["--every=2"], [1, 10]),
         (["--every=2", "--num_last_checkpoints=1"], [10]),
+        (["--until=9"], [1, 2]),
+        (["--until=9", "--num_last_checkpoints=1"], [2]),
     ],
 )
 def test_a_directory(arguments, numbers, run, command):
@@ -120,6 +123,7 @@ def test_a_pattern_is_in_the_order_of_the_run(tmp_path, monkeypatch, command):
         (["run/ckpt-1", "--num_last_checkpoints=1"],
          "choose from --checkpoint_dir"),
         (["run/ckpt-1", "--every=2"], "choose from --checkpoint_dir"),
+        (["run/ckpt-1", "--until=2"], "choose from --checkpoint_dir"),
         (["--checkpoint_dir=run", "--num_last_checkpoints=4"],
          "`last` must be at most 3"),
         (["--checkpoint_dir=runs"], "directory='runs'"),
@@ -156,7 +160,32 @@ def test_weights(run, command):
     ]
 
 
-WAYS = ("--weights=1,2,3", "--decay=0.5", "--window=2", "--soup_metric=m:f")
+def test_another_length(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_snapshots()
+    given = ["--relative_width=0.07", "snapshots/0.05/*", "snapshots/0.1/*"]
+    ran = command("--output_path=x", *given)
+    assert (ran.status, ran.err) == (0, "")
+    # By hand, with gamma of the width 0.07.
+    t = 7.0
+    for _ in range(99):  # (t + 2)^2 (t + 3) * 0.07^2 = t + 1
+        t = ((t + 1) / 0.07**2 / (t + 3)) ** 0.5 - 2
+    shares = np.diff((np.arange(81) / 80) ** (t + 1))
+    expected = shares @ np.arange(1, 81)
+    assert read_weight("x") == pytest.approx(expected, rel=1e-3)
+    assert "the profile of relative width 0.07 is described up to 1." in ran.out
+    shown = {name: float(share) for name, share in ran.rows}
+    assert sum(shown.values()) == pytest.approx(1.0, abs=1e-3)
+    assert min(shown.values()) < 0.0
+
+
+WAYS = (
+    "--weights=1,2,3",
+    "--decay=0.5",
+    "--window=2",
+    "--soup_metric=m:f",
+    "--relative_width=0.1",
+)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +210,11 @@ def test_one_way_at_a_time(first, second, run, command):
         (["--weights=1,2,-3"], "weights=-3.0"),
         (["--decay=1"], "`decay` must be in [0, 1). Received: decay=1.0"),
         (["--window=4"], "must be at most 3, the number of"),
+        (["--until=0"], "`until` must be at least 1, the lowest number"),
+        (["--relative_width=1"], "`relative_width` must be a number from"),
+        (["--relative_width=0.1"], "`snapshots` must be checkpoints written"),
+        (["--snapshot_widths=1,2,3"], "belong to --relative_width"),
+        (["--snapshot_n_models=1,2,3"], "belong to --relative_width"),
         (["--from_newest=("], "'('"),
         (["--from_newest=none"], "'none', which matches none"),
         (["--output_path=x.keras"], "a name without suffix"),
@@ -224,6 +258,8 @@ def test_no_output_path(run, command):
         "--num_last_checkpoints=0",
         "--num_last_checkpoints=two",
         "--decay=high",
+        "--until=-1",
+        "--relative_width=high",
         "--soup_mode=best",
         "--optimizer_slots=discard",
     ],

@@ -21,6 +21,7 @@ from tests.command import (
     files_here,
     metrics_module,
     read_weight,
+    write_snapshots,
     write_weight,
 )
 
@@ -174,6 +175,7 @@ def test_the_examples_of_the_help(arguments, run, command):
         write_weight(name, 1, KERAS)
     os.unlink("c.index")
     os.unlink("c.data-00000-of-00001")
+    write_snapshots()
     with metrics_module("accuracy = weight\n"):
         before = files_here()
         ran = command(*arguments)
@@ -185,6 +187,7 @@ def test_the_examples_of_the_help(arguments, run, command):
 def test_there_are_examples_of_all_ways():
     given = {a.split("=")[0] for arguments in _examples() for a in arguments}
     ways = {"weights", "decay", "window", "soup_metric", "dry_run"}
+    ways.add("relative_width")
     assert {f"--{way}" for way in ways} <= given
 
 
