@@ -32,6 +32,12 @@ from swa_tf.parameters import (
     copy_parameters,
 )
 from swa_tf.support import compat
+from swa_tf.swag import (
+    SWAGaussian,
+    assign_sample,
+    predict_samples,
+    sampled_weights,
+)
 from swa_tf.swapping import BackupVariables, assign_averages, averaged_weights
 
 if TYPE_CHECKING:  # imported on first use, by `__getattr__`
@@ -54,11 +60,13 @@ __all__ = [
     "ExponentialMovingAverage",
     "MovingFreeBatchNormalization",
     "SWACallback",
+    "SWAGaussian",
     "StochasticWeightAveraging",
     "WeightAverage",
     "__version__",
     "assign_averages",
     "assign_parameters",
+    "assign_sample",
     "average_checkpoints",
     "average_parameters",
     "average_windows",
@@ -68,7 +76,9 @@ __all__ = [
     "greedy_soup",
     "merge_averages",
     "optimizers",
+    "predict_samples",
     "refit_batch_norm",
+    "sampled_weights",
     "scaled_decay",
     "schedules",
     "soups",
