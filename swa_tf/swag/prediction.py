@@ -127,7 +127,8 @@ def _checked(model: Any, x: Any, seeds: Any, activation: Any) -> list[int]:
         raise checks.wrong("x", wanted, x, TypeError)
     checks.function("activation", activation)
     if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable):
-        raise checks.wrong("seeds", "integers, such as range(30)", seeds)
+        wanted = "integers, such as range(30)"
+        raise checks.wrong("seeds", wanted, seeds, TypeError)
     seeds = [checks.integer("seeds", seed, at_least=0) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise checks.wrong("seeds", "different integers, at least one", seeds)
