@@ -142,4 +142,4 @@ def _with_bar(seeds: list[int], verbose: Any) -> Iterable[int]:
 
     # Elsewhere a bar would end in an empty line.
     shown = bool(verbose) and rich.get_console().is_interactive
-    return track(seeds, "Predicting", transient=True, disable=not shown)
+    return track(seeds, "Predicting", transient=True) if shown else seeds
