@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import AveragingSchedule, WeightAverage, rounding
-from swa_tf.support import checks
+from swa_tf.support import checks, compat
 from swa_tf.support import variables as variables_lib
 
 
@@ -75,21 +75,12 @@ class SWAGaussian(WeightAverage):
         when: AveragingSchedule | None = None,
         device: str | None = None,
     ) -> None:
-        self._rank = checks.integer("rank", rank, at_least=0)
-        if self._rank == 1:
+        self._rank = rank = checks.integer("rank", rank, at_least=0)
+        if rank == 1:
             raise checks.wrong("rank", "an integer >= 2, or 0", rank)
         self._variances: list[tf.Variable] = []
         self._deviations: list[tf.Variable] = []
         super().__init__(name, when, device)
-
-    @property
-    def rank(self) -> int:
-        """The number of deviations kept.
-
-        >>> swa_tf.SWAGaussian().rank
-        20
-        """
-        return self._rank
 
     def coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         """Returns 1 / (n_models + 1), which gives each model equal weight.
@@ -185,25 +176,22 @@ class SWAGaussian(WeightAverage):
                     tf.zeros(shape, average.dtype.base_dtype),
                     trainable=False,
                     use_resource=True,
-                    name=f"{average.name.rsplit(':', 1)[0]}/{name}",
+                    name=f"{compat.variable_name(average)}/{name}",
                 )
 
     def _reset_ops(self) -> list[Any]:
         spread = [*self._variances, *self._deviations]
-        zeroed = [v.assign(tf.zeros_like(v)) for v in spread]
+        zeroed = [v.assign(tf.zeros(v.shape, v.dtype)) for v in spread]
         return [*zeroed, *super()._reset_ops()]
 
     def _spread(self, variables: list[Any]) -> list[tuple[Any, Any]]:
         """Returns variance and deviations, in the order of `_pairs`."""
         kept = zip(self._variances, self._deviations)
         spread = dict(zip(self._average_of.value, kept))
-        return [
-            pair
-            for variable in variables
-            for pair in zip(
-                *map(variables_lib.components, spread[variable.ref()])
-            )
-        ]
+        pairs: list[tuple[Any, Any]] = []
+        for variable in variables:
+            pairs += zip(*map(variables_lib.components, spread[variable.ref()]))
+        return pairs
 
     def _snapshot(self, variables: list[Any]) -> Callable[[], None]:
         spread = self._spread(variables)

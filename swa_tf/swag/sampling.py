@@ -139,8 +139,8 @@ def assign_sample(
         if not tf.is_tensor(seed):
             seed = tf.constant(seed, tf.int64)
         seed = tf.cast(seed, tf.int64)
-        n_kept = tf.minimum(swag.n_models, swag.rank)
-        z = _normal([swag.rank], (seed, 0), tf.float64)
+        n_kept = tf.minimum(swag.n_models, swag._rank)
+        z = _normal([swag._rank], (seed, 0), tf.float64)
         z /= tf.sqrt(tf.cast(tf.maximum(n_kept - 1, 1), tf.float64))
         for variable, average in zip(variables, averages):
             own_seed = seed, places[id(average)] + 1
@@ -170,7 +170,7 @@ def _sample(
         spread = tf.sqrt(variables_lib.read(variance))
         spread *= _normal(mean.shape, seed, mean.dtype)
         _, spread = tf.while_loop(
-            lambda row, _: row < swag.rank, add, (tf.constant(0), spread)
+            lambda row, _: row < swag._rank, add, (tf.constant(0), spread)
         )
         return variables_lib.read(mean) + scale**0.5 * spread
 

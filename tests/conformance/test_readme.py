@@ -116,6 +116,12 @@ def test_python_blocks_of_the_ema_document_run(trained_on):
     assert pathlib.Path("averaged.keras").exists()
 
 
+def test_python_blocks_of_the_swag_document_run(trained_on):
+    _run((ROOT / "docs" / "swag.md").read_text("utf-8"), trained_on)
+    assert int(trained_on["swag"].n_models) == 3
+    assert trained_on["probabilities"].shape == (8, 3)
+
+
 def test_python_blocks_of_the_distribution_document_run(trained_on):
     def make_model():
         model = tf.keras.Sequential([tf.keras.layers.Dense(3)])
