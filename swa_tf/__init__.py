@@ -33,6 +33,12 @@ from swa_tf.parameters import (
     copy_parameters,
 )
 from swa_tf.support import compat
+from swa_tf.swag import (
+    SWAGaussian,
+    assign_sample,
+    predict_samples,
+    sampled_weights,
+)
 from swa_tf.swapping import BackupVariables, assign_averages, averaged_weights
 
 if TYPE_CHECKING:  # imported on first use, by `__getattr__`
@@ -57,11 +63,13 @@ __all__ = [
     "MovingFreeBatchNormalization",
     "PowerFunctionAverage",
     "SWACallback",
+    "SWAGaussian",
     "StochasticWeightAveraging",
     "WeightAverage",
     "__version__",
     "assign_averages",
     "assign_parameters",
+    "assign_sample",
     "average_checkpoints",
     "average_parameters",
     "average_windows",
@@ -72,7 +80,9 @@ __all__ = [
     "merge_averages",
     "optimizers",
     "posthoc_average",
+    "predict_samples",
     "refit_batch_norm",
+    "sampled_weights",
     "scaled_decay",
     "schedules",
     "soups",

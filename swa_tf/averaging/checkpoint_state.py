@@ -29,10 +29,12 @@ class CheckpointState(tf.train.experimental.PythonState):
 
     `swapped` serves eager mode and checkpoints, `variable` serves functions
     that were traced before the swap. With `may_grow` variables may join later.
+    A checkpoint must have been written with the same `layout`, if there is one.
     """
 
-    def __init__(self, may_grow: bool) -> None:
+    def __init__(self, may_grow: bool, layout: dict[str, Any]) -> None:
         self._may_grow = may_grow
+        self._layout = layout
         self.swapped = False
         self.variable: Any = None
         self.n_models: Any = None  # where it can be read: in eager mode
@@ -109,6 +111,7 @@ class CheckpointState(tf.train.experimental.PythonState):
                 "swapped": self.swapped,
                 "averaged": [[each.name, each.shape] for each in averaged],
                 "dtypes": [each.dtype for each in averaged],
+                **({"layout": self._layout} if self._layout else {}),
             }
         )
 
@@ -145,6 +148,12 @@ class CheckpointState(tf.train.experimental.PythonState):
                 "and training cannot go on from it. To evaluate the averaged "
                 "model, restore it alone, with "
                 "`tf.train.Checkpoint(model=model)`."
+            )
+        layout = restored.get("layout", {})
+        if self._layout and layout != self._layout:
+            raise ValueError(
+                f"A checkpoint must be of an average with {self._layout}, as "
+                f"this one. Received one with {layout or 'none of these'}"
             )
         pairs = zip(restored["averaged"], restored["dtypes"])
         averaged = [AveragedVariable._make([*v, dtype]) for v, dtype in pairs]

@@ -28,7 +28,7 @@ def moved(
     own_c = _of_dtype(c, average.dtype)
     step = _multiply(x=own_c, y=_subtract(x=weight, y=average))
     if zero is not None:
-        step = _rounded(step, zero)
+        step = rounded(step, zero)
     if tf.is_tensor(threshold) or threshold <= 0.5:
         total = unbiased_sum(average, step, threshold)
         if zero is not None:
@@ -39,6 +39,17 @@ def moved(
     if isinstance(c, float) and c != 1.0:
         return total
     return tf.where(tf.equal(c, 1.0), weight, total)
+
+
+def settings(
+    c: tf.Tensor, n_models: tf.Tensor
+) -> tuple[Any, Any, tf.Tensor | None]:
+    """Returns `c`, `threshold` and `zero` as `moved` takes them."""
+    if tf.executing_eagerly():
+        # As numbers that Python knows, they save operations.
+        return c.numpy(), threshold(n_models).numpy(), None
+    zero = tf.cast(tf.equal(n_models, n_models.dtype.min), tf.int32)
+    return c, threshold(n_models), zero
 
 
 def threshold(n_models: tf.Tensor) -> tf.Tensor:
@@ -95,7 +106,7 @@ def _bits(x: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(x, tf.int64 if x.dtype == tf.float64 else tf.int32)
 
 
-def _rounded(product: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
+def rounded(product: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
     """Returns the product, in a form that no compiler fuses with a sum.
 
     A fused multiply-add rounds once where TensorFlow's kernels round twice: an

@@ -327,7 +327,7 @@ class ShadowVariables(variables_lib.BoundModule):
         self._graph = variables_lib.outermost_graph()
         self._lists = UpdateCache()
         with tf.init_scope():
-            self._state = CheckpointState(self._takes_others)
+            self._state = CheckpointState(self._takes_others, self._layout())
         self._n_models = self._counter("n_models")
         if self._graph is None:
             self._state.n_models = self.n_models
@@ -335,6 +335,10 @@ class ShadowVariables(variables_lib.BoundModule):
             self._n_calls = self._counter("n_calls")
         # An attribute of the module, for `tf.saved_model.save`.
         self._swapped = self._state.variable
+
+    def _layout(self) -> dict[str, Any]:
+        """Returns what a checkpoint must agree in beside the variables."""
+        return {}
 
     def _counter(self, name: str) -> tf.Variable:
         v1 = tf.compat.v1

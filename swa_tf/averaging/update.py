@@ -37,13 +37,7 @@ class Update:
 
     def __call__(self, c: tf.Tensor, n_models: tf.Tensor) -> Any:
         """Moves the averages by `c`, a scalar or a vector with one for each."""
-        threshold = rounding.threshold(n_models)
-        zero = None
-        if tf.executing_eagerly():
-            # As numbers that Python knows, they save operations.
-            c, threshold = c.numpy(), threshold.numpy()
-        else:
-            zero = tf.cast(tf.equal(n_models, n_models.dtype.min), tf.int32)
+        c, threshold, zero = rounding.settings(c, n_models)
         updated = []
         for bundle in self._bundles:
             kind, own_c = bundle.kind, _coefficients(c, bundle.places)

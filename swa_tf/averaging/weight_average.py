@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -183,8 +183,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         if when and not when.due(int(variables_lib.read(n_calls))):
             self._n_calls.assign_add(1)
             return
-        averages = [self.average(variable) for variable in known.variables]
-        restore = variables_lib.snapshot([*averages, *self._counts()])
+        restore = self._snapshot(known.variables)
         try:
             self._update(known.variables, known.update)
         except BaseException:
@@ -194,6 +193,11 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 restore()
             raise
         known.n_op_by_op += 1
+
+    def _snapshot(self, variables: list[Any]) -> Callable[[], None]:
+        """Returns a function that takes the next eager update back."""
+        averages = [self.average(variable) for variable in variables]
+        return variables_lib.snapshot([*averages, *self._counts()])
 
     def _pairs(self, variables: list[Any]) -> list[tuple[tf.Variable, Any]]:
         """Returns each average with its weight, for each device."""

@@ -13,7 +13,6 @@ from swa_tf.support import variables as variables_lib
 from swa_tf.swapping import backup
 
 
-@contextlib.contextmanager
 def averaged_weights(
     swa: WeightAverage,
     target: Any,
@@ -23,7 +22,7 @@ def averaged_weights(
     refit: BatchNormRefit | None = None,
     preprocess: Callable[[Any], Any] | None = None,
     keep: bool = False,
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Evaluates, saves or serves the averaged model inside a `with` block.
 
     The block begins with the averages in place of the trained weights. When it
@@ -68,8 +67,37 @@ def averaged_weights(
             with another, or as `refit_batch_norm` does; and if `swa` averages
             no variable of `target`.
     """
+    return swapped_in(
+        backup.assign_averages,
+        swa,
+        target,
+        refit_data=refit_data,
+        refit_steps=refit_steps,
+        refit=refit,
+        preprocess=preprocess,
+        keep=keep,
+    )
+
+
+@contextlib.contextmanager
+def swapped_in(
+    assign: Callable[[Any, list[Any]], Any],
+    swa: WeightAverage,
+    target: Any,
+    *,
+    refit_data: Iterable[Any] | None,
+    refit_steps: int | None,
+    refit: BatchNormRefit | None,
+    preprocess: Callable[[Any], Any] | None,
+    keep: bool = False,
+    function: str = "averaged_weights",
+) -> Iterator[None]:
+    """Runs a block of `function`, in which `assign` gives the weights.
+
+    It is called with `swa` and the variables of `target` that `swa` averages.
+    """
     instead = "elsewhere use the ops of `BackupVariables` and `assign_averages`"
-    checks.eager_mode("averaged_weights", instead)
+    checks.eager_mode(function, instead)
     backup.check_average(swa)
     compat.check_keras("target", target)
     keep = checks.boolean("keep", keep)
@@ -83,7 +111,7 @@ def averaged_weights(
     swap = _Swap(swa)
     try:
         try:
-            _swap_in(swa, target, swap)
+            _swap_in(assign, swa, target, swap)
             if refit is not None and refit_data is not None:
                 # Warnings name the caller, beyond `contextlib`.
                 names = ArgumentNames("target", "refit_data", "refit_steps", 4)
@@ -114,7 +142,12 @@ def _checked_refit(refit: Any, target: Any, preprocess: Any) -> BatchNormRefit:
     return refit
 
 
-def _swap_in(swa: WeightAverage, target: Any, swap: _Swap) -> None:
+def _swap_in(
+    assign: Callable[[Any, list[Any]], Any],
+    swa: WeightAverage,
+    target: Any,
+    swap: _Swap,
+) -> None:
     with ONE_AT_A_TIME:
         if swa.swapped:
             raise RuntimeError(
@@ -125,7 +158,7 @@ def _swap_in(swa: WeightAverage, target: Any, swap: _Swap) -> None:
         kept, swapped = _kept_and_swapped(swa, target)
         swa.assert_averaged(swapped)
         swap.begin(kept)
-        backup.assign_averages(swa, swapped)
+        assign(swa, swapped)
 
 
 def _end(swap: _Swap) -> None:

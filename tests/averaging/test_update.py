@@ -445,7 +445,7 @@ def test_a_product_that_xla_does_not_fuse_with_a_sum():
 
     @tf.function(jit_compile=True)
     def total(zero):
-        return rounding._rounded(x * y, zero) + x
+        return rounding.rounded(x * y, zero) + x
 
     expected = x.numpy() * y.numpy() + x.numpy()  # rounded twice
     np.testing.assert_array_equal(total(tf.constant(0)), expected)

@@ -39,8 +39,14 @@ AVERAGES = [
     swa_tf.StochasticWeightAveraging,
     lambda: swa_tf.ExponentialMovingAverage(0.5),
     lambda: Polynomial(0.0),
+    swa_tf.SWAGaussian,
 ]
-NAMES = ["StochasticWeightAveraging", "ExponentialMovingAverage", "Polynomial"]
+NAMES = [
+    "StochasticWeightAveraging",
+    "ExponentialMovingAverage",
+    "Polynomial",
+    "SWAGaussian",
+]
 
 
 @pytest.mark.parametrize(
