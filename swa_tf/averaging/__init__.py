@@ -5,7 +5,11 @@ from swa_tf.averaging.decay import scaled_decay
 from swa_tf.averaging.exponential import ExponentialMovingAverage
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.swa import StochasticWeightAveraging
-from swa_tf.averaging.weight_average import ONE_AT_A_TIME, WeightAverage
+from swa_tf.averaging.weight_average import (
+    ONE_AT_A_TIME,
+    WeightAverage,
+    check_average,
+)
 
 __all__ = [
     "ONE_AT_A_TIME",
@@ -13,6 +17,7 @@ __all__ = [
     "ExponentialMovingAverage",
     "StochasticWeightAveraging",
     "WeightAverage",
+    "check_average",
     "rounding",
     "scaled_decay",
 ]

@@ -222,9 +222,11 @@ class ExponentialMovingAverage(WeightAverage):
             memo[id(self._begun)] = has_begun.copied(self._begun)
         return super().__deepcopy__(memo)
 
-    def _make_averages(self, variables: list[Any], begin: bool) -> None:
+    def _make_averages(
+        self, variables: list[Any], begin: bool, *given: Any
+    ) -> None:
         n_before = len(self._averages)
-        super()._make_averages(variables, begin)
+        super()._make_averages(variables, begin, *given)
         if self._begun is None:
             for key in list(self._average_of.value)[n_before:]:
                 tensor = key.deref()

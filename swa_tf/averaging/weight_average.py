@@ -281,6 +281,13 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             return self._when.due(tf.identity(index))
 
 
+def check_average(argument: str, value: Any) -> None:
+    """Raises unless `value` is a `WeightAverage`."""
+    if not isinstance(value, WeightAverage):
+        wanted = "a `WeightAverage`, such as `StochasticWeightAveraging()`"
+        raise checks.wrong(argument, wanted, value, TypeError)
+
+
 def _apply_merged(
     strategy: tf.distribute.Strategy, averages: Any, var_list: Any
 ) -> Any:
