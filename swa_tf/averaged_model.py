@@ -31,7 +31,7 @@ class AveragedModel(variables_lib.BoundModule):
     >>> ema = swa_tf.ExponentialMovingAverage(0.75)
     >>> averaged = swa_tf.AveragedModel(model, ema)
     >>> for value in (1.0, 3.0):
-    ...     model.set_weights([[[value]]])        # a step of an optimizer
+    ...     model.set_weights([np.array([[value]])])  # a step of an optimizer
     ...     averaged.update()
     >>> float(averaged(tf.ones([1, 1]))[0, 0])
     1.5
