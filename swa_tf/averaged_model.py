@@ -315,6 +315,7 @@ def _clone(
     _variables_of(clone, argument)
     # Keras 2 lists frozen variables after the others.
     for layer, own in zip(*map(model_parts.layers, (model, clone))):
+        compat.list_weights_once(own)
         if own.trainable != layer.trainable:
             own.trainable = layer.trainable
     found = _variables_of(clone)

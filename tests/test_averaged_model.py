@@ -335,6 +335,8 @@ def test_the_averaged_model_is_saved_alone(tmp_path):
     averaged.model.save(path)
     loaded = tf.keras.models.load_model(path)
     np.testing.assert_array_equal(loaded(X), averaged(X))
+    loaded.trainable = True
+    assert len(loaded.trainable_variables) == 4
 
 
 def test_swapped_into_the_model_they_are_the_same():
@@ -376,7 +378,9 @@ def a_part():
             "`model` must be built: call it once",
         ),
         (
-            lambda: {"model": layers.ReLU(), "build": layers.ReLU},
+            lambda: {
+                "model": tf.keras.Sequential([layers.Input([3]), layers.ReLU()])
+            },
             ValueError,
             "`model` must be one with trainable variables",
         ),
