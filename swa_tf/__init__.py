@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from swa_tf import schedules
+from swa_tf.averaged_model import AveragedModel
 from swa_tf.averaging import (
     AveragingSchedule,
     ExponentialMovingAverage,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # imported on first use, by `__getattr__`
 __version__ = "0.1.0"
 
 __all__ = [
+    "AveragedModel",
     "AveragingSchedule",
     "BackupVariables",
     "BatchNormRefit",

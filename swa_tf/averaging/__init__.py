@@ -9,7 +9,11 @@ from swa_tf.averaging.power_function import (
 )
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.swa import StochasticWeightAveraging
-from swa_tf.averaging.weight_average import ONE_AT_A_TIME, WeightAverage
+from swa_tf.averaging.weight_average import (
+    ONE_AT_A_TIME,
+    WeightAverage,
+    check_average,
+)
 
 __all__ = [
     "ONE_AT_A_TIME",
@@ -18,6 +22,7 @@ __all__ = [
     "PowerFunctionAverage",
     "StochasticWeightAveraging",
     "WeightAverage",
+    "check_average",
     "gamma_of",
     "rounding",
     "scaled_decay",

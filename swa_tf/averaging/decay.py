@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +12,21 @@ import tensorflow as tf
 from swa_tf.support import checks, compat
 
 
+def float32(value: Any) -> Any:
+    """Rounds a number or scalar to float32, as TensorFlow's class does."""
+    if isinstance(value, (int, float)):
+        with np.errstate(over="ignore"):  # the caller checks for infinity
+            return np.float32(value)
+    return tf.cast(value, tf.float32)
+
+
 class Argument(NamedTuple):
     """A scalar in [0, `below`): a number, or a tensor read in each update."""
 
     name: str
     wanted: str
     below: float
+    rounded: Callable[[Any], Any] = float32
 
     def given(self, value: Any) -> Any:
         """Returns `value`, or raises if it is known already to be wrong."""
@@ -54,7 +64,7 @@ class Argument(NamedTuple):
 
     def allows(self, value: Any) -> Any:
         """Whether `value` is right: a boolean tensor or one of NumPy."""
-        rounded = float32(value)
+        rounded = self.rounded(value)
         return (rounded >= 0.0) & (rounded < self.below)
 
 
@@ -63,18 +73,32 @@ NUM_UPDATES = Argument(
     "num_updates", "a finite number >= 0, also in float32", math.inf
 )
 
+_OF_MODELS = Argument(
+    "decay", "a function whose values are in [0, 1)", 1.0, rounded=tf.identity
+)
+
+
+def of_models(function: Callable[[tf.Tensor], Any], n_models: Any) -> tf.Tensor:
+    """Returns the decay after `n_models`, given by a function, in float64.
+
+    Raises unless it is a scalar in [0, 1), in a graph when it runs.
+    """
+    value = compat.tf_variable(function(tf.cast(n_models, tf.float64)))
+    if tf.is_tensor(value):
+        decay = tf.cast(value, tf.float64)
+    else:
+        number = checks.real("decay", value, _OF_MODELS.wanted)
+        decay = tf.constant(number, tf.float64)
+    if decay.shape.rank not in (0, None):
+        wanted = "a function whose values are scalars"
+        raise checks.wrong("decay", wanted, value)
+    with tf.control_dependencies(_OF_MODELS.check(decay)):
+        return tf.identity(decay)
+
 
 def is_known(value: Any) -> bool:
     """Whether `value` is a number, which never changes, or None."""
     return value is None or isinstance(value, (int, float))
-
-
-def float32(value: Any) -> Any:
-    """Rounds a number or scalar to float32, as TensorFlow's class does."""
-    if isinstance(value, (int, float)):
-        with np.errstate(over="ignore"):  # the caller checks for infinity
-            return np.float32(value)
-    return tf.cast(value, tf.float32)
 
 
 def scaled_decay(decay: float, batch_size_ratio: float) -> float:

@@ -11,7 +11,13 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import has_begun, rounding
-from swa_tf.averaging.decay import DECAY, NUM_UPDATES, float32, is_known
+from swa_tf.averaging.decay import (
+    DECAY,
+    NUM_UPDATES,
+    float32,
+    is_known,
+    of_models,
+)
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update import Update
 from swa_tf.averaging.weight_average import WeightAverage
@@ -36,6 +42,14 @@ class ExponentialMovingAverage(WeightAverage):
     >>> float(ema.average(variable))
     1.25
 
+    A decay that grows with the number of models, here to at most 0.9:
+
+    >>> def decay(n_models):
+    ...     return tf.minimum(1.0 - (1.0 + n_models) ** -0.75, 0.9)
+    >>> ema = swa_tf.ExponentialMovingAverage(decay)
+    >>> [round(1.0 - float(ema.coefficient(n)), 3) for n in (0, 1, 10, 100)]
+    [0.0, 0.405, 0.834, 0.9]
+
     A variable may join in a later call of `apply`, or be left out of a call.
 
     Where the average starts: in eager mode at the value that the variable has
@@ -52,7 +66,9 @@ class ExponentialMovingAverage(WeightAverage):
         decay: How much of the average an update keeps, in [0, 1): a number, or
             a scalar tensor or variable of a floating-point dtype, read in each
             update. As in TensorFlow, it is rounded to float32 first: 0.999 is
-            0.99900001. Give this or `half_life`.
+            0.99900001. Or a function, in TensorFlow, of the number of models
+            averaged, a float64 scalar tensor: its values, in [0, 1) from 0
+            models on, are used in float64. Give this or `half_life`.
         num_updates: A count of training steps: a number, or a scalar tensor or
             variable such as `optimizer.iterations`. The decay is then
             `min(decay, (1 + num_updates) / (10 + num_updates))`.
@@ -73,8 +89,8 @@ class ExponentialMovingAverage(WeightAverage):
 
     Raises:
         TypeError, ValueError: If an argument is none of these; `apply` raises
-            `ValueError` if a tensor or variable is not, and its op in a graph
-            `tf.errors.InvalidArgumentError`.
+            `ValueError` if a tensor, variable or value of a function is not,
+            and its op in a graph `tf.errors.InvalidArgumentError`.
 
     References:
         `tf.train.ExponentialMovingAverage`. Warm-up is polynomial-decay
@@ -104,7 +120,11 @@ class ExponentialMovingAverage(WeightAverage):
             )
         # Untracked: a checkpoint of the average is not one of what it is given.
         untracked = variables_lib.Untracked
-        self._decay = untracked(DECAY.given(decay))
+        if not callable(decay):
+            decay = DECAY.given(decay)
+        elif tf.executing_eagerly():
+            of_models(decay, 0)  # raises if it is wrong
+        self._decay = untracked(decay)
         self._num_updates = untracked(NUM_UPDATES.given(num_updates))
         if half_life is not None:
             half_life = checks.positive("half_life", half_life)
@@ -166,6 +186,8 @@ class ExponentialMovingAverage(WeightAverage):
         if self._half_life is not None:
             share = -math.expm1(-math.log(2.0) / self._half_life)
             c = tf.constant(share, tf.float64)
+        elif callable(self._decay.value):
+            c = 1.0 - of_models(self._decay.value, n_models)
         else:
             # In float32, for the bits of TensorFlow's class.
             decay = float32(self._decay.value)
@@ -184,8 +206,14 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _unchecked(self) -> list[tuple[Any, Any]]:
         """Returns the arguments that an update may find to be wrong."""
-        given = zip((DECAY, NUM_UPDATES), (self._decay, self._num_updates))
-        return [(each, v.value) for each, v in given if not is_known(v.value)]
+        given = zip(
+            (DECAY, NUM_UPDATES), (self._decay.value, self._num_updates.value)
+        )
+        return [
+            (argument, value)
+            for argument, value in given
+            if not (is_known(value) or callable(value))
+        ]
 
     def _starts_as_tensorflow(self) -> bool:
         """Whether the first update moves an average that is there before it."""
@@ -222,9 +250,11 @@ class ExponentialMovingAverage(WeightAverage):
             memo[id(self._begun)] = has_begun.copied(self._begun)
         return super().__deepcopy__(memo)
 
-    def _make_averages(self, variables: list[Any], begin: bool) -> None:
+    def _make_averages(
+        self, variables: list[Any], begin: bool, *given: Any
+    ) -> None:
         n_before = len(self._averages)
-        super()._make_averages(variables, begin)
+        super()._make_averages(variables, begin, *given)
         if self._begun is None:
             for key in list(self._average_of.value)[n_before:]:
                 tensor = key.deref()
@@ -245,6 +275,8 @@ class ExponentialMovingAverage(WeightAverage):
             has_begun.join(self._begun, begun, n_known)
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
+        if callable(self._decay.value) and tf.executing_eagerly():
+            of_models(self._decay.value, self.n_models)  # before any change
         assertions = []
         if unchecked := self._unchecked():
             # In a scope, to leave the names of the caller's ops as they are.

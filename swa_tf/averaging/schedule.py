@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from swa_tf.support import checks
@@ -34,6 +35,20 @@ class AveragingSchedule:
     >>> float(swa.average(variable)), int(swa.n_models)
     (5.0, 3)
 
+    Another rule is a subclass with its own `due`, of integers and of tensors.
+    Where `start` and `period` do not concern it, it leaves them alone:
+
+    >>> class AtEndsOfCycles(swa_tf.AveragingSchedule):
+    ...     def __init__(self, *ends):
+    ...         super().__init__()
+    ...         self._ends = ends
+    ...
+    ...     def due(self, index):
+    ...         return tf.reduce_any(tf.equal(index, self._ends))
+    >>> schedule = AtEndsOfCycles(9, 29, 69)   # of 10, 20 and 40 steps
+    >>> [i for i in range(100) if schedule.due(i)]
+    [9, 29, 69]
+
     Args:
         start: The first step (or epoch) to average, counted from 0: an
             integer >= 0. torchcontrib and the paper call it `swa_start`.
@@ -55,6 +70,10 @@ class AveragingSchedule:
     def due(self, index: Any) -> Any:
         """Whether to average after the step (or epoch) number `index`.
 
+        An average calls it in each `apply` in eager mode, and in a graph once
+        in each trace, with an int64 scalar tensor: there a subclass must
+        compute in TensorFlow, and not by an `if` of Python.
+
         >>> swa_tf.AveragingSchedule(start=1).due(0)
         False
 
@@ -70,3 +89,15 @@ class AveragingSchedule:
             on_time = tf.equal(tf.math.floormod(since, self.period), 0)
             return tf.logical_and(since >= 0, on_time)
         return bool(since >= 0 and since % self.period == 0)
+
+
+def checked_due(when: AveragingSchedule, index: Any) -> Any:
+    """Returns `when.due(index)`, or raises if it is no boolean scalar."""
+    due = when.due(index)
+    is_boolean = isinstance(due, (bool, np.bool_)) or (
+        tf.is_tensor(due) and due.dtype == tf.bool and due.shape.rank == 0
+    )
+    if not is_boolean:
+        wanted = "True, False or a boolean scalar tensor"
+        raise checks.wrong("when.due(index)", wanted, due, TypeError)
+    return due

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -302,13 +302,27 @@ class ShadowVariables(variables_lib.BoundModule):
             variable_checks.check_shapes(variables, averages)
         return variables
 
-    def _prepared(self, var_list: Iterable[Any], begin: bool = True) -> Any:
-        """Returns the checked `var_list`, ready to update if `begin`."""
+    def _prepared(
+        self,
+        var_list: Iterable[Any],
+        begin: bool = True,
+        given: Mapping[Any, tf.Variable] | None = None,
+    ) -> Any:
+        """Returns the checked `var_list`, ready to update if `begin`.
+
+        `given` has variables to take as new averages, by the `ref()`s of those
+        that they average: where the dtype and the device are an average's.
+        """
         variables = self._checked(var_list)
-        self._make_averages(variables, begin)
+        self._make_averages(variables, begin, given)
         return variables
 
-    def _make_averages(self, variables: list[Any], begin: bool) -> None:
+    def _make_averages(
+        self,
+        variables: list[Any],
+        begin: bool,
+        given: Mapping[Any, tf.Variable] | None = None,
+    ) -> None:
         """Makes the shadow variables that are not there yet, all or none."""
         if variables_lib.outermost_graph() is not self._graph:
             self._make_count()
@@ -316,11 +330,20 @@ class ShadowVariables(variables_lib.BoundModule):
         new = [v for v in variables if self.average(v) is None]
         if new:
             self._state.note([*averaged, *new])
-            made = {v.ref(): _made(v, self.name, self._device) for v in new}
+            made = {v.ref(): self._taken_or_made(v, given or {}) for v in new}
             self._average_of.value.update(made)
         # Also those of a call that was interrupted before this.
         averages = list(self._average_of.value.values())
         self._averages.extend(averages[len(self._averages) :])
+
+    def _taken_or_made(
+        self, variable: Any, given: Mapping[Any, tf.Variable]
+    ) -> tf.Variable:
+        average = given.get(variable.ref())
+        dtype = variables_lib.dtype_of_average(variable)
+        if average is None or self._device or average.dtype != dtype:
+            average = _made(variable, self.name, self._device)
+        return average
 
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import variable_checks
+from swa_tf.averaging.schedule import checked_due
 from swa_tf.averaging.shadow import ShadowVariables
 from swa_tf.averaging.update import Update
 from swa_tf.averaging.update_cache import CachedUpdate
@@ -180,9 +181,11 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     def _update_op_by_op(self, known: CachedUpdate) -> None:
         """Updates all averages, or none if it is interrupted."""
         when, n_calls = self._when, self._n_calls
-        if when and not when.due(int(variables_lib.read(n_calls))):
-            self._n_calls.assign_add(1)
-            return
+        if when is not None:
+            n_before = int(variables_lib.read(n_calls))
+            if not checked_due(when, n_before):
+                self._n_calls.assign_add(1)
+                return
         restore = self._snapshot(known.variables)
         try:
             self._update(known.variables, known.update)
@@ -282,7 +285,15 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         with tf.control_dependencies([index]):
             counted = calls.assign_add(1)
         with tf.control_dependencies([counted]):
-            return self._when.due(tf.identity(index))
+            due = checked_due(self._when, tf.identity(index))
+            return tf.convert_to_tensor(due)
+
+
+def check_average(argument: str, value: Any) -> None:
+    """Raises unless `value` is a `WeightAverage`."""
+    if not isinstance(value, WeightAverage):
+        wanted = "a `WeightAverage`, such as `StochasticWeightAveraging()`"
+        raise checks.wrong(argument, wanted, value, TypeError)
 
 
 def _apply_merged(

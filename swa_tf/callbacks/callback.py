@@ -11,7 +11,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import StochasticWeightAveraging, WeightAverage
+from swa_tf.averaging import (
+    StochasticWeightAveraging,
+    WeightAverage,
+    check_average,
+)
 from swa_tf.batch_norm import BatchNormRefit
 from swa_tf.callbacks import arguments, other_callbacks, overrides, resume
 from swa_tf.support import checks, compat, model_parts, whole_files
@@ -119,9 +123,8 @@ class SWACallback(tf.keras.callbacks.Callback):
             var_list = variables_lib.checked_list("var_list", var_list)
         checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
         checks.choice("final_weights", final_weights, ("averaged", "trained"))
-        if averages is not None and not isinstance(averages, WeightAverage):
-            wanted = "a `WeightAverage`, such as `StochasticWeightAveraging()`"
-            raise checks.wrong("averages", wanted, averages, TypeError)
+        if averages is not None:
+            check_average("averages", averages)
         if filepath is not None:
             whole_files.check_model_path("filepath", filepath)
         if refit_data is not None:

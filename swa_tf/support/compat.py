@@ -63,6 +63,17 @@ def add_statistic(layer: Any, name: str, **kwargs: Any) -> Any:
     )
 
 
+def list_weights_once(layer: Any) -> None:
+    """Corrects the lists of a layer whose variables are made not trainable.
+
+    Keras 2 lists such a variable a second time, and then cannot save it.
+    """
+    if not KERAS_3:
+        known = [id(variable) for variable in layer._trainable_weights]
+        others = layer._non_trainable_weights
+        others[:] = [each for each in others if id(each) not in known]
+
+
 def tf_variable(variable: Any) -> Any:
     """Returns the `tf.Variable` of a Keras 3 variable; all else unchanged."""
     if KERAS_3 and isinstance(variable, tf.keras.Variable):

@@ -46,8 +46,19 @@ def weights(model: Any) -> list[Any]:
 
 def trained_weights(model: Any) -> list[Any]:
     """Returns the `tf.Variable`s that an optimizer moves: no flags, counts."""
-    found = map(compat.tf_variable, model.trainable_variables)
+    listed = [*model.trainable_variables]
+    if not isinstance(model, tf.keras.layers.Layer):
+        # A `tf.Module` does not list the variables of layers of Keras 3.
+        for layer in layers(model):
+            listed += layer.trainable_variables
+    found = {v.ref(): v for v in map(compat.tf_variable, listed)}.values()
     return [v for v in found if v.dtype.is_floating or v.dtype.is_complex]
+
+
+def layers(model: Any) -> list[Any]:
+    """Returns the layers of a model or module, itself included."""
+    layer = tf.keras.layers.Layer
+    return [part for part in walk(model) if isinstance(part, layer)]
 
 
 def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage
+from swa_tf.averaging import ONE_AT_A_TIME, WeightAverage, check_average
 from swa_tf.batch_norm import ArgumentNames, BatchNormRefit
 from swa_tf.support import checks, compat, model_parts
 from swa_tf.support import variables as variables_lib
@@ -98,7 +98,7 @@ def swapped_in(
     """
     instead = "elsewhere use the ops of `BackupVariables` and `assign_averages`"
     checks.eager_mode(function, instead)
-    backup.check_average(swa)
+    check_average("swa", swa)
     compat.check_keras("target", target)
     keep = checks.boolean("keep", keep)
     if refit_data is not None:

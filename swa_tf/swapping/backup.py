@@ -7,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import WeightAverage
-from swa_tf.support import checks, compat
+from swa_tf.averaging import WeightAverage, check_average
+from swa_tf.support import compat
 from swa_tf.support import variables as variables_lib
 
 
@@ -109,7 +109,7 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
         RuntimeError: If a variable was not averaged yet. In a graph the op
             raises `tf.errors.InvalidArgumentError` instead.
     """
-    check_average(swa)
+    check_average("swa", swa)
     variables = variables_lib.checked_list("var_list", var_list)
     averages = averages_of(swa, variables)
     with tf.control_dependencies(swa.assert_averaged(variables)):
@@ -118,13 +118,6 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
             for variable, average in zip(variables, averages)
             for pair in variables_lib.component_pairs(variable, average)
         )
-
-
-def check_average(swa: Any) -> None:
-    """Raises unless `swa` is a `WeightAverage`."""
-    if not isinstance(swa, WeightAverage):
-        wanted = "a `WeightAverage`, such as `StochasticWeightAveraging()`"
-        raise checks.wrong("swa", wanted, swa, TypeError)
 
 
 BUILD_HINT = (

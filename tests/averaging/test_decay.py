@@ -1,5 +1,6 @@
 """The `decay` and the `num_updates` of an exponential average."""
 
+import functools
 import math
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from tests.exponential import run_updates
+from tests import modes
+from tests.exponential import apply_in, ema_of, run_updates
 
 v1 = tf.compat.v1
 EMA = swa_tf.ExponentialMovingAverage
@@ -184,6 +186,96 @@ def test_decay_variable_out_of_range_in_a_graph():
         with pytest.raises(error, match="`num_updates` must be"):
             session.run(update, {n: -1})
         session.run(update, {n: 0})
+
+
+# --- A function of the number of models -------------------------------------
+
+
+def power_decay(n_models):
+    """As that of diffusion models, at most 0.7."""
+    return tf.minimum(1.0 - (1.0 + n_models) ** -0.75, 0.7)
+
+
+@pytest.mark.parametrize("mode", modes.ALL, ids=modes.name_of)
+def test_decay_as_a_function(mode):
+    # The bound is reached after 4 models.
+    values = [np.float32(value) for value in (1.0, 5.0, -2.0, 3.0, 7.0, 2.0)]
+    decays = [min(1.0 - (1.0 + n) ** -0.75, 0.7) for n in range(6)]
+    make = functools.partial(EMA, power_decay)
+    when = swa_tf.AveragingSchedule()  # so that all begin as the first weight
+    average, n_models = mode(values, tf.float32, make=make, when=when)
+    assert n_models == 6
+    expected = ema_of(values, decays, values[0])
+    # Six sums of numbers below 8, each rounded by at most a unit.
+    np.testing.assert_allclose(average, expected, 0, 6 * 2.0**-21)
+
+
+def test_decay_as_a_function_is_not_rounded_to_float32():
+    ema = EMA(lambda n_models: 1.0 - 1e-9 * (n_models + 1.0))
+    assert float(ema.coefficient(tf.constant(1, tf.int64))) == 1 - (1 - 2e-9)
+    with pytest.raises(ValueError, match="also in float32"):
+        EMA(1.0 - 1e-9)
+
+
+@pytest.mark.parametrize("value", [0.5, np.float16(0.5), tf.Variable(0.5), 0])
+def test_values_of_a_function_that_are_a_decay(value):
+    ema = EMA(lambda n_models: value)
+    found = run_updates(ema, tf.Variable(0.0), [1.0, 2.0])
+    assert found == 2.0 - float(value)
+
+
+def test_decay_as_a_function_with_warm_up():
+    ema = EMA(lambda n_models: 0.6, warm_up=1)
+    # n / (n + 1) until that is more.
+    found = [float(ema.coefficient(tf.constant(n, tf.int64))) for n in range(4)]
+    np.testing.assert_allclose(found, [1.0, 0.5, 0.4, 0.4], rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("decay", "match"),
+    [
+        (
+            lambda n: 1.0,
+            r"`decay` must be a function .* \[0, 1\)\. Received.*1.0",
+        ),
+        (lambda n: -0.1, "`decay` must be a function"),
+        (lambda n: math.nan, "`decay` must be a function"),
+        (lambda n: None, "`decay` must be a function .*None"),
+        (lambda n: "0.5", "`decay` must be a function"),
+        (lambda n: tf.constant(1.0), "`decay` must be a function"),
+        (lambda n: tf.constant([0.5]), "`decay` must be a function .*scalars"),
+    ],
+)
+def test_bad_values_of_a_function(decay, match):
+    with pytest.raises(ValueError, match=match):
+        EMA(decay)
+    # In a graph, in which the average is made, the update raises.
+    error = (ValueError, tf.errors.InvalidArgumentError)
+    with tf.Graph().as_default(), v1.Session() as session:
+        variable = tf.Variable(1.0)
+        ema = EMA(decay)
+        with pytest.raises(error, match="`decay` must be"):
+            update = ema.apply([variable])
+            session.run(v1.global_variables_initializer())
+            session.run(v1.local_variables_initializer())
+            session.run(update)
+
+
+@pytest.mark.parametrize("mode", ["eager", "function"])
+@pytest.mark.parametrize("n_right", [2, 52])
+def test_a_function_whose_value_becomes_wrong(mode, n_right):
+    """Also after 50 updates, when eager ones are traced."""
+    v, w = tf.Variable(1.0), tf.Variable(3.0)
+    ema = EMA(lambda n_models: tf.where(n_models < n_right, 0.5, 1.5))
+    update = apply_in(ema, mode, v, w)
+    for _ in range(n_right):
+        update()
+    v.assign(2.0)
+    error = ValueError if mode == "eager" else tf.errors.InvalidArgumentError
+    with pytest.raises(error, match="`decay` must be a function"):
+        update()
+    assert float(ema.average(v)) == 1.0
+    assert int(ema.n_models) == n_right
 
 
 # --- scaled_decay -----------------------------------------------------------

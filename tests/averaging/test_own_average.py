@@ -21,13 +21,59 @@ class PolynomialAverage(swa_tf.WeightAverage):
         return (self._gamma + 1) / (n + self._gamma + 1)
 
 
-def _polynomial(values, gamma=3.0):
-    """The same in float64."""
+class PowerAverage(swa_tf.WeightAverage):
+    """Its decay grows as 1 - (1 + n)^-power, between two bounds."""
+
+    def __init__(self, power=0.75, at_least=0.3, at_most=0.7, **kwargs):
+        super().__init__(**kwargs)
+        self._power, self._bounds = power, (at_least, at_most)
+
+    def coefficient(self, n_models):
+        n = tf.cast(n_models, tf.float64)
+        decay = 1.0 - (1.0 + n) ** -self._power
+        return 1.0 - tf.clip_by_value(decay, *self._bounds)
+
+
+class LateAverage(swa_tf.WeightAverage):
+    """It is the weight until `start`, and the mean of those from then on."""
+
+    def __init__(self, start=3, **kwargs):
+        super().__init__(**kwargs)
+        self._start = start
+
+    def coefficient(self, n_models):
+        n_averaged = tf.maximum(n_models - self._start, 0)
+        return 1.0 / tf.cast(n_averaged + 1, tf.float64)
+
+
+def _recurrence(values, coefficient):
+    """The average in float64, for the c after n models."""
     average = np.zeros(values[0].shape)
     for n, value in enumerate(values):
-        c = (gamma + 1) / (n + gamma + 1)
+        c = coefficient(n) if n else 1.0
         average += c * (value.astype(np.float64) - average)
     return average
+
+
+def _polynomial(values):
+    return _recurrence(values, lambda n: 4.0 / (n + 4.0))
+
+
+def _power(values):
+    return _recurrence(
+        values, lambda n: 1.0 - min(max(1.0 - (1 + n) ** -0.75, 0.3), 0.7)
+    )
+
+
+def _late(values):
+    return np.mean(values[3:], axis=0, dtype=np.float64)
+
+
+OWN = [
+    (PolynomialAverage, _polynomial),
+    (PowerAverage, _power),
+    (LateAverage, _late),
+]
 
 
 def _normal(count, shape=(4,)):
@@ -36,14 +82,27 @@ def _normal(count, shape=(4,)):
 
 
 @pytest.mark.parametrize("mode", modes.ALL, ids=modes.name_of)
-def test_an_average_of_the_users_own(mode):
+@pytest.mark.parametrize(("make", "expected"), OWN, ids=modes.name_of)
+def test_an_average_of_the_users_own(make, expected, mode):
+    # The bounds of the decay are reached after 1 and 5 models.
     values = _normal(54 if mode is modes.eager else 8)
-    average, n_models = mode(values, tf.float32, make=PolynomialAverage)
+    average, n_models = mode(values, tf.float32, make=make)
     assert n_models == len(values)
     # Each sum is off by at most one unit of numbers below 2, and later sums
-    # make less of it: with c = 4 / (n + 4) a fifth of the number of sums.
-    atol = (1 + len(values) / 5) * 2.0**-23
-    np.testing.assert_allclose(average, _polynomial(values), 0, atol)
+    # make less of it: with c = 4 / (n + 4) a fifth of the number of sums, with
+    # c = 1 / (n + 1) half of it.
+    atol = (1 + len(values) / 2) * 2.0**-23
+    np.testing.assert_allclose(average, expected(values), 0, atol)
+
+
+def test_an_average_follows_the_weights_until_it_starts():
+    variable, average = tf.Variable(0.0), LateAverage(start=2)
+    found = []
+    for value in (1.0, 4.0, 8.0, 10.0):
+        variable.assign(value)
+        average.apply([variable])
+        found.append(float(average.average(variable)))
+    assert found == [1.0, 4.0, 8.0, 9.0]
 
 
 def test_an_average_of_the_users_own_compiled_after_50():

@@ -117,5 +117,55 @@ def test_calls_are_saved_and_restored(tmp_path):
     assert float(checkpoint.swa.average(checkpoint.variable)) == 3.5
 
 
+class Squares(swa_tf.AveragingSchedule):
+    """A user's own schedule: 0, 1, 4, 9 and so on."""
+
+    def due(self, index):
+        root = tf.round(tf.sqrt(tf.cast(index, tf.float64)))
+        return tf.equal(root * root, tf.cast(index, tf.float64))
+
+
+@pytest.mark.parametrize("mode", modes.ALL)
+def test_a_schedule_of_the_users_own(mode):
+    """Weights 1 to 7: 1, 2 and 5, on average 8 / 3."""
+    values = [np.float32(value) for value in range(1, 8)]
+    average, n_models = mode(values, tf.float32, when=Squares())
+    assert int(n_models) == 3
+    np.testing.assert_allclose(float(average), 8 / 3, rtol=2.0**-23)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "due", [None, 1, "yes", tf.constant(1), tf.constant([True, False])]
+)
+def test_a_schedule_whose_due_is_no_boolean(due, compiled):
+    class Wrong(swa_tf.AveragingSchedule):
+        def due(self, index):
+            return due
+
+    variable = tf.Variable(1.0)
+    swa = swa_tf.StochasticWeightAveraging(when=Wrong())
+    swa.build([variable])
+
+    def update():
+        swa.apply([variable])
+
+    with pytest.raises(TypeError, match=r"`when.due\(index\)` must be True,"):
+        (tf.function(update) if compiled else update)()
+    assert (int(swa.n_calls), int(swa.n_models)) == (0, 0)
+
+
+@pytest.mark.parametrize("due", [True, np.True_])
+def test_a_schedule_that_is_always_due(due):
+    class Always(swa_tf.AveragingSchedule):
+        def due(self, index):
+            return due
+
+    values = [np.float32(1.0), np.float32(3.0)]
+    for mode in (modes.eager, modes.function):
+        average, n_models = mode(values, tf.float32, when=Always())
+        assert (float(average), int(n_models)) == (2.0, 2)
+
+
 def test_no_calls_are_counted_without_a_schedule():
     assert swa_tf.StochasticWeightAveraging().n_calls is None
