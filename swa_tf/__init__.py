@@ -25,7 +25,7 @@ from swa_tf.batch_norm import (
     MovingFreeBatchNormalization,
     refit_batch_norm,
 )
-from swa_tf.callbacks import SWACallback
+from swa_tf.callbacks import AveragedModelCheckpoint, SWACallback
 from swa_tf.parameters import (
     assign_parameters,
     average_parameters,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # imported on first use, by `__getattr__`
 __version__ = "0.1.0"
 
 __all__ = [
+    "AveragedModelCheckpoint",
     "AveragingSchedule",
     "BackupVariables",
     "BatchNormRefit",
