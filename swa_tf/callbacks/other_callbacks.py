@@ -30,7 +30,7 @@ def running_list() -> Any:
 def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
     """Returns the callbacks, one more before each `CSVLogger`, and warns.
 
-    Backups come last: they hold what an `AveragedModelCheckpoint` compared.
+    Backups come after the checkpoints of averages, whose best value they hold.
     """
     found = []
     for each in callbacks:
@@ -52,7 +52,9 @@ def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
             add = functools.partial(_add_columns, each)
             found.append(tf.keras.callbacks.LambdaCallback(on_epoch_end=add))
         found.append(each)
-    return sorted(found, key=_is_backup)
+    if any(map(writes_averages, found)):
+        found.sort(key=_is_backup)
+    return found
 
 
 def writes_averages(callback: Any) -> bool:
