@@ -239,7 +239,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         model, undo = self.model, self._undo
         undo.begin(model)
         average: Any = self._given or StochasticWeightAveraging()
-        epochs = (self.params or {}).get("epochs")
+        epochs = (getattr(self, "params", None) or {}).get("epochs")
         plan = self._plan(own=average.when, epochs=epochs)
         self._rate, self._start_epoch = plan.rate, plan.start_epoch
         if self._rate is not None:
