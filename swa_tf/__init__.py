@@ -27,7 +27,7 @@ from swa_tf.batch_norm import (
     MovingFreeBatchNormalization,
     refit_batch_norm,
 )
-from swa_tf.callbacks import SWACallback
+from swa_tf.callbacks import AveragedModelCheckpoint, SWACallback
 from swa_tf.parameters import (
     assign_parameters,
     average_parameters,
@@ -58,6 +58,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AveragedModel",
+    "AveragedModelCheckpoint",
     "AveragingSchedule",
     "BackupVariables",
     "BatchNormRefit",

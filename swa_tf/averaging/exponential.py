@@ -86,6 +86,8 @@ class ExponentialMovingAverage(WeightAverage):
             the formula of `num_updates` with the average's own count.
         when: As in `StochasticWeightAveraging`.
         device: As in `StochasticWeightAveraging`.
+        skip_nonfinite: As in `StochasticWeightAveraging`. Averages that would
+            start at a model left out start at the next.
 
     Raises:
         TypeError, ValueError: If an argument is none of these; `apply` raises
@@ -112,6 +114,7 @@ class ExponentialMovingAverage(WeightAverage):
         warm_up: float | None = None,
         when: AveragingSchedule | None = None,
         device: str | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
         if (decay is None) == (half_life is None):
             raise ValueError(
@@ -135,7 +138,7 @@ class ExponentialMovingAverage(WeightAverage):
         self._warm_up = warm_up
         self._debiased = untracked({})
         self._debias_variables: list[tf.Variable] = []
-        super().__init__(name, when, device)
+        super().__init__(name, when, device, skip_nonfinite)
 
     def _reset_ops(self) -> list[Any]:
         if self._average_of.value:
@@ -271,6 +274,9 @@ class ExponentialMovingAverage(WeightAverage):
                 # A checkpoint restored before it had averages for them.
                 self._assign_initial_values(itertools.compress(joined, there))
             starts = begin and self._starts_as_tensorflow()
+            if starts and self._skips and any(there):
+                known = [v for v in variables if has_value(v)]
+                starts = bool(variables_lib.all_finite(known))
             begun = [starts and is_there for is_there in there]
             has_begun.join(self._begun, begun, n_known)
 

@@ -27,6 +27,7 @@ class ShadowVariables(variables_lib.BoundModule):
         name: Any = ...,
         when: AveragingSchedule | None = None,
         device: str | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
         super().__init__()
         name = type(self).__name__ if name is ... else name
@@ -39,6 +40,8 @@ class ShadowVariables(variables_lib.BoundModule):
         self._average_of = variables_lib.Untracked({})
         self._when = _checked_when(when)
         self._n_calls: Any = None
+        self._skips = checks.boolean("skip_nonfinite", skip_nonfinite)
+        self._n_skipped: Any = None
         self._make_count()
 
     @property
@@ -85,6 +88,24 @@ class ShadowVariables(variables_lib.BoundModule):
     @n_calls.setter
     def n_calls(self, n_calls: int) -> None:
         self._n_calls.assign(n_calls)
+
+    @property
+    def n_skipped(self) -> tf.Variable | None:
+        """The number of models left out, as `n_models` is.
+
+        None without `skip_nonfinite`.
+
+        >>> variable = tf.Variable(1.0)
+        >>> swa = swa_tf.StochasticWeightAveraging(skip_nonfinite=True)
+        >>> for value in (1.0, float("nan"), 3.0):
+        ...     _ = variable.assign(value)
+        ...     swa.apply([variable])
+        >>> float(swa.average(variable)), int(swa.n_models), int(swa.n_skipped)
+        (2.0, 2, 1)
+        """
+        if not self._skips:
+            return None
+        return variables_lib.components(self._n_skipped)[0]
 
     @property
     def swapped(self) -> bool:
@@ -282,7 +303,8 @@ class ShadowVariables(variables_lib.BoundModule):
 
     def _counts(self) -> list[tf.Variable]:
         """Returns the variables that an update changes beside the averages."""
-        return [v for v in (self._n_models, self._n_calls) if v is not None]
+        counts = (self._n_models, self._n_calls, self._n_skipped)
+        return [v for v in counts if v is not None]
 
     def _checked(self, var_list: Iterable[Any]) -> list[Any]:
         """Returns the `tf.Variable`s of `var_list`, or raises."""
@@ -356,6 +378,8 @@ class ShadowVariables(variables_lib.BoundModule):
             self._state.n_models = self.n_models
         if self._when is not None:
             self._n_calls = self._counter("n_calls")
+        if self._skips:
+            self._n_skipped = self._counter("n_skipped")
         # An attribute of the module, for `tf.saved_model.save`.
         self._swapped = self._state.variable
 

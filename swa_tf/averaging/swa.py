@@ -48,6 +48,9 @@ class StochasticWeightAveraging(WeightAverage):
             for a model that fills its accelerator; each update then sends the
             weights there. None keeps each where its variable is. Must be None
             for variables of a strategy.
+        skip_nonfinite: Whether a model with a NaN or an infinity in any of its
+            weights is left out, and counted in `n_skipped`. It costs one pass
+            of reading over the weights; the bits are the same.
 
     References:
         Izmailov et al. 2018, Averaging Weights Leads to Wider Optima and
@@ -61,8 +64,10 @@ class StochasticWeightAveraging(WeightAverage):
         name: str = "StochasticWeightAveraging",
         when: AveragingSchedule | None = None,
         device: str | None = None,
+        *,
+        skip_nonfinite: bool = False,
     ) -> None:
-        super().__init__(name, when, device)
+        super().__init__(name, when, device, skip_nonfinite)
 
     def coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         """Returns 1 / (n_models + 1), which gives each model equal weight.

@@ -72,6 +72,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             of the class.
         when: As in `StochasticWeightAveraging`.
         device: As in `StochasticWeightAveraging`.
+        skip_nonfinite: As in `StochasticWeightAveraging`.
     """
 
     @tf.autograph.experimental.do_not_convert  # or a trace takes four times
@@ -226,7 +227,9 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             named = tf.name_scope("average" if self.name is None else self.name)
         with named as scope:
             with tf.control_dependencies(checks):
-                due = self._due()
+                due, skipped = self._due(), None
+                if self._skips:
+                    due, skipped = _split_by_finite(due, variables)
                 live = tf.ones([], tf.int64) if is_own else self._state.live()
                 if self._graph is None:
                     n_models = self._n_models.read_value()
@@ -252,6 +255,9 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 counted = self._n_models.assign(
                     n_models + tf.cast(due, tf.int64) * live
                 )
+                if skipped is not None:
+                    n_skipped = tf.cast(skipped, tf.int64) * live
+                    counted = counted, self._n_skipped.assign_add(n_skipped)
             return tf.group(counted, name=scope)
 
     def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
@@ -294,6 +300,19 @@ def check_average(argument: str, value: Any) -> None:
     if not isinstance(value, WeightAverage):
         wanted = "a `WeightAverage`, such as `StochasticWeightAveraging()`"
         raise checks.wrong(argument, wanted, value, TypeError)
+
+
+def _split_by_finite(due: Any, variables: list[Any]) -> tuple[Any, Any]:
+    """Returns whether a model that is due is averaged, or is left out."""
+
+    def finite() -> tf.Tensor:
+        return variables_lib.all_finite(variables)
+
+    if due is True:
+        taken = finite()
+        return taken, tf.logical_not(taken)
+    taken = tf.cond(due, finite, lambda: tf.constant(False))
+    return taken, tf.logical_and(due, tf.logical_not(taken))
 
 
 def _apply_merged(

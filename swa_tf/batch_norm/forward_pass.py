@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.batch_norm import interception, moments, replicas
+from swa_tf.support import progress
 from swa_tf.support import variables as variables_lib
 
 _CALLING_OPS = ("PartitionedCall", "While", "If", "Case")
@@ -44,7 +45,11 @@ class ForwardPass:
         self._shared: dict[Any, Any] = {}
 
     def run(
-        self, dataset: Iterable[Any], steps: int | None, argument: str
+        self,
+        dataset: Iterable[Any],
+        steps: int | None,
+        argument: str,
+        verbose: int = 0,
     ) -> tuple[int, list[tuple[Any, moments.Statistics]]]:
         """Returns the number of batches taken, and layers with statistics.
 
@@ -62,6 +67,8 @@ class ForwardPass:
         function: Any = None
         taken = 0
         with contextlib.ExitStack() as undo:
+            shown = progress.bar("refitting batch norm", steps, verbose > 0)
+            advance = undo.enter_context(shown)
             for batch in itertools.islice(dataset, steps):
                 inputs = _inputs_of(batch)
                 if inputs is None:
@@ -79,6 +86,7 @@ class ForwardPass:
                         break
                 function(inputs)
                 taken += 1
+                advance()
             found = zip(self._layers, self._accumulators.read())
             return taken, [*itertools.compress(found, map(any, self._trains))]
 

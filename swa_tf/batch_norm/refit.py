@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import warnings
@@ -86,11 +87,13 @@ class BatchNormRefit:
         preprocess: What `fit` does to inputs and a call does not: a function
             of the inputs of a batch, in TensorFlow. None is that of a KerasHub
             task (its `preprocess_samples`), for other models nothing.
+        verbose: 1 shows a bar of the progress of a call that takes more than a
+            second, on a terminal; or 0.
 
     Raises:
         TypeError: If `model` is not a model or layer of `tf.keras`, or has no
             `call`; or if `preprocess` is no function.
-        ValueError: If `variance` is none of the above.
+        ValueError: If `variance` or `verbose` is none of the above.
 
     References:
         Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2;
@@ -100,7 +103,12 @@ class BatchNormRefit:
     """
 
     def __init__(
-        self, model: Any, variance: str = "pooled", preprocess: Any = None
+        self,
+        model: Any,
+        variance: str = "pooled",
+        preprocess: Any = None,
+        *,
+        verbose: int = 0,
     ) -> None:
         compat.check_keras("model", model)
         kinds = (tf.keras.layers.Layer, tf.Module)
@@ -115,6 +123,7 @@ class BatchNormRefit:
             )
         checks.function("preprocess", preprocess)
         checks.choice("variance", variance, ("pooled", "mean_of_batches"))
+        self._verbose = checks.integer("verbose", verbose, at_least=0)
         self._model = model
         self._preprocess = preprocess
         self._variance = variance
@@ -124,7 +133,8 @@ class BatchNormRefit:
 
     def __reduce__(self) -> Any:
         # A copy, or a pickle, is of a copy of the model, and traces anew.
-        return type(self), (self._model, self._variance, self._preprocess)
+        make = functools.partial(type(self), verbose=self._verbose)
+        return make, (self._model, self._variance, self._preprocess)
 
     @property
     def model(self) -> Any:
@@ -174,7 +184,9 @@ class BatchNormRefit:
             forward = self._forward_pass(names)
             found: list[Any] = []
             if forward is not None:
-                taken, found = forward.run(dataset, n_batches, names.dataset)
+                taken, found = forward.run(
+                    dataset, n_batches, names.dataset, self._verbose
+                )
             if not found:
                 warnings.warn(
                     f"`{names.model}` holds no batch-norm layer to refit: one "
@@ -268,6 +280,7 @@ def refit_batch_norm(
     *,
     variance: str = "pooled",
     preprocess: Callable[[Any], Any] | None = None,
+    verbose: int = 0,
 ) -> None:
     """Computes the statistics of every batch-norm layer anew, once.
 
@@ -286,11 +299,12 @@ def refit_batch_norm(
         steps: As in its call.
         variance: As in `BatchNormRefit`.
         preprocess: As in `BatchNormRefit`.
+        verbose: As in `BatchNormRefit`.
 
     Raises:
         TypeError, ValueError, RuntimeError: As `BatchNormRefit` and its call.
     """
-    refit = BatchNormRefit(model, variance, preprocess)
+    refit = BatchNormRefit(model, variance, preprocess, verbose=verbose)
     refit._run(dataset, steps, ArgumentNames())
 
 

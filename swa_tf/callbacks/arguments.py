@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fractions
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from swa_tf.averaging import AveragingSchedule
@@ -14,13 +16,29 @@ from swa_tf.support import checks, model_parts
 from swa_tf.support import variables as variables_lib
 
 
-def averaging_schedule(
-    start_epoch: Any, start_step: Any, average_period: Any, unit: str
-) -> AveragingSchedule | None:
-    """Returns when to average, in `unit`s; None if no start is given."""
+class Plan(NamedTuple):
+    """When a `fit` averages, and at which learning rates."""
+
+    when: AveragingSchedule | None  # of the average itself if None
+    start_epoch: int | None
+    rate: Callable[[int], float | None] | None  # None leaves it
+
+
+def plan(
+    start_epoch: Any,
+    start_step: Any,
+    average_period: Any,
+    unit: str,
+    swa_learning_rate: Any,
+    schedule: Any,
+    *,
+    own: AveragingSchedule | None,
+    epochs: int | None,
+) -> Plan:
+    """Returns the plan of a `fit` of so many epochs; `own` is the average's."""
     checks.at_most_one(start_epoch=start_epoch, start_step=start_step)
     if start_epoch is not None:
-        checks.integer("start_epoch", start_epoch, at_least=0)
+        start_epoch = _first_epoch(start_epoch, epochs)
     if start_step is not None:
         checks.integer("start_step", start_step, at_least=0)
     checks.integer("average_period", average_period, at_least=1)
@@ -28,14 +46,33 @@ def averaging_schedule(
         raise ValueError(
             f'`start_step` goes with unit="step". Received: {unit=}'
         )
-    if start_epoch is None and start_step is None:
-        return None
-    # The callback starts the count of steps at 0 when `start_epoch` begins.
-    start = start_epoch if unit == "epoch" else start_step or 0
-    return AveragingSchedule(start, average_period)
+    when = None
+    if start_epoch is not None or start_step is not None:
+        # The callback starts the count of steps at 0 when `start_epoch` begins.
+        start = start_epoch if unit == "epoch" else start_step or 0
+        when = AveragingSchedule(start, average_period)
+    known = when or own
+    first = known.start if known and unit == "epoch" else start_epoch
+    rate = _rate_of_epoch(swa_learning_rate, schedule, first)
+    return Plan(when, start_epoch, rate)
 
 
-def rate_of_epoch(
+def _first_epoch(start_epoch: Any, epochs: int | None) -> int:
+    """Returns the first epoch to average; a part of all is rounded down."""
+    wanted = "an integer >= 0, or a part of the epochs in (0, 1)"
+    is_part = isinstance(start_epoch, (float, np.floating))
+    if is_part and 0 < start_epoch < 1:
+        if epochs is None:
+            wanted = 'an integer without `set_params({"epochs": ...})`'
+            raise checks.wrong("start_epoch", wanted, start_epoch)
+        # As it is written: 0.29 of 100 is 29, and not less.
+        return int(fractions.Fraction(str(float(start_epoch))) * epochs)
+    if is_part:
+        raise checks.wrong("start_epoch", wanted, start_epoch)
+    return checks.integer("start_epoch", start_epoch, at_least=0)
+
+
+def _rate_of_epoch(
     swa_learning_rate: Any, schedule: Any, first_epoch: int | None
 ) -> Callable[[int], float | None] | None:
     """Returns a function from an epoch to its rate, or None to leave it."""
@@ -69,16 +106,67 @@ def _checked_rate(rate_of: Callable[[int], float], epoch: int) -> Any:
     return checks.real(f"schedule({epoch})", rate)
 
 
-def variables_of(model: Any, var_list: Any) -> list[Any]:
-    """Returns the variables of a model that `var_list` says."""
-    if var_list is None:
-        return model_parts.trained_weights(model)
-    given = var_list(model) if callable(var_list) else var_list
-    variables = variables_lib.checked_list("var_list", given)
-    held = {weight.ref() for weight in model_parts.weights(model)}
-    if not {variable.ref() for variable in variables} <= held:
-        raise variables_lib.wrong("variables of the model to fit", variables)
-    return variables
+class Variables:
+    """Which variables of a model to average: `variables`, or `var_list`."""
+
+    def __init__(self, variables: Any, var_list: Any) -> None:
+        checks.at_most_one(variables=variables, var_list=var_list)
+        self._name = "variables" if var_list is None else "var_list"
+        given = variables if var_list is None else var_list
+        if isinstance(given, str):
+            checks.choice(self._name, given, ("trainable", "floating"))
+        elif given is not None and not callable(given):
+            given = variables_lib.checked_list(self._name, given)
+        self.given = given
+
+    def of(self, model: Any) -> list[Any]:
+        """Returns those of a model that is built."""
+        if self.given in (None, "trainable"):
+            return model_parts.trained_weights(model)
+        weights = model_parts.weights(model)
+        if self.given == "floating":
+            return [v for v in weights if v.dtype.is_floating]
+        given = self.given(model) if callable(self.given) else self.given
+        variables = variables_lib.checked_list(self._name, given)
+        held = {weight.ref() for weight in weights}
+        if not {variable.ref() for variable in variables} <= held:
+            received = variables_lib.describe(variables)
+            raise ValueError(
+                f"`{self._name}` must hold variables of the model to fit. "
+                f"Received: {received}"
+            )
+        return variables
+
+
+def refit_arguments(
+    refit_data: Any, refit_steps: Any, preprocess: Any, again: bool
+) -> dict[str, Any]:
+    """Returns the data of a refit and their steps; empty without."""
+    checks.function("preprocess", preprocess)
+    if refit_data is not None:
+        refit = {"refit_data": refit_data, "refit_steps": refit_steps}
+        checks.batches(*refit.values(), *refit, again=again)
+        return refit
+    if refit_steps is not None or preprocess is not None:
+        raise ValueError(
+            "`refit_data` must be given with `refit_steps` or "
+            f"`preprocess`. Received: {refit_steps=}, {preprocess=} alone"
+        )
+    return {}
+
+
+def check_best(monitor: Any, mode: Any, evaluate: str, leaves: bool) -> None:
+    """Raises unless `restore_best_averages` can be had."""
+    if not isinstance(monitor, str) or not monitor.startswith("swa_val_"):
+        wanted = 'the name of a figure of the averages, such as "swa_val_loss"'
+        raise checks.wrong("monitor", wanted, monitor)
+    checks.choice("mode", mode, ("auto", "min", "max"))
+    if evaluate == "trained":
+        wanted = '"both" or "averaged" with `restore_best_averages`'
+        raise checks.wrong("evaluate", wanted, evaluate)
+    if not leaves:
+        wanted = '"averaged" with `restore_best_averages`, or `filepath` given'
+        raise checks.wrong("final_weights", wanted, "trained")
 
 
 def check_rate_can_be_set(optimizer: Any) -> None:

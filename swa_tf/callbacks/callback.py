@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import sys
 import warnings
@@ -18,9 +19,13 @@ from swa_tf.averaging import (
 )
 from swa_tf.batch_norm import BatchNormRefit
 from swa_tf.callbacks import arguments, other_callbacks, overrides, resume
-from swa_tf.support import checks, compat, model_parts, whole_files
+from swa_tf.callbacks.fit_averages import (
+    BestAverages,
+    FitAverages,
+    lacks_statistics,
+)
+from swa_tf.support import checks, compat, whole_files
 from swa_tf.support import variables as variables_lib
-from swa_tf.swapping import averaged_weights
 
 _NOT_STARTED = -(2**62)
 """The number of calls of `apply` while averaging must not start yet."""
@@ -51,9 +56,10 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     Args:
         start_epoch: The first epoch whose weights are averaged, counted from
-            0. Give this or `start_step`. With neither, give `averages`: its own
-            `when` decides, or, if it has none, you call its `apply` yourself
-            (manual mode).
+            0; or which part of the `epochs` of `fit` goes before it, in (0, 1):
+            0.75 is epoch 7 of 10, since that many are whole. Give this or
+            `start_step`. With neither, give `averages`: its own `when` decides,
+            or, if it has none, you call its `apply` yourself (manual mode).
         average_period: The number >= 1 of `unit`s from one average to the next.
         unit: "epoch" or "step"; None is "step" with `start_step`, otherwise
             "epoch". With "step", `start_epoch` stands for its first step.
@@ -73,13 +79,24 @@ class SWACallback(tf.keras.callbacks.Callback):
             callbacks run; or "both", in two runs.
         averages: A `WeightAverage` to use instead of a new
             `StochasticWeightAveraging`.
-        var_list: The variables to average, a list or a function of the model:
-            `lambda gan: gan.generator.trainable_variables`. None takes all
-            trainable ones.
+        variables: The variables to average: "trainable", the default;
+            "floating", all of a floating-point dtype, so that batch-norm
+            statistics are averaged too, where they cannot be refitted; a list;
+            or a function of the model:
+            `lambda gan: gan.generator.trainable_variables`.
+        var_list: Another name of `variables`.
         final_weights: Those of the model after `fit`: "averaged" or "trained".
         filepath: Where to write, or replace, the averaged model at the end: a
             `.keras`, `.h5` or `.weights.h5` file; without suffix a SavedModel.
-        verbose: 1 prints a line for each epoch averaged and at the end; or 0.
+        restore_best_averages: Whether the averages of the end are those that
+            did best in a validation, with all that the model had in it, as
+            `EarlyStopping` restores trained weights. It keeps one more copy of
+            the weights.
+        monitor: The figure of `restore_best_averages`: `swa_val_...`.
+        mode: "min" or "max", which is best; "auto" is what Keras knows of the
+            metric.
+        verbose: 1 prints a line for each epoch averaged and at the end, and on
+            a terminal shows the progress of long refits; or 0.
 
     Attributes:
         averages: The average of the present or last `fit`; None before any.
@@ -94,7 +111,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def __init__(
         self,
-        start_epoch: int | None = None,
+        start_epoch: float | None = None,
         average_period: int = 1,
         unit: str | None = None,
         *,
@@ -106,41 +123,40 @@ class SWACallback(tf.keras.callbacks.Callback):
         preprocess: Callable[[Any], Any] | None = None,
         evaluate: str = "both",
         averages: WeightAverage | None = None,
+        variables: str | Iterable[Any] | Callable[[Any], Any] | None = None,
         var_list: Iterable[Any] | Callable[[Any], Iterable[Any]] | None = None,
         final_weights: str = "averaged",
         filepath: str | os.PathLike[str] | None = None,
+        restore_best_averages: bool = False,
+        monitor: str = "swa_val_loss",
+        mode: str = "auto",
         verbose: int = 1,
     ) -> None:
         super().__init__()
         self.averages: Any = None
-        self._refit: dict[str, Any] = {}
         self._weights: list[Any] = []
+        self._of_fit: Any = None
+        self._best: BestAverages | None = None
         if unit is None:
             unit = "epoch" if start_step is None else "step"
         checks.choice("unit", unit, ("epoch", "step"))
-        checks.function("preprocess", preprocess)
-        if var_list is not None and not callable(var_list):
-            var_list = variables_lib.checked_list("var_list", var_list)
+        self._variables = arguments.Variables(variables, var_list)
         checks.choice("evaluate", evaluate, ("averaged", "trained", "both"))
         checks.choice("final_weights", final_weights, ("averaged", "trained"))
         if averages is not None:
             check_average("averages", averages)
         if filepath is not None:
             whole_files.check_model_path("filepath", filepath)
-        if refit_data is not None:
-            self._refit = {"refit_data": refit_data, "refit_steps": refit_steps}
-            again = evaluate != "trained"
-            checks.batches(*self._refit.values(), *self._refit, again=again)
-        elif refit_steps is not None or preprocess is not None:
-            raise ValueError(
-                "`refit_data` must be given with `refit_steps` or "
-                f"`preprocess`. Received: {refit_steps=}, {preprocess=} alone"
-            )
-        when = arguments.averaging_schedule(
-            start_epoch, start_step, average_period, unit
+        self._refit = arguments.refit_arguments(
+            refit_data, refit_steps, preprocess, again=evaluate != "trained"
         )
-        self._given, self._when = averages, when
-        when = when or getattr(averages, "when", None)
+        if checks.boolean("restore_best_averages", restore_best_averages):
+            leaves = final_weights == "averaged" or filepath is not None
+            arguments.check_best(monitor, mode, evaluate, leaves)
+        self._best_by = (monitor, mode) if restore_best_averages else None
+        own = getattr(averages, "when", None)
+        given = start_epoch, start_step, average_period, unit
+        when = arguments.plan(*given, None, None, own=own, epochs=1).when or own
         if when is None and averages is None:
             raise ValueError(
                 "`start_epoch` or `start_step` must be given, or `averages` "
@@ -154,20 +170,38 @@ class SWACallback(tf.keras.callbacks.Callback):
                 stacklevel=2,
             )
             swa_learning_rate = None
-        first_epoch = when.start if when and unit == "epoch" else start_epoch
-        self._rate = arguments.rate_of_epoch(
-            swa_learning_rate, schedule, first_epoch
+        self._plan = functools.partial(
+            arguments.plan, *given, swa_learning_rate, schedule
         )
-        self._unit, self._start_epoch = unit, start_epoch
-        self._preprocess, self._var_list = preprocess, var_list
+        self._plan(own=own, epochs=1)
+        self._unit, self._given = unit, averages
+        self._preprocess = preprocess
         self._evaluates, self._keep = evaluate, final_weights == "averaged"
         self._filepath, self._verbose = filepath, verbose
 
+    def __copy__(self) -> SWACallback:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(vars(self))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        data = self._refit.get("refit_data")
+        if self.model is not None or isinstance(data, tf.data.Dataset):
+            raise TypeError(
+                "`SWACallback` cannot be pickled once `fit` has called it, nor "
+                "with a `tf.data.Dataset`: model and data are of this process. "
+                "Make a new one in the other process, and save `averages` by "
+                "`tf.train.Checkpoint`. Here use `copy.deepcopy`."
+            )
+        return dict(vars(self))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> SWACallback:
         """Shares the model, its variables and the data, as tuners need it."""
-        others = (self.model, self._weights, self._var_list, self._preprocess)
+        others = (self.model, self._weights, self._variables, self._preprocess)
         for each in (*others, *self._refit.values()):
             memo.setdefault(id(each), each)
+        for each in (self._of_fit, self._best):
+            memo[id(each)] = None  # the copy has not been fit
         copied = memo[id(self)] = copy.copy(self)
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
         return copied
@@ -190,7 +224,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._apply(epoch)
-        if not (self._warned_of_averages or self._are_averages_finite()):
+        if not (self._warned_of_averages or self._of_fit.are_finite()):
             self._warned_of_averages = True
             warnings.warn(
                 f"The averages are not all finite after epoch {epoch + 1}.",
@@ -207,9 +241,12 @@ class SWACallback(tf.keras.callbacks.Callback):
         """Checks the model, and replaces what Keras would not call."""
         model, undo = self.model, self._undo
         undo.begin(model)
+        average: Any = self._given or StochasticWeightAveraging()
+        epochs = (getattr(self, "params", None) or {}).get("epochs")
+        plan = self._plan(own=average.when, epochs=epochs)
+        self._rate, self._start_epoch = plan.rate, plan.start_epoch
         if self._rate is not None:
             arguments.check_rate_can_be_set(model.optimizer)
-        average: Any = self._given or StochasticWeightAveraging()
         if average.swapped:
             raise RuntimeError(
                 f"`fit` was called while the averages of {average.name} are "
@@ -218,7 +255,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._weights = []
         self._results: dict[str, Any] = {}
         self._epoch: int | None = None  # none has begun
-        when = self._when or average.when
+        self._when = when = plan.when or average.when
         if when is not None and model.built:  # or the first `apply` does
             average.build(self._variables_to_average())
         undo.callback(setattr, average, "when", average.when)
@@ -227,13 +264,24 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._counted = None if when is None else self._unit
         if self._counted == "epoch" or self._start_epoch is not None:
             average.n_calls = _NOT_STARTED
-        elif self._when is not None:
+        elif plan.when is not None:
             average.n_calls = 0
+        running = other_callbacks.running_list()
+        self._of_fit = FitAverages(model, average, self._refit)
+        if self._best_by is not None:
+            self._best = BestAverages(model, *self._best_by)
+        self._saved.best = self._best
+        self._saved.checkpoints = other_callbacks.checkpoints_of(running, self)
         self._saved.attach(average)
         if self._refit:
-            refit = BatchNormRefit(model, preprocess=self._preprocess)
-            self._refit["refit"] = refit
-        elif self._has_batch_norm():
+            self._refit["refit"] = BatchNormRefit(
+                model,
+                preprocess=self._preprocess,
+                verbose=int(bool(self._verbose)),
+            )
+        elif self._variables.given != "floating" and lacks_statistics(
+            model, self._variables_to_average() if model.built else []
+        ):
             warnings.warn(
                 "The model has batch-norm layers, whose statistics do not "
                 "belong to the averaged weights: give `SWACallback` "
@@ -241,7 +289,6 @@ class SWACallback(tf.keras.callbacks.Callback):
                 "are called with `training=False`.",
                 stacklevel=3,
             )
-        running = other_callbacks.running_list()
         undo.replace(model, "evaluate", self._validation(running))
         if self._counted == "step":
             undo.replace_train_step(self._averaging_step())
@@ -259,7 +306,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _variables_to_average(self) -> list[Any]:
         """The variables to average when `fit` began, which it compiles for."""
         if not self._weights:
-            self._weights = arguments.variables_of(self.model, self._var_list)
+            self._weights = self._variables.of(self.model)
         return self._weights
 
     def _averaging_step(self) -> Callable[..., Any]:
@@ -290,6 +337,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         elif self._start_epoch is not None and epoch >= self._start_epoch:
             self.averages.n_calls = max(int(self.averages.n_calls), 0)
         self._epoch = epoch
+        self._of_fit.forget_statistics()
         self._saved.restorable = False
         rate = None if self._rate is None else self._rate(epoch)
         if rate is not None:
@@ -300,7 +348,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         if self._counted != "epoch" or int(self.averages.n_calls) != epoch:
             return
         weights = self._variables_to_average()
-        if not _are_finite(weights):
+        if not variables_lib.all_finite(weights):
             warnings.warn(
                 f"Epoch {epoch + 1} is not averaged: its weights are not all "
                 "finite.",
@@ -313,6 +361,11 @@ class SWACallback(tf.keras.callbacks.Callback):
         n_models = int(self.averages.n_models)
         if n_models > before:
             self._print(f"Epoch {epoch + 1}: averaged {n_models} model(s)")
+
+    def _has_averages_after(self, epoch: int | None) -> bool:
+        """Whether there are averages to write, with those of this epoch."""
+        self._apply(epoch)
+        return bool(self._of_fit.are_there())
 
     def _report(self, epoch: int, logs: Any) -> None:
         """Runs before the `on_epoch_end` of every other callback."""
@@ -329,44 +382,29 @@ class SWACallback(tf.keras.callbacks.Callback):
             self._apply(self._epoch)
             if self._evaluates == "trained":
                 return evaluate(*args, **kwargs)
-            if not self._has_averages():
+            if not self._of_fit.are_there():
                 trained = averaged = evaluate(*args, **kwargs)
             elif self._evaluates == "averaged":
-                with self._swapped_in():
-                    trained = averaged = evaluate(*args, **kwargs)
+                trained = averaged = self._of_averages(evaluate, args, kwargs)
             else:
                 trained = evaluate(*args, **kwargs)
                 # The other callbacks are not called a second time.
                 kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
-                with self._swapped_in():
-                    averaged = evaluate(*args, **kwargs)
-            self._results = {f"swa_val_{n}": v for n, v in averaged.items()}
+                averaged = self._of_averages(evaluate, args, kwargs)
+            self._results = _named(averaged)
             return trained
 
         return validation
 
-    def _swapped_in(self, keep: bool = False) -> Any:
-        refit = self._refit if self._has_batch_norm() else {}
-        return averaged_weights(self.averages, self.model, keep=keep, **refit)
-
-    def _has_batch_norm(self) -> bool:
-        return bool(model_parts.batch_norm_layers(self.model, trainable=True))
-
-    def _has_averages(self) -> bool:
-        """Whether every weight that would be swapped has its average."""
-        try:
-            self.averages.assert_averaged(self._averaged_weights() or None)
-        except RuntimeError:
-            return False
-        return True
-
-    def _are_averages_finite(self) -> bool:
-        return _are_finite(map(self.averages.average, self._averaged_weights()))
-
-    def _averaged_weights(self) -> list[Any]:
-        """Returns the weights of the model that have an average."""
-        weights = model_parts.weights(self.model)
-        return [w for w in weights if self.averages.average(w) is not None]
+    def _of_averages(
+        self, evaluate: Callable[..., Any], args: Any, kwargs: Any
+    ) -> dict[str, Any]:
+        """Evaluates the averages, and keeps them if they are the best."""
+        with self._of_fit.swapped_in():
+            averaged: dict[str, Any] = evaluate(*args, **kwargs)
+            if self._best is not None and self._epoch is not None:
+                self._best.compare(self._epoch, _named(averaged))
+        return averaged
 
     def _finish(self, logs: Any = None) -> None:
         """Runs after the `on_train_end` of every other callback."""
@@ -374,13 +412,14 @@ class SWACallback(tf.keras.callbacks.Callback):
             self._apply(self.params["epochs"] - 1)
         self._undo.close()
         n_models = int(self.averages.n_models)
+        best = None if self._best is None else self._best.found
         found = None
-        if not self._has_averages():
+        if not self._of_fit.are_there():
             found = (
                 f"averaged {'not each weight' if n_models else 'nothing'}, as "
                 f"training ended before {self._when or 'anything was due'}"
             )
-        elif not self._are_averages_finite():
+        elif best is None and not self._of_fit.are_finite():
             found = "found averages that are not all finite"
         if found:
             warnings.warn(
@@ -388,17 +427,28 @@ class SWACallback(tf.keras.callbacks.Callback):
                 stacklevel=2,
             )
             return
-        with self._swapped_in(keep=self._keep):
+        which = f"the average of {n_models} model(s)"
+        if best is not None:
+            which = f"the average that did best, in epoch {best.epoch + 1}"
+        elif self._best is not None:
+            warnings.warn(
+                "`SWACallback` has found no validation of averages: they are "
+                f"the last. It looked for {self._best.monitor}.",
+                stacklevel=2,
+            )
+        values = None if best is None else best.values
+        with self._of_fit.swapped_in(self._keep, values):
             if self._filepath is not None:
                 whole_files.save_model(self.model, self._filepath)
                 self._print(f"The averaged model is in {self._filepath}")
         if self._keep:
-            self._print(f"The model is the average of {n_models} model(s)")
+            self._print(f"The model is {which}")
 
     def _print(self, line: str) -> None:
         if self._verbose:
             sys.stdout.write(f"\n{line}\n")
 
 
-def _are_finite(variables: Iterable[Any]) -> bool:
-    return all(tf.reduce_all(tf.math.is_finite(v)) for v in variables)
+def _named(results: dict[str, Any]) -> dict[str, Any]:
+    """Returns figures of the averages by their names in the logs."""
+    return {f"swa_val_{name}": value for name, value in results.items()}

@@ -28,17 +28,22 @@ def running_list() -> Any:
 
 
 def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
-    """Returns the callbacks, one more before each `CSVLogger`, and warns."""
+    """Returns the callbacks, one more before each `CSVLogger`, and warns.
+
+    Backups come after the checkpoints of averages, whose best value they hold.
+    """
     found = []
     for each in callbacks:
         monitor = getattr(each, "monitor", None)
         flags = ("save_best_only", "restore_best_weights")
         keeps = [flag for flag in flags if getattr(each, flag, False)]
-        if keeps and str(monitor).startswith(_OF_AVERAGES.get(evaluate, ())):
+        of_averages = str(monitor).startswith(_OF_AVERAGES.get(evaluate, ()))
+        if keeps and of_averages and not writes_averages(each):
             warnings.warn(
                 f"{type(each).__name__}({monitor=}, {keeps[0]}=True) keeps the "
                 "trained weights, and this metric is of the averaged ones. "
-                "Save the best averaged model inside `averaged_weights`: see "
+                "`AveragedModelCheckpoint` keeps these in files, and "
+                "`SWACallback(restore_best_averages=True)` in the model: see "
                 "docs/keras.md.",
                 stacklevel=2,
             )
@@ -47,7 +52,25 @@ def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
             add = functools.partial(_add_columns, each)
             found.append(tf.keras.callbacks.LambdaCallback(on_epoch_end=add))
         found.append(each)
+    if any(map(writes_averages, found)):
+        found.sort(key=_is_backup)
     return found
+
+
+def writes_averages(callback: Any) -> bool:
+    """Whether a callback is an `AveragedModelCheckpoint`."""
+    return hasattr(callback, "swa_callback")
+
+
+def checkpoints_of(running: Any, swa_callback: Any) -> list[Any]:
+    """Returns each `AveragedModelCheckpoint` of a `SWACallback`."""
+    callbacks = [] if running is None else running.callbacks
+    found = [each for each in callbacks if writes_averages(each)]
+    return [each for each in found if each.swa_callback is swa_callback]
+
+
+def _is_backup(callback: Any) -> bool:
+    return isinstance(callback, tf.keras.callbacks.BackupAndRestore)
 
 
 def _add_columns(logger: Any, epoch: int, logs: dict[str, Any]) -> None:

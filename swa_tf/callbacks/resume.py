@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from swa_tf.averaging import WeightAverage
+from swa_tf.callbacks.fit_averages import BestAverages
 from swa_tf.support import compat
 from swa_tf.support import variables as variables_lib
+
+_AVERAGE = "arr_"  # NumPy's name, and a number, of what has no other
+_CHECKPOINTS = "checkpoints"
 
 
 class SavedAverage:
     """The average of a `fit`, saved and restored wherever the model is.
+
+    So is what is remembered of earlier ones: the averages that did best, and
+    the best value that each `AveragedModelCheckpoint` has seen.
 
     This serves `BackupAndRestore`. Keras may restore the model before the
     average exists: the bytes are then kept until `attach`. Weights that are
@@ -24,6 +32,8 @@ class SavedAverage:
     def __init__(self, model: Any, variables: Callable[[], list[Any]]) -> None:
         self._model, self._variables = model, variables
         self.average: WeightAverage | None = None
+        self.best: BestAverages | None = None
+        self.checkpoints: list[Any] = []  # that write averages
         self.restorable = True
         self.detach = compat.save_with_model(
             model, "swa_tf_average", self._save, self._load
@@ -42,7 +52,12 @@ class SavedAverage:
         if self.average is None or self.average.swapped:
             return b""  # there is no training, or the model is averaged
         buffer = io.BytesIO()
-        np.savez(buffer, *[v.read_value() for v in self.average.variables])
+        kept = self.best.arrays() if self.best else {}
+        best = [each.best for each in self.checkpoints]
+        numbers = [None if each is None else float(each) for each in best]
+        kept[_CHECKPOINTS] = np.array(json.dumps(numbers))
+        averages = [v.read_value() for v in self.average.variables]
+        np.savez(buffer, *averages, **kept)
         return buffer.getvalue()
 
     def _load(self, saved: bytes) -> None:
@@ -52,7 +67,8 @@ class SavedAverage:
         if self.average is None or not saved:
             return
         with np.load(io.BytesIO(saved)) as arrays:
-            values = list(arrays.values())
+            kept = dict(arrays)
+        values = [v for name, v in kept.items() if name.startswith(_AVERAGE)]
         if not self._model.built:
             raise ValueError(
                 "The model must be built before `fit` for its average to be "
@@ -72,3 +88,8 @@ class SavedAverage:
         for variable, value in zip(variables, values):
             for component in variables_lib.components(variable):
                 component.assign(value)
+        if self.best is not None:
+            self.best.load(kept)
+        numbers = json.loads(str(kept.get(_CHECKPOINTS, "[]")))
+        for checkpoint, best in zip(self.checkpoints, numbers):
+            checkpoint.best = best

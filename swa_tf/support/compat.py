@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import importlib.util
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -173,6 +174,21 @@ else:
 
         def deserialize(self, string_value: bytes) -> None:
             self._load(string_value)
+
+
+def monitor_op(model: Any, metric: str, mode: str) -> Callable[..., Any]:
+    """Returns what Keras calls an improvement of a metric of `model`.
+
+    With `mode="auto"` Keras 2 goes by the name, and Keras 3 by the metric,
+    which is there after the first epoch; it raises if there is none.
+    """
+    callback = tf.keras.callbacks.ModelCheckpoint(
+        "never.keras", metric, mode=mode, save_freq=sys.maxsize
+    )
+    callback.set_model(model)
+    callback.on_epoch_end(0, {})
+    found: Callable[..., Any] = callback.monitor_op
+    return found
 
 
 def is_functional(model: Any) -> bool:

@@ -267,6 +267,23 @@ def assign(pairs: Iterable[tuple[Any, Any]]) -> Any:
     )
 
 
+def all_finite(variables: Iterable[Any]) -> tf.Tensor:
+    """Returns whether no element is NaN or infinite: a boolean scalar.
+
+    A sum of squares that is finite shows it in one pass over memory, which is
+    all that is needed but for numbers whose squares overflow.
+    """
+    values = [read(compat.tf_variable(variable)) for variable in variables]
+    sums = [tf.cast(tf.nn.l2_loss(value), tf.float64) for value in values]
+    return tf.cond(
+        tf.math.is_finite(tf.reduce_sum(sums)),
+        lambda: tf.constant(True),
+        lambda: tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(value)) for value in values]
+        ),
+    )
+
+
 class AllOrNone:
     """A block that, if it raises, leaves variables as they were before."""
 

@@ -193,15 +193,24 @@ def check_model_path(name: str, path: Any) -> None:
 def save_model(model: Any, path: str | os.PathLike[str]) -> None:
     """Writes a model in the form of the suffix; without one, for serving."""
     check_model_path("filepath", path)  # what was not there may be by now
-    with replaced(path) as new, errors_named(path):
-        if new.suffix == ".h5":
-            reserve(new, _size_in_hdf5(model))
+    with model_file(model, path) as new:
         if new.name.endswith(".weights.h5"):
             model.save_weights(str(new))
         elif new.suffix:
             model.save(str(new))
         else:
             model.export(str(new))
+
+
+@contextlib.contextmanager
+def model_file(
+    model: Any, path: str | os.PathLike[str]
+) -> Iterator[pathlib.Path]:
+    """Gives where to write a model, which replaces `path` at a good end."""
+    with replaced(path) as new, errors_named(path):
+        if new.suffix == ".h5":
+            reserve(new, _size_in_hdf5(model))
+        yield new
 
 
 def reserve(path: str | os.PathLike[str], size: int) -> None:

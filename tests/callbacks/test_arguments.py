@@ -1,13 +1,18 @@
 """Arguments that `SWACallback` refuses, and says so."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import swa_tf
+from swa_tf.callbacks import arguments
 from tests import fitting
 from tests.fitting import (
     callback,
+    exhaustive,
     fit,
     make_plain,
     quick_to_trace,  # noqa: F401
@@ -30,6 +35,8 @@ def test_a_schedule_that_gives_no_rate(rate):
         ({}, "`start_epoch` or `start_step` must be given"),
         ({"start_epoch": -1}, "`start_epoch` must be an integer >= 0.*-1"),
         ({"start_epoch": 1.5}, "`start_epoch` must be an integer >= 0.*1.5"),
+        ({"start_epoch": 0.0}, r"or a part of the epochs in \(0, 1\).*0.0"),
+        ({"start_epoch": np.nan}, "`start_epoch` must be an integer >= 0.*nan"),
         ({"start_step": True}, "`start_step` must be an integer >= 0.*True"),
         ({"start_epoch": 1, "start_step": 1}, "Only one of"),
         ({"start_step": 1, "unit": "epoch"}, '`start_step` goes with unit="st'),
@@ -91,6 +98,62 @@ def test_a_path_below_a_file():
 def test_arguments_of_another_kind(arguments, message):
     with pytest.raises(TypeError, match=message):
         swa_tf.SWACallback(1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("part", "epochs", "first"),
+    [
+        (0.75, 4, 3),
+        (0.75, 10, 7),
+        (0.29, 100, 29),  # 28.999999999999996 in float64
+        (0.07, 100, 7),  # and 7.000000000000001
+        (0.999, 3, 2),
+        (0.001, 3, 0),
+        (np.float32(0.5), 5, 2),
+        (7, 3, 7),
+    ],
+)
+def test_a_part_of_the_epochs(part, epochs, first):
+    given = (part, None, 1, "epoch", 0.5, None)
+    plan = arguments.plan(*given, own=None, epochs=epochs)
+    assert plan.start_epoch == plan.when.start == first
+    rates = [plan.rate(epoch) for epoch in range(first + 2)]
+    assert rates == [None] * first + [0.5] * 2
+
+
+@pytest.mark.parametrize("unit", [exhaustive("epoch"), "step"])
+def test_a_part_of_the_epochs_in_fit(unit):
+    """Of each `fit` anew, whose epochs go before the last number."""
+    swa = callback(0.5, unit=unit, refit_data=None)
+    for epochs, n_models in ((4, 2), (3, 2)):
+        fit(make_plain(), swa, epochs=epochs, validation_data=None)
+        each = 1 if unit == "epoch" else fitting.N_BATCHES
+        assert int(swa.averages.n_models) == n_models * each
+
+
+def test_a_part_of_no_known_number_of_epochs():
+    swa = callback(0.5, refit_data=None)
+    swa.set_model(make_plain())
+    with pytest.raises(ValueError, match="`start_epoch` must be an integer"):
+        swa.on_train_begin()
+
+
+def test_pickled_before_fit():
+    """With data of NumPy; the copy is as good as the original."""
+    swa = callback(1, refit_data=[fitting.X], swa_learning_rate=0.5)
+    swa, rates = pickle.loads(pickle.dumps(swa)), Rates()
+    fit(make_plain(), swa, rates, epochs=2, validation_data=None)
+    assert int(swa.averages.n_models) == 1
+    assert rates.seen == [0.1, 0.5]
+
+
+def test_pickled_with_what_belongs_to_this_process():
+    with_dataset, fitted = callback(0), callback(0, refit_data=[fitting.X])
+    fit(make_plain(), fitted, epochs=1, validation_data=None)
+    for swa in (with_dataset, fitted):
+        with pytest.raises(TypeError, match="`SWACallback` cannot be pickled"):
+            pickle.dumps(swa)
+        assert copy.copy(swa).averages is swa.averages
 
 
 @pytest.mark.parametrize(

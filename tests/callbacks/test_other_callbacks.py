@@ -86,7 +86,8 @@ def test_trained_weights_kept_by_a_metric_of_averages(
     [message] = [each for each in messages if "keeps the trained" in each]
     name = type(keeps).__name__
     assert message.startswith(f"{name}(monitor='{monitor}', ")
-    assert "`averaged_weights`: see docs/keras.md" in message
+    assert "`AveragedModelCheckpoint` keeps these" in message
+    assert "see docs/keras.md" in message
 
 
 def test_no_warning_where_weights_and_metric_agree(tmp_path):
@@ -102,28 +103,6 @@ def test_no_warning_where_weights_and_metric_agree(tmp_path):
         warnings.simplefilter("error", UserWarning)
         with pytest.raises(UntrainedError):
             fit(make_model(), callback(1), *fine, never_trains())
-
-
-def test_the_best_averaged_model(tmp_path):
-    """The recipe of docs/keras.md."""
-    path = tmp_path / "best.weights.h5"
-    swa, model = callback(0), make_model()
-    best = float("inf")
-
-    def save(epoch, logs):
-        nonlocal best
-        if logs.get("swa_val_loss", best) < best:
-            best = logs["swa_val_loss"]
-            with swa_tf.averaged_weights(
-                swa.averages, model, refit_data=fitting.data()
-            ):
-                model.save_weights(path)
-
-    saves = keras_callbacks.LambdaCallback(on_epoch_end=save)
-    history = fit(model, swa, saves).history
-    model.load_weights(path)
-    found = model.evaluate(X, Y, batch_size=len(X), verbose=0)
-    assert found == min(history["swa_val_loss"])
 
 
 # --- Columns ----------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`SWACallback` for a part of a model, such as the generator of a GAN."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from tests.fitting import assert_same
+from tests.fitting import assert_same, exhaustive
 
 layers = tf.keras.layers
 NOISE = np.random.default_rng(0).normal(size=[8, 2]).astype(np.float32)
@@ -147,6 +148,98 @@ def test_a_restored_average_of_a_part(tmp_path):
     swa = run(stop=False)
     # Backups come before `apply`: that of epoch 0 is in the one of epoch 1.
     assert int(swa.n_models) == 2
+
+
+# --- `variables` ------------------------------------------------------------
+
+
+def test_variables_is_another_name_of_var_list():
+    model = tf.keras.Sequential([tf.keras.Input([2]), layers.Dense(2)])
+    with pytest.raises(ValueError, match="Only one of `variables` and `var_l"):
+        swa_tf.SWACallback(0, variables=generators, var_list=model.weights)
+    match = '`variables` must be "trainable" or "floating". Received: variab'
+    with pytest.raises(ValueError, match=match):
+        swa_tf.SWACallback(0, variables="all")
+    model.compile("sgd", "mse", run_eagerly=True)
+    swa = swa_tf.SWACallback(0, variables=[tf.Variable(1.0)], verbose=0)
+    with pytest.raises(ValueError, match="`variables` must hold variables of"):
+        model.fit(NOISE, NOISE, verbose=0, callbacks=[swa])
+
+
+def with_batch_norm():
+    tf.keras.utils.set_random_seed(0)
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input([2]),
+            layers.Dense(2),
+            layers.BatchNormalization(momentum=0.5),
+            layers.Dropout(0.5),
+            layers.Dense(2, trainable=False),
+        ]
+    )
+    model.compile("sgd", "mse", run_eagerly=True)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("variables", "unit", "n_averaged"),
+    [
+        ("trainable", "epoch", 4),
+        exhaustive("floating", "epoch", 8),
+        ("floating", "step", 8),
+        (lambda model: model.layers[1].weights, "step", 4),
+    ],
+)
+def test_statistics_are_averaged_where_they_are_asked_for(
+    variables, unit, n_averaged
+):
+    """Against the mean in float64 of what every epoch or step has left."""
+    model = with_batch_norm()
+    swa = swa_tf.SWACallback(
+        1, variables=variables, unit=unit, verbose=0, final_weights="averaged"
+    )
+    floats = [v for v in model.weights if "float" in str(v.dtype)]
+    seen = []
+
+    class Keeps(tf.keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append([v.numpy().astype(np.float64) for v in floats])
+
+    warns = pytest.warns(UserWarning, match="whose statistics do not")
+    expected = variables == "trainable"
+    with warns if expected else contextlib.nullcontext():
+        settings = {"batch_size": 2, "shuffle": False, "verbose": 0}
+        callbacks = [swa, Keeps()]
+        model.fit(NOISE, NOISE, epochs=3, callbacks=callbacks, **settings)
+    taken = seen[7::4] if unit == "epoch" else seen[4:]
+    found = 0
+    for i, variable in enumerate(floats):
+        if swa.averages.average(variable) is not None:
+            found += 1
+            mean = np.mean([each[i] for each in taken], axis=0)
+            np.testing.assert_allclose(variable, mean, rtol=2e-6, atol=1e-7)
+        else:
+            np.testing.assert_array_equal(variable, seen[-1][i])
+    assert found == n_averaged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["step", "epoch"])
+def test_floating_on_two_replicas(unit):
+    """Moving statistics differ between replicas, and their mean is averaged."""
+    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    with strategy.scope():
+        model = with_batch_norm()
+        model.compile("sgd", "mse")
+    statistic, seen = model.layers[1].moving_mean, []
+    keeps = tf.keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(statistic.numpy())
+    )
+    swa = swa_tf.SWACallback(0, variables="floating", unit=unit, verbose=0)
+    settings = {"batch_size": 4, "epochs": 2, "verbose": 0}
+    model.fit(NOISE, NOISE, callbacks=[swa, keeps], **settings)
+    expected = np.mean(seen if unit == "step" else seen[1::2], axis=0)
+    np.testing.assert_allclose(statistic.numpy(), expected, rtol=1e-5)
 
 
 # --- A model without `call` -------------------------------------------------
