@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -155,8 +155,13 @@ class SWAGaussian(WeightAverage):
             raise variables_lib.wrong("variables of known shapes", unknown)
         return variables
 
-    def _make_averages(self, variables: list[Any], begin: bool) -> None:
-        super()._make_averages(variables, begin)
+    def _make_averages(
+        self,
+        variables: list[Any],
+        begin: bool,
+        given: Mapping[Any, tf.Variable] | None = None,
+    ) -> None:
+        super()._make_averages(variables, begin, given)
         # Each from where an interrupted call has left it.
         for average in self._averages[len(self._variances) :]:
             made = self._zeros(average, "variance", average.shape)
