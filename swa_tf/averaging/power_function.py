@@ -52,6 +52,7 @@ class PowerFunctionAverage(WeightAverage):
         name: Suffix of the names of the shadow variables.
         when: As in `StochasticWeightAveraging`.
         device: As in `StochasticWeightAveraging`.
+        skip_nonfinite: As in `StochasticWeightAveraging`.
 
     Raises:
         ValueError: If `relative_width` is not in that range.
@@ -68,10 +69,12 @@ class PowerFunctionAverage(WeightAverage):
         name: str = "PowerFunctionAverage",
         when: AveragingSchedule | None = None,
         device: str | None = None,
+        *,
+        skip_nonfinite: bool = False,
     ) -> None:
         self._gamma = gamma_of("relative_width", relative_width)
         self._relative_width = _RelativeWidth(float(relative_width))
-        super().__init__(name, when, device)
+        super().__init__(name, when, device, skip_nonfinite)
 
     @property
     def relative_width(self) -> float:

@@ -56,6 +56,7 @@ class SWAGaussian(WeightAverage):
         name: Suffix of the names of the shadow variables.
         when: As in `StochasticWeightAveraging`.
         device: As in `StochasticWeightAveraging`.
+        skip_nonfinite: As in `StochasticWeightAveraging`.
 
     Raises:
         TypeError, ValueError: If an argument is none of these; `apply` and
@@ -74,13 +75,15 @@ class SWAGaussian(WeightAverage):
         name: str = "SWAGaussian",
         when: AveragingSchedule | None = None,
         device: str | None = None,
+        *,
+        skip_nonfinite: bool = False,
     ) -> None:
         self._rank = rank = checks.integer("rank", rank, at_least=0)
         if rank == 1:
             raise checks.wrong("rank", "an integer >= 2, or 0", rank)
         self._variances: list[tf.Variable] = []
         self._deviations: list[tf.Variable] = []
-        super().__init__(name, when, device)
+        super().__init__(name, when, device, skip_nonfinite)
 
     def coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         """Returns 1 / (n_models + 1), which gives each model equal weight.

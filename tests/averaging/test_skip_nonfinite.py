@@ -18,6 +18,11 @@ AVERAGES = {
         lambda **kwargs: swa_tf.ExponentialMovingAverage(0.75, **kwargs),
         lambda n: 0.25,
     ),
+    # The relative width of gamma = 1.
+    "power": (
+        functools.partial(swa_tf.PowerFunctionAverage, 18**-0.5),
+        lambda n: 1 - (n / (n + 1)) ** 2,
+    ),
 }
 SHAPE = [3, 5]
 CASES = (modes.ALL, tuple(AVERAGES))

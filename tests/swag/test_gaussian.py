@@ -314,3 +314,24 @@ def test_the_mean_alone_is_not_merged():
     with pytest.raises(TypeError, match="`StochasticWeightAveraging`"):
         swa_tf.merge_averages(swag, [swa_tf.StochasticWeightAveraging()])
     assert swag.variance(tf.Variable(1.0)) is None
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_models_that_are_not_finite_are_left_out(compiled):
+    values = normal(6)
+    values[1][0], values[4][-1] = np.nan, np.inf
+    variable = tf.Variable(tf.zeros([4]))
+    swag = swa_tf.SWAGaussian(RANK, skip_nonfinite=True)
+    swag.build([variable])
+
+    def apply():
+        swag.apply([variable])
+
+    step = tf.function(apply) if compiled else apply
+    for value in values:
+        variable.assign(value)
+        step()
+    wanted = expected([values[i] for i in (0, 2, 3, 5)])
+    for found, value in zip(of(swag, variable), wanted):
+        np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
+    assert int(swag.n_skipped) == 2
