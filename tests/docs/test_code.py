@@ -21,6 +21,15 @@ SLOW = {
 }
 
 
+def _readme(given):
+    assert int(given["swa"].averages.n_models) == 2  # epochs 2 and 3
+
+
+def _ema(given):
+    assert int(given["ema"].n_models) == 2
+    assert pathlib.Path("averaged.keras").exists()
+
+
 def _keras(given):
     # 20 steps: 10 and 15.
     assert int(given["swa"].n_models) == 2
@@ -57,8 +66,10 @@ def _soups(given):
 
 # What a page has done when it has run.
 CHECK = {
+    "README.md": _readme,
     "docs/checkpoints.md": _checkpoints,
     "docs/distribution.md": _distribution,
+    "docs/ema.md": _ema,
     "docs/guides/soups.md": _soups,
     "docs/keras.md": _keras,
 }
