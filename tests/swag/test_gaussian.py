@@ -257,7 +257,7 @@ def test_a_deep_copy_has_a_spread_of_its_own():
     assert copied.deviations(variable).numpy()[1].tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("unit", ["epoch", "step"])
+@pytest.mark.parametrize("unit", [fitting.slow("epoch"), "step"])
 def test_in_fit(unit):
     """Of the weights after each epoch or step, which a callback notes."""
     noted, model = [], fitting.make_plain(run_eagerly=False)
