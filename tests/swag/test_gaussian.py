@@ -55,17 +55,21 @@ def taken(mode, values, dtype=tf.float32, rank=RANK, when=None):
     return [variables_lib.components(v)[-1].numpy() for v in kept]
 
 
-def graph(values, rank=RANK):
-    """The same in a v1 graph."""
+def graph(values, before=()):
+    """The same in a v1 graph, after `before` and a reset."""
     with tf.Graph().as_default():
         value = v1.placeholder(tf.float32, values[0].shape)
         variable = tf.Variable(tf.zeros(values[0].shape))
-        swag = swa_tf.SWAGaussian(rank)
+        swag = swa_tf.SWAGaussian(RANK)
         with tf.control_dependencies([variable.assign(value)]):
             apply = swag.apply([variable])
+        reset = swag.reset()
         kept = (swag.average, swag.variance, swag.deviations)
         with v1.Session() as session:
             session.run(v1.global_variables_initializer())
+            for each in before:
+                session.run(apply, {value: each})
+            session.run(reset)
             for each in values:
                 session.run(apply, {value: each})
             return session.run([of(variable) for of in kept])
@@ -145,8 +149,9 @@ def test_reset_forgets_all():
     for value in second:
         variable.assign(value)
         swag.apply([variable])
-    for kept, exact in zip(of(swag, variable), expected(second)):
-        np.testing.assert_allclose(kept, exact, rtol=0, atol=1e-6)
+    for found in (of(swag, variable), graph(second, before=first)):
+        for kept, exact in zip(found, expected(second)):
+            np.testing.assert_allclose(kept, exact, rtol=0, atol=1e-6)
 
 
 def compiled(swag, variables, **settings):
