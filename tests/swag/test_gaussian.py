@@ -55,17 +55,21 @@ def taken(mode, values, dtype=tf.float32, rank=RANK, when=None):
     return [variables_lib.components(v)[-1].numpy() for v in kept]
 
 
-def graph(values, rank=RANK):
-    """The same in a v1 graph."""
+def graph(values, before=()):
+    """The same in a v1 graph, after `before` and a reset."""
     with tf.Graph().as_default():
         value = v1.placeholder(tf.float32, values[0].shape)
         variable = tf.Variable(tf.zeros(values[0].shape))
-        swag = swa_tf.SWAGaussian(rank)
+        swag = swa_tf.SWAGaussian(RANK)
         with tf.control_dependencies([variable.assign(value)]):
             apply = swag.apply([variable])
+        reset = swag.reset()
         kept = (swag.average, swag.variance, swag.deviations)
         with v1.Session() as session:
             session.run(v1.global_variables_initializer())
+            for each in before:
+                session.run(apply, {value: each})
+            session.run(reset)
             for each in values:
                 session.run(apply, {value: each})
             return session.run([of(variable) for of in kept])
@@ -145,8 +149,9 @@ def test_reset_forgets_all():
     for value in second:
         variable.assign(value)
         swag.apply([variable])
-    for kept, exact in zip(of(swag, variable), expected(second)):
-        np.testing.assert_allclose(kept, exact, rtol=0, atol=1e-6)
+    for found in (of(swag, variable), graph(second, before=first)):
+        for kept, exact in zip(found, expected(second)):
+            np.testing.assert_allclose(kept, exact, rtol=0, atol=1e-6)
 
 
 def compiled(swag, variables, **settings):
@@ -257,7 +262,7 @@ def test_a_deep_copy_has_a_spread_of_its_own():
     assert copied.deviations(variable).numpy()[1].tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("unit", ["epoch", "step"])
+@pytest.mark.parametrize("unit", [fitting.slow("epoch"), "step"])
 def test_in_fit(unit):
     """Of the weights after each epoch or step, which a callback notes."""
     noted, model = [], fitting.make_plain(run_eagerly=False)
