@@ -38,10 +38,10 @@ def weights_of_a_training():
 class Training:
     """One that keeps snapshots as the document says, and averages between."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, between=()):
         self.weight = tf.Variable(tf.zeros([50]))
         self.averages = [swa_tf.PowerFunctionAverage(w) for w in WIDTHS]
-        self.kept = [swa_tf.PowerFunctionAverage(w) for w in BETWEEN]
+        self.kept = [swa_tf.PowerFunctionAverage(w) for w in between]
         self.managers = [
             tf.train.CheckpointManager(
                 tf.train.Checkpoint(weight=self.weight, average=average),
@@ -72,7 +72,7 @@ class Training:
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
     """The folders of snapshots, the averages between, and the models."""
-    training = Training(tmp_path_factory.mktemp("snapshots"))
+    training = Training(tmp_path_factory.mktemp("snapshots"), BETWEEN)
     models = list(weights_of_a_training())
     training.run(models)
     kept = [average.average(training.weight) for average in training.kept]
