@@ -121,8 +121,8 @@ class _RelativeWidth(tf.train.experimental.PythonState):
 def gamma_of(name: str, relative_width: Any) -> float:
     """Returns the exponent of the profile of this relative width, or raises.
 
-    It solves (gamma + 1) = (gamma + 2)^2 (gamma + 3) width^2: the variance of
-    t under a density t^gamma on [0, 1].
+    It solves gamma + 1 = (gamma + 2)^2 (gamma + 3) width^2, a cubic, by which a
+    density as t^gamma on [0, 1] has this standard deviation (algorithm 2).
 
     Args:
         name: The name of the argument that gave the width, for the error.

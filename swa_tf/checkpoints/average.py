@@ -63,6 +63,8 @@ def average_checkpoints(
             `.weights.json`, `.h5` or `.keras`. Or a directory: all in it.
         output: The path of the result, which must not exist. `<output>.json`
             beside it has the report. Any path may be remote: `gs://bucket/x`.
+            In a folder without checkpoints of others, TensorFlow's file
+            `checkpoint` names it, for `tf.train.latest_checkpoint`.
         weights: One positive number for each input; c is the input's share of
             the sum so far: averages of n and m models have weights n and m.
         decay: In [0, 1): c = 1 - decay, the exponential average of the

@@ -71,8 +71,8 @@ def posthoc_average(
     compute them anew, as a warning says.
 
     Args:
-        snapshots: Paths of snapshots of at least two widths, as `inputs` of
-            `average_checkpoints`.
+        snapshots: Paths of snapshots of at least two widths, whose averages
+            are of the same models; as `inputs` of `average_checkpoints`.
         relative_width: Of the average wanted, as in `PowerFunctionAverage`.
             The nearer to the widths of the snapshots, and the more these are,
             the better.

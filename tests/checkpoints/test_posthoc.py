@@ -35,35 +35,49 @@ def weights_of_a_training():
         yield weight.astype(np.float32)
 
 
+class Training:
+    """One that keeps snapshots as the document says, and averages between."""
+
+    def __init__(self, folder, between=()):
+        self.weight = tf.Variable(tf.zeros([50]))
+        self.averages = [swa_tf.PowerFunctionAverage(w) for w in WIDTHS]
+        self.kept = [swa_tf.PowerFunctionAverage(w) for w in between]
+        self.managers = [
+            tf.train.CheckpointManager(
+                tf.train.Checkpoint(weight=self.weight, average=average),
+                str(folder / str(average.relative_width)),
+                max_to_keep=None,
+            )
+            for average in self.averages
+        ]
+        self.checkpoint = tf.train.Checkpoint(
+            weight=self.weight, averages=self.averages, kept=self.kept
+        )
+
+    def run(self, models):
+        for model in models:
+            self.weight.assign(model)
+            for average in (*self.averages, *self.kept):
+                average.apply([self.weight])
+            if int(self.averages[0].n_models) % EVERY == 0:
+                for average, manager in zip(self.averages, self.managers):
+                    with swa_tf.averaged_weights(average, [self.weight]):
+                        manager.save(checkpoint_number=average.n_models)
+
+    @property
+    def folders(self):
+        return [manager.directory for manager in self.managers]
+
+
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-    """The folders of snapshots, averages kept at lengths between, and models.
-
-    The snapshots are kept as the document says.
-    """
-    folder = tmp_path_factory.mktemp("snapshots")
-    weight = tf.Variable(tf.zeros([50]))
-    averages = [swa_tf.PowerFunctionAverage(w) for w in WIDTHS]
-    kept = [swa_tf.PowerFunctionAverage(w) for w in BETWEEN]
-    managers = [
-        tf.train.CheckpointManager(
-            tf.train.Checkpoint(weight=weight, average=average),
-            str(folder / str(average.relative_width)),
-            max_to_keep=None,
-        )
-        for average in averages
-    ]
+    """The folders of snapshots, the averages between, and the models."""
+    training = Training(tmp_path_factory.mktemp("snapshots"), BETWEEN)
     models = list(weights_of_a_training())
-    for step, model in enumerate(models, start=1):
-        weight.assign(model)
-        for average in (*averages, *kept):
-            average.apply([weight])
-        if step % EVERY == 0:
-            for average, manager in zip(averages, managers):
-                with swa_tf.averaged_weights(average, [weight]):
-                    manager.save(checkpoint_number=step)
-    values = {a.relative_width: a.average(weight).numpy() for a in kept}
-    return [manager.directory for manager in managers], values, models
+    training.run(models)
+    kept = [average.average(training.weight) for average in training.kept]
+    values = dict(zip(BETWEEN, [average.numpy() for average in kept]))
+    return training.folders, values, models
 
 
 def snapshots_of(training, **kwargs):
@@ -148,6 +162,26 @@ def test_until_gives_the_average_as_it_was(training, tmp_path):
     assert len(report["inputs"]) == 10
     exact = profile(5 * EVERY, 0.075) @ np.float64(training[2])
     assert relative_error(loaded(tmp_path / "x"), exact) < 2e-3
+
+
+def test_a_training_that_was_resumed_writes_the_same(training, tmp_path):
+    """It has written snapshots after the checkpoint from which it goes on."""
+    _, _, models = training
+    first = Training(tmp_path)
+    first.run(models[:40])
+    path = first.checkpoint.save(str(tmp_path / "training" / "ckpt"))
+    first.run(models[40:80])  # which is lost, but for its snapshots
+    resumed = Training(tmp_path)
+    resumed.checkpoint.restore(path)
+    resumed.run(models[40 : 4 * EVERY])
+    again = [p for f in resumed.folders for p in swa_tf.checkpoints_in(f)]
+    whole = snapshots_of(training, until=4 * EVERY)
+    assert len(again) == len(whole) == 8
+    swa_tf.posthoc_average(again, 0.075, tmp_path / "again")
+    swa_tf.posthoc_average(whole, 0.075, tmp_path / "whole")
+    np.testing.assert_array_equal(
+        loaded(tmp_path / "again"), loaded(tmp_path / "whole")
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)
