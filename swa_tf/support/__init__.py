@@ -5,6 +5,7 @@ from swa_tf.support import (
     compat,
     model_parts,
     parameter_names,
+    progress,
     variables,
     whole_files,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "compat",
     "model_parts",
     "parameter_names",
+    "progress",
     "variables",
     "whole_files",
 ]
