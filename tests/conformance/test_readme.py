@@ -116,6 +116,57 @@ def test_python_blocks_of_the_ema_document_run(trained_on):
     assert pathlib.Path("averaged.keras").exists()
 
 
+def test_python_blocks_of_the_averaged_model_document_run(trained_on):
+    class Classifier(tf.keras.Model):
+        def __init__(self, width):
+            super().__init__()
+            self.dense = tf.keras.layers.Dense(width)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    classifier = Classifier(64)
+    classifier(tf.zeros([1, 4]))
+    average = swa_tf.StochasticWeightAveraging()
+    trained_on |= {"Classifier": Classifier, "classifier": classifier}
+    trained_on["average"] = average
+    text = (ROOT / "docs" / "averaged-model.md").read_text("utf-8")
+    _run(text, trained_on)
+    assert int(trained_on["teacher"].average.n_models) == 2
+    assert len(average.averaged) == 2
+    loaded = tf.keras.models.load_model("averaged.keras")
+    inputs = tf.ones([1, 4])
+    np.testing.assert_array_equal(loaded(inputs), trained_on["teacher"](inputs))
+
+
+def test_python_blocks_of_the_document_of_own_averages_run(trained_on):
+    text = (ROOT / "docs" / "own-averages.md").read_text("utf-8")
+    _run(text, trained_on)
+    variable = tf.Variable(0.0)
+    averages = [trained_on["PolynomialAverage"](1.0)]
+    averages += [trained_on["LateAverage"](1), trained_on["ema"]]
+    for value in (1.0, 4.0, 8.0):
+        variable.assign(value)
+        for average in averages:
+            average.apply([variable])
+    found = [float(average.average(variable)) for average in averages]
+    # The first averages of the last are 1, and 1 + 3 * 2^-0.75.
+    second = 1.0 + 3.0 * 2.0**-0.75
+    third = second + (8.0 - second) * 3.0**-0.75
+    np.testing.assert_allclose(found, [5.5, 6.0, third], rtol=1e-6)
+    schedule = trained_on["swa"].when
+    assert [i for i in range(99) if schedule.due(i)] == [9, 29, 69]
+    # In `fit`, after its steps: of 2 an epoch, 5 epochs have the tenth.
+    model, swa = trained_on["model"], trained_on["swa"]
+    model.fit(
+        trained_on["dataset"],
+        epochs=5,
+        callbacks=[swa_tf.SWACallback(averages=swa, unit="step", verbose=0)],
+        verbose=0,
+    )
+    assert int(swa.n_models) == 1
+
+
 def test_python_blocks_of_the_distribution_document_run(trained_on):
     def make_model():
         model = tf.keras.Sequential([tf.keras.layers.Dense(3)])
