@@ -9,7 +9,11 @@ way but without a teacher, is trained for comparison.
 
     python -m examples.mean_teacher
 
-RESULTS
+On test images, with three labels a class, over seeds 10 to 17: 74.50 % from the
+labels alone, 80.71 % for the student and 82.68 % for its teacher, who is better
+than the student in each of the eight (by 0.2 to 4.9 points). The settings were
+chosen with other seeds. At a low rate the two are alike: what the teacher
+averages out is the noise of a high one.
 """
 
 from __future__ import annotations
@@ -23,23 +27,20 @@ from examples import data
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("labels", 3, "Labeled images a class.", lower_bound=1)
-flags.DEFINE_integer("steps", 500, "Steps to train.", lower_bound=1)
+flags.DEFINE_integer("steps", 300, "Steps to train.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "The first seed.", lower_bound=0)
 flags.DEFINE_integer("seeds", 2, "How many seeds.", lower_bound=1)
-flags.DEFINE_float("decay", 0.98, "How much of the teacher an update keeps.")
+flags.DEFINE_float("decay", 0.97, "How much of the teacher an update keeps.")
 flags.DEFINE_float("consistency", 1.0, "The weight of the teacher's word.")
 
-BATCH_SIZE, RATE, NOISE, RAMP = 100, 0.02, 0.15, 0.3
+BATCH_SIZE, RATE, NOISE, RAMP = 32, 0.03, 0.3, 0.3
 
 
 def make_model() -> tf.keras.Model:
     layers = tf.keras.layers
     model = tf.keras.Sequential([layers.Input([8, 8, 1]), layers.Flatten()])
     for _ in range(2):
-        model.add(layers.Dense(128, use_bias=False))
-        model.add(layers.BatchNormalization(momentum=0.9))
-        model.add(layers.ReLU())
-        model.add(layers.Dropout(0.5))
+        model.add(layers.Dense(128, activation="relu"))
     model.add(layers.Dense(10))
     return model
 
