@@ -64,9 +64,51 @@ def _soups(given):
     assert "verdict" in str(given["soup"])
 
 
+def _averaged_model(given):
+    assert int(given["teacher"].average.n_models) == 2
+    assert len(given["average"].averaged) == 2
+    loaded = tf.keras.models.load_model("averaged.keras")
+    inputs = tf.ones([1, 4])
+    np.testing.assert_array_equal(loaded(inputs), given["teacher"](inputs))
+
+
+def _own_averages(given):
+    variable = tf.Variable(0.0)
+    averages = [given["PolynomialAverage"](1.0)]
+    averages += [given["LateAverage"](1), given["ema"]]
+    for value in (1.0, 4.0, 8.0):
+        variable.assign(value)
+        for average in averages:
+            average.apply([variable])
+    found = [float(average.average(variable)) for average in averages]
+    # The first averages of the last are 1, and 1 + 3 * 2^-0.75.
+    second = 1.0 + 3.0 * 2.0**-0.75
+    third = second + (8.0 - second) * 3.0**-0.75
+    np.testing.assert_allclose(found, [5.5, 6.0, third], rtol=1e-6)
+    schedule = given["swa"].when
+    assert [i for i in range(99) if schedule.due(i)] == [9, 29, 69]
+    # In `fit`, after its steps: of 2 an epoch, 5 epochs have the tenth.
+    model, swa = given["model"], given["swa"]
+    model.fit(
+        given["dataset"],
+        epochs=5,
+        callbacks=[swa_tf.SWACallback(averages=swa, unit="step", verbose=0)],
+        verbose=0,
+    )
+    assert int(swa.n_models) == 1
+
+
+def _swag(given):
+    assert int(given["swag"].n_models) == 3
+    assert given["probabilities"].shape == (8, 3)
+
+
 # What a page has done when it has run.
 CHECK = {
     "README.md": _readme,
+    "docs/averaged-model.md": _averaged_model,
+    "docs/own-averages.md": _own_averages,
+    "docs/swag.md": _swag,
     "docs/checkpoints.md": _checkpoints,
     "docs/distribution.md": _distribution,
     "docs/ema.md": _ema,
