@@ -26,7 +26,10 @@ def _readme(given):
 
 
 def _ema(given):
-    assert int(given["ema"].n_models) == 2
+    steps = 2 * given["epochs"]
+    assert int(given["ema"].n_models) == 2 + steps
+    assert [int(a.n_models) for a in given["averages"]] == [steps, steps]
+    assert len(given["snapshots"]) == 2 * given["epochs"]
     assert pathlib.Path("averaged.keras").exists()
 
 
