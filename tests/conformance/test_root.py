@@ -84,5 +84,6 @@ def test_what_it_imports_on_first_use_is_what_type_checkers_see():
         "greedy_soup",
         "merge_averages",
         "optimizers",
+        "posthoc_average",
         "soups",
     }
