@@ -174,8 +174,7 @@ class SWACallback(tf.keras.callbacks.Callback):
             arguments.plan, *given, swa_learning_rate, schedule
         )
         self._plan(own=own, epochs=1)
-        self._unit, self._given = unit, averages
-        self._preprocess = preprocess
+        self._unit, self._given, self._preprocess = unit, averages, preprocess
         self._evaluates, self._keep = evaluate, final_weights == "averaged"
         self._filepath, self._verbose = filepath, verbose
 

@@ -126,6 +126,26 @@ def test_epochs_without_validation_are_written(tmp_path):
     assert found[1::2] == history["swa_val_loss"]
 
 
+@pytest.mark.slow
+def test_on_two_replicas(tmp_path):
+    """Files and best averages have the figures, on each replica the same."""
+    strategy = tf.distribute.MirroredStrategy(
+        ["/cpu:0", "/cpu:1"],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+    with strategy.scope():
+        model = make_model(run_eagerly=False)
+    swa = callback(0, restore_best_averages=True)
+    history = fit(model, swa, checkpoint(swa, tmp_path), epochs=3).history
+    logged = history["swa_val_loss"]
+    found = [loss_of(tmp_path / each) for each in names(tmp_path)]
+    np.testing.assert_allclose(found, logged, rtol=1e-6)
+    assert model.evaluate(X, Y, batch_size=len(X), verbose=0) == min(logged)
+    for variable in map(compat.tf_variable, model.weights):
+        first, second = strategy.experimental_local_results(variable)
+        np.testing.assert_array_equal(first, second)
+
+
 # --- Which is the best ------------------------------------------------------
 
 
