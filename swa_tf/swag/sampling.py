@@ -59,8 +59,8 @@ def sampled_weights(
     >>> bool(abs(np.mean(samples) - 2.0) < 0.2), float(layer.kernel[0, 0])
     (True, 2.0)
 
-    The same averages and seed give the same sample, with TensorFlow 2.15 as with
-    2.21, on one replica or several, whichever part of the variables is in
+    The same averages and seed give the same sample, with TensorFlow 2.15 as
+    with 2.21, on one replica or several, whichever part of the variables is in
     `target` and however the averages were taken.
 
     Args:
