@@ -184,13 +184,13 @@ class SWACallback(tf.keras.callbacks.Callback):
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        data = self._refit.get("refit_data")
-        if self.model is not None or isinstance(data, tf.data.Dataset):
+        # An average that has been used says so itself.
+        if isinstance(self._refit.get("refit_data"), tf.data.Dataset):
             raise TypeError(
-                "`SWACallback` cannot be pickled once `fit` has called it, nor "
-                "with a `tf.data.Dataset`: model and data are of this process. "
-                "Make a new one in the other process, and save `averages` by "
-                "`tf.train.Checkpoint`. Here use `copy.deepcopy`."
+                "`SWACallback` cannot be pickled with a `tf.data.Dataset` as "
+                "`refit_data`, which is of this process. Make a new one in the "
+                "other process, or give batches of NumPy arrays. Here use "
+                "`copy.deepcopy`."
             )
         return dict(vars(self))
 

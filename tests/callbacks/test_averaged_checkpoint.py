@@ -397,7 +397,7 @@ def test_the_best_value_is_resumed(order, tmp_path):
             keras_callbacks.BackupAndRestore(str(tmp_path / "backup")),
         ]
         ordered = [callbacks[i] for i in order]
-        ordered.insert(1, Figures(3.0, 1.0, 2.0, 2.5, 1.5))
+        ordered.insert(1, Figures(3.0, 2.0, 1.0, 1.5, 2.5))
         crashes = keras_callbacks.LambdaCallback(on_epoch_begin=crash)
         settings = {"epochs": 5, "validation_data": None}
         fit(make_plain(), *ordered, crashes, **settings)
