@@ -209,6 +209,16 @@ def test_seeds_are_saved(tmp_path):
     np.testing.assert_array_equal(averaged(ones, training=True), first)
 
 
+def test_integers_are_its_own():
+    module = Module()
+    averaged = swa_tf.AveragedModel(module, SWA(), build=Module)
+    module.count.assign(5)
+    module.fixed.assign(3.0)
+    averaged.update()
+    own = averaged.model
+    assert (int(own.count), float(own.fixed)) == (0, 3.0)
+
+
 def test_seeds_are_not_copied():
     model = tf.keras.Sequential([layers.Input([50]), layers.Dense(1)])
     model.add(layers.Dropout(0.5))
