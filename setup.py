@@ -26,6 +26,9 @@ BENCHMARKS = [*EXAMPLES, "tensorboard>=2.15", "tqdm>=4.64"]
 TEST = [
     *BENCHMARKS,
     "hypothesis>=6.60",
+    "ipykernel>=6.25",
+    "nbclient>=0.8",
+    "nbformat>=5.7",
     "pytest>=8.0",
     "pytest-xdist>=3.0.2",
 ]

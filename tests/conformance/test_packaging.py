@@ -29,6 +29,7 @@ def test_each_dependency_has_a_lower_bound_that_ci_installs():
     bounds = _bounds()
     assert {n for n, version in bounds.items() if not version} == UNBOUND
     assert bounds["tensorflow"] == "2.15"
+    assert "nbclient" in bounds  # or no test would run the notebooks
 
 
 def test_two_bounds_of_one_package_are_refused():
