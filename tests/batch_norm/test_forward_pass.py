@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf.support import compat
+from tests import fitting
 
 layers = tf.keras.layers
 X = np.random.default_rng(0).normal(5.0, 2.0, [24, 4]).astype(np.float32)
@@ -108,8 +109,9 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "devices"), fitting.covering(1, MODELS, [1, 2])
+)
 def test_a_layer_called_in_inference_mode(make, devices):
     devices = [f"/cpu:{i}" for i in range(devices)]
     with tf.distribute.MirroredStrategy(devices).scope():

@@ -112,8 +112,10 @@ class Logger(keras_callbacks.CSVLogger):
     """A user's subclass."""
 
 
-@pytest.mark.parametrize("cls", [keras_callbacks.CSVLogger, Logger])
-@pytest.mark.parametrize("swa_first", [True, False])
+@pytest.mark.parametrize(
+    ("cls", "swa_first"),
+    fitting.covering(1, [keras_callbacks.CSVLogger, Logger], [True, False]),
+)
 def test_columns_of_a_validation_that_comes_later(cls, swa_first, tmp_path):
     """And that a callback adds to the logs before it, as Keras has them."""
     path = tmp_path / "log.csv"

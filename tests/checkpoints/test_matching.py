@@ -16,7 +16,7 @@ import tensorflow as tf
 import swa_tf
 from swa_tf.checkpoints import paths as paths_lib
 from swa_tf.support import compat
-from tests import checkpoint_files
+from tests import checkpoint_files, fitting
 from tests.checkpoint_files import H5, KERAS, WEIGHTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*refit_batch_norm")
@@ -57,8 +57,10 @@ def _save(model, path):
 
 
 @pytest.mark.filterwarnings("ignore:.*HDF5 file")
-@pytest.mark.parametrize("form", [H5, WEIGHTS, KERAS])
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    ("form", "compiled"),
+    fitting.covering(1, [H5, WEIGHTS, KERAS], [True, False]),
+)
 def test_one_architecture_built_twice_in_a_process(compiled, form, tmp_path):
     tf.keras.backend.clear_session()
     paths = []

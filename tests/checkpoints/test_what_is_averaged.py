@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf.support import compat
-from tests import checkpoint_files
+from tests import checkpoint_files, fitting
 from tests.checkpoint_files import KERAS, NAME, OBJECT, WEIGHTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*refit_batch_norm")
@@ -322,17 +322,20 @@ def test_an_average_before_and_after_its_first_apply(make, tmp_path):
     np.testing.assert_array_equal(swa.average(weight), average)
 
 
-@pytest.mark.parametrize("form", [OBJECT, WEIGHTS, KERAS])
 @pytest.mark.parametrize(
-    "compiled",
-    [
-        [{}, {"optimizer": "adam", "loss": "mse"}],
-        [{"optimizer": "adam", "loss": "mse"}, {}],
+    ("form", "compiled"),
+    fitting.covering(
+        1,
+        [OBJECT, WEIGHTS, KERAS],
         [
-            {"optimizer": "sgd", "loss": "mse", "metrics": ["mae"]},
-            {"optimizer": "adam", "loss": "mse", "metrics": ["mse", "AUC"]},
+            [{}, {"optimizer": "adam", "loss": "mse"}],
+            [{"optimizer": "adam", "loss": "mse"}, {}],
+            [
+                {"optimizer": "sgd", "loss": "mse", "metrics": ["mae"]},
+                {"optimizer": "adam", "loss": "mse", "metrics": ["mse", "AUC"]},
+            ],
         ],
-    ],
+    ),
 )
 def test_models_compiled_otherwise(compiled, form, tmp_path):
     suffix = checkpoint_files.suffix(form)

@@ -7,9 +7,11 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
+from swa_tf.support import compat
 from tests.docs import pages, setup
 
-# More than a few seconds; `.ci/run` runs them on the newest stack.
+# More than a few seconds; `.ci/run` runs them on the newest stack. On the
+# others it runs the README and the start pages.
 SLOW = {
     "docs/coming-from/addons.md",
     "docs/coming-from/averaging-scripts.md",
@@ -123,7 +125,9 @@ CHECK = {
 def _pages_with_code():
     for page in pages.paths():
         if pages.program(pages.read(page)).strip():
-            marks = [pytest.mark.slow] if page in SLOW else []
+            first = page.startswith(("README", "docs/start/"))
+            slow = page in SLOW or not (first or compat.KERAS_3)
+            marks = [pytest.mark.slow] if slow else []
             yield pytest.param(page, marks=marks)
 
 
