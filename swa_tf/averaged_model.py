@@ -106,7 +106,7 @@ class AveragedModel(variables_lib.BoundModule):
         with ONE_AT_A_TIME:
             average._prepared(averaged, begin=False, given=own)
         sources |= {v.ref(): average.average(v) for v in averaged}
-        for variable in _statistics(model) if refit else ():
+        for variable in _statistics(model, trainable=True) if refit else ():
             del sources[variable.ref()]
         untracked = variables_lib.Untracked
         self._average, self._refit = average, refit
@@ -114,11 +114,12 @@ class AveragedModel(variables_lib.BoundModule):
         self._followed = untracked(_pairs(own, sources))
         norms = model_parts.batch_norm_layers
         self._norms = untracked(list(zip(norms(model), norms(clone))))
-        # For checkpoints: all but the averages, also what is no weight (seeds).
+        # For checkpoints: every variable of the clone that the average does
+        # not save itself, also those that are no weights, such as seeds.
         listed = map(compat.tf_variable, (*found, *clone.variables))
         averages = {each.ref() for _, each in average.averaged}
         others = {v.ref(): v for v in listed if v.ref() not in averages}
-        self._own = list(others.values())
+        self._variables_beside_average = list(others.values())
         variables_lib.assign(self._followed.value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -144,7 +145,8 @@ class AveragedModel(variables_lib.BoundModule):
     def model(self) -> Any:
         """The averaged model, to predict, evaluate and save.
 
-        A file that it is saved to has its layers frozen.
+        In a model loaded from its file the layers are frozen: set the
+        `trainable` of each to train it.
 
         >>> model = tf.keras.Sequential([tf.keras.Input([1])])
         >>> model.add(tf.keras.layers.Dense(1))
@@ -197,7 +199,18 @@ class AveragedModel(variables_lib.BoundModule):
 
     def _update(self) -> None:
         self._average.apply(self._averaged.value)
-        variables_lib.assign(self._followed.value)
+        followed = self._followed.value
+        if self._average.n_skipped is None:
+            variables_lib.assign(followed)
+            return
+        # What is not finite is left out here as well.
+        values = [(own, variables_lib.read(source)) for own, source in followed]
+        floats = [value for _, value in values if value.dtype.is_floating]
+        finite = variables_lib.all_finite(floats)
+        for own, value in values:
+            before = variables_lib.read(own)
+            value = tf.where(finite, tf.cast(value, before.dtype), before)
+            variables_lib.write(own, value)
 
     def refit(self, dataset: Iterable[Any], steps: int | None = None) -> None:
         """Computes the batch-norm statistics anew, for the present averages.
@@ -262,10 +275,13 @@ def _to_average(
     return [v for v in variables if v.ref() in wanted]
 
 
-def _statistics(model: Any) -> list[Any]:
-    """Returns the floating-point variables that batch norm does not learn."""
+def _statistics(model: Any, trainable: bool = False) -> list[Any]:
+    """Returns the floating-point variables that batch norm does not learn.
+
+    Of all its layers, or only of the trainable ones.
+    """
     found = []
-    for layer in model_parts.batch_norm_layers(model):
+    for layer in model_parts.batch_norm_layers(model, trainable):
         weights = map(compat.tf_variable, layer.weights)
         learned = {
             compat.tf_variable(v).ref()
@@ -323,7 +339,8 @@ def _clone(
         described = variables_lib.describe(variables)
         wanted = f"a model with the variables of `model`: {described}"
         raise checks.wrong(argument, wanted, variables_lib.describe(found))
-    if any(v.trainable for v in found):  # also those of `model` itself
+    shared = {v.ref() for v in found} & {v.ref() for v in variables}
+    if shared or any(v.trainable for v in found):
         wanted = "a model whose variables are made when `build` is called"
         raise checks.wrong(argument, wanted, clone)
     for layer in model_parts.layers(clone):

@@ -297,3 +297,66 @@ def test_any_dtypes_and_weights(dtypes, values, swa):
         # and then to the dtype of the variable.
         epsilon = {2: 2.0**-7, 4: 2.0**-23, 8: 2.0**-23}[dtype.size]
         np.testing.assert_allclose(found, expected, 0, 8 * 6 * epsilon)
+
+
+def test_frozen_statistics_follow_the_model_where_others_are_refitted():
+    model = make()
+    model.layers[-1].trainable = False
+    averaged = swa_tf.AveragedModel(model, SWA(), batch_norm="refitted")
+    weights = some_weights(1)[0]
+    model.set_weights(weights)  # as `load_weights` does
+    averaged.update()
+    averaged.refit([X])
+    for own, value in zip(averaged.model.get_weights(), weights):
+        np.testing.assert_array_equal(own, value)
+
+
+def test_a_model_left_out_is_not_copied_either():
+    model = make()
+    averaged = swa_tf.AveragedModel(
+        model, SWA(skip_nonfinite=True), batch_norm="copied"
+    )
+    first, second, third = some_weights(3)
+    second[4][0] = second[0][0, 0] = np.nan  # a moving mean and a weight
+    for weights in (first, second):
+        model.set_weights(weights)
+        averaged.update()
+    assert int(averaged.average.n_skipped) == 1
+    for own, value in zip(averaged.model.get_weights(), first):
+        np.testing.assert_array_equal(own, value)
+    model.set_weights(third)
+    averaged.update()
+    np.testing.assert_array_equal(averaged.model.get_weights()[4], third[4])
+
+
+def test_a_layer_that_both_have_is_refused():
+    norm = layers.BatchNormalization(scale=False, center=False)
+
+    def build():
+        return tf.keras.Sequential([layers.Input([3]), layers.Dense(2), norm])
+
+    model = build()
+    with pytest.raises(ValueError, match="made when `build` is called"):
+        swa_tf.AveragedModel(model, SWA(), build=build)
+    assert norm.trainable
+
+
+@pytest.mark.parametrize("batch_norm", ["copied", "refitted"])
+def test_its_statistics_are_the_newest_as_its_averages_are(
+    batch_norm, tmp_path
+):
+    paths, found = [], []
+    for i, weights in enumerate(some_weights(2)):
+        model = make()
+        averaged = swa_tf.AveragedModel(model, SWA(), batch_norm=batch_norm)
+        model.set_weights(weights)
+        averaged.update()
+        saved = tf.train.Checkpoint(model=model, averaged=averaged)
+        paths.append(saved.write(str(tmp_path / f"ckpt-{i}")))
+        found.append(averaged.model.get_weights())
+    output = str(tmp_path / "average")
+    with pytest.warns(UserWarning, match="batch-norm statistics"):
+        swa_tf.average_checkpoints(paths, output)
+    saved.read(output)
+    for own, newest in zip(averaged.model.get_weights(), found[1]):
+        np.testing.assert_array_equal(own, newest)

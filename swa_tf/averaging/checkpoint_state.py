@@ -29,11 +29,15 @@ class CheckpointState(tf.train.experimental.PythonState):
 
     `swapped` serves eager mode and checkpoints, `variable` serves functions
     that were traced before the swap. With `may_grow` variables may join later.
-    A checkpoint must have been written with the same `layout`, if there is one.
+    A checkpoint must have been written with the same `layout`: what an average
+    of the class `kind` was made with, and cannot change.
     """
 
-    def __init__(self, may_grow: bool, layout: dict[str, Any]) -> None:
+    def __init__(
+        self, may_grow: bool, kind: str, layout: dict[str, Any]
+    ) -> None:
         self._may_grow = may_grow
+        self._kind = kind
         self._layout = layout
         self.swapped = False
         self.variable: Any = None
@@ -111,7 +115,8 @@ class CheckpointState(tf.train.experimental.PythonState):
                 "swapped": self.swapped,
                 "averaged": [[each.name, each.shape] for each in averaged],
                 "dtypes": [each.dtype for each in averaged],
-                **({"layout": self._layout} if self._layout else {}),
+                "kind": self._kind,
+                "layout": self._layout,
             }
         )
 
@@ -150,10 +155,11 @@ class CheckpointState(tf.train.experimental.PythonState):
                 "`tf.train.Checkpoint(model=model)`."
             )
         layout = restored.get("layout", {})
-        if self._layout and layout != self._layout:
+        if layout != self._layout:
             raise ValueError(
-                f"A checkpoint must be of an average with {self._layout}, as "
-                f"this one. Received one with {layout or 'none of these'}"
+                "A checkpoint must be restored into an average like the one "
+                f"that it holds: {_described(restored.get('kind'), layout)}. "
+                f"Received: {_described(self._kind, self._layout)}"
             )
         pairs = zip(restored["averaged"], restored["dtypes"])
         averaged = [AveragedVariable._make([*v, dtype]) for v, dtype in pairs]
@@ -161,6 +167,11 @@ class CheckpointState(tf.train.experimental.PythonState):
             self._check_same(self._averaged, averaged)
         self.restored = averaged
         self.was_restored = True
+
+
+def _described(kind: str | None, layout: dict[str, Any]) -> str:
+    given = ", ".join(f"{name}={value!r}" for name, value in layout.items())
+    return f"{kind or 'an average'}({given})"
 
 
 def _listed(variables: list[AveragedVariable]) -> str:

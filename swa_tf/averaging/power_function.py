@@ -42,8 +42,9 @@ class PowerFunctionAverage(WeightAverage):
     period, and with one call of `apply` an epoch, the profile has the same
     relative width, over the models that were averaged.
 
-    A checkpoint holds the relative width too. To restore one of another width
-    raises `ValueError`: the average would have neither width.
+    A checkpoint holds the relative width too. To restore one of another width,
+    or of another kind of average, raises `ValueError`: the average would have
+    neither profile.
 
     Args:
         relative_width: The standard deviation of the profile as a share of all
@@ -73,7 +74,7 @@ class PowerFunctionAverage(WeightAverage):
         skip_nonfinite: bool = False,
     ) -> None:
         self._gamma = gamma_of("relative_width", relative_width)
-        self._relative_width = _RelativeWidth(float(relative_width))
+        self._relative_width = float(relative_width)
         super().__init__(name, when, device, skip_nonfinite)
 
     @property
@@ -83,7 +84,10 @@ class PowerFunctionAverage(WeightAverage):
         >>> swa_tf.PowerFunctionAverage(0.1).relative_width
         0.1
         """
-        return self._relative_width.value
+        return self._relative_width
+
+    def _layout(self) -> dict[str, Any]:
+        return {"relative_width": self._relative_width}
 
     def coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         """Returns 1 - (n_models / (n_models + 1))^(gamma + 1).
@@ -98,24 +102,6 @@ class PowerFunctionAverage(WeightAverage):
         n = tf.cast(n_models, tf.float64)
         # Near 1 the power would lose the digits that count after many models.
         return -tf.math.expm1(-(self._gamma + 1.0) * tf.math.log1p(1.0 / n))
-
-
-class _RelativeWidth(tf.train.experimental.PythonState):
-    """The relative width in a checkpoint, which must be that of the average.
-
-    TensorFlow restores this object before any variable.
-    """
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def serialize(self) -> str:
-        return repr(self.value)
-
-    def deserialize(self, string_value: bytes) -> None:
-        if float(string_value) != self.value:
-            wanted = f"{float(string_value)!r}, that of the checkpoint"
-            raise checks.wrong("relative_width", wanted, self.value)
 
 
 def gamma_of(name: str, relative_width: Any) -> float:

@@ -372,7 +372,9 @@ class ShadowVariables(variables_lib.BoundModule):
         self._graph = variables_lib.outermost_graph()
         self._lists = UpdateCache()
         with tf.init_scope():
-            self._state = CheckpointState(self._takes_others, self._layout())
+            self._state = CheckpointState(
+                self._takes_others, type(self).__name__, self._layout()
+            )
         self._n_models = self._counter("n_models")
         if self._graph is None:
             self._state.n_models = self.n_models
@@ -384,7 +386,7 @@ class ShadowVariables(variables_lib.BoundModule):
         self._swapped = self._state.variable
 
     def _layout(self) -> dict[str, Any]:
-        """Returns what a checkpoint must agree in beside the variables."""
+        """Returns the arguments that a checkpoint must have been made with."""
         return {}
 
     def _counter(self, name: str) -> tf.Variable:

@@ -25,6 +25,7 @@ _NO_WEIGHT = re.compile(
 # Attributes of an object whose own variables are no weights.
 _OPTIMIZER = {"_variables", "_iterations"}  # Keras since TensorFlow 2.11
 _AVERAGE = {"_averages", "_n_models"}
+_AVERAGED_MODEL = {"_average", "_variables_beside_average"}
 _NO_MODEL = (
     _OPTIMIZER,
     {"iter", "learning_rate"},  # an optimizer of Keras before
@@ -42,7 +43,6 @@ class AverageKeys(NamedTuple):
     averages: list[str]  # in their order
     n_models: str
     state: str  # a JSON string
-    relative_width: str | None = None  # of a `PowerFunctionAverage`
 
 
 class ObjectGraph:
@@ -80,18 +80,20 @@ class ObjectGraph:
                 slots |= set(self._below(children["_variables"])) - own
             for slot in node.slot_variables:
                 slots |= set(self._keys(slot.slot_variable_node_id))
+            if children.keys() >= _AVERAGED_MODEL:
+                # They belong to the averages, which are the newest's too.
+                beside = children["_variables_beside_average"]
+                state |= set(self._below(beside))
             if children.keys() >= _AVERAGE:
                 averages = list(self._below(children["_averages"]))
                 state = state.union(*map(self._below, children.values()))
                 # Only exponential averages have `_begun`; they do not merge.
                 if "_state" in children and "_begun" not in children:
-                    width = children.get("_relative_width")
-                    widths = [] if width is None else self._keys(width)
                     for n_models, saved in zip(
                         self._keys(children["_n_models"]),
                         self._keys(children["_state"]),
                     ):
-                        found = AverageKeys(averages, n_models, saved, *widths)
+                        found = AverageKeys(averages, n_models, saved)
                         self.averages.append(found)
         self.slots = slots & set(keys)
         self.state = (state - slots) & set(keys)

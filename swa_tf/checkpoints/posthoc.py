@@ -151,13 +151,14 @@ def _width_and_n_models(path: str) -> tuple[float, int]:
         with errors_of(path, "snapshots"):
             saved = [checkpoint.saved_state(k) for k in checkpoint.averages]
         held = [state for state in saved if state["swapped"]]
-    if len(held) != 1 or "relative_width" not in held[0]:
+    widths = [state.get("layout", {}).get("relative_width") for state in held]
+    if len(widths) != 1 or widths[0] is None:
         raise ValueError(
             "`snapshots` must be checkpoints written inside `averaged_weights` "
             "of a `PowerFunctionAverage` that is in them, or `snapshot_widths` "
             f"and `snapshot_n_models` must be given. Received: '{path}'"
         )
-    return held[0]["relative_width"], held[0]["n_models"]
+    return widths[0], held[0]["n_models"]
 
 
 def _checked(

@@ -94,9 +94,6 @@ class TensorFlowCheckpoint(Checkpoint):
             state: dict[str, Any] = json.loads(self.string(keys.state))
             (n_models,) = self.read([keys.n_models])
             state["n_models"] = int(n_models)
-            if keys.relative_width is not None:
-                width = float(self.string(keys.relative_width))
-                state["relative_width"] = width
         return state
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:

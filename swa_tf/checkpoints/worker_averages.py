@@ -16,6 +16,7 @@ from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import checks
 from swa_tf.support import variables as variables_lib
 
+_KIND = StochasticWeightAveraging.__name__
 Worker = Union[StochasticWeightAveraging, str, "os.PathLike[str]"]
 
 
@@ -147,20 +148,23 @@ def _in_memory(argument: str, swa: StochasticWeightAveraging) -> _Average:
 
 def _of_checkpoint(path: str) -> _Average:
     checkpoint = weighted_mean.opened(path, "others")
-    found = [
-        keys
-        for keys in getattr(checkpoint, "averages", [])
-        if keys.relative_width is None  # another profile does not merge
-    ]
-    if not isinstance(checkpoint, TensorFlowCheckpoint) or len(found) != 1:
+    found: list[Any] = []
+    if isinstance(checkpoint, TensorFlowCheckpoint):
+        with errors_of(path, "others"):
+            states = map(checkpoint.saved_state, checkpoint.averages)
+            # Others weigh their models otherwise, and do not merge.
+            found = [
+                (keys, state)
+                for keys, state in zip(checkpoint.averages, states)
+                if state.get("kind", _KIND) == _KIND
+            ]
+    if len(found) != 1:
         raise ValueError(
             "`others` must be checkpoints of `tf.train.Checkpoint` that hold "
-            "one average each (of several, restore one and give that). "
+            f"one {_KIND} each (of several, restore one and give that). "
             f"Received: '{path}' with {len(found) or 'none'}"
         )
-    keys = found[0]
-    with errors_of(path, "others"):
-        state = checkpoint.saved_state(keys)
+    ((keys, state),) = found
     if state["swapped"]:
         wanted = "checkpoints written outside `averaged_weights`"
         raise checks.wrong("others", wanted, path)

@@ -270,10 +270,15 @@ def assign(pairs: Iterable[tuple[Any, Any]]) -> Any:
 def all_finite(variables: Iterable[Any]) -> tf.Tensor:
     """Returns whether no element is NaN or infinite: a boolean scalar.
 
+    The variables may also be tensors.
+
     A sum of squares that is finite shows it in one pass over memory, which is
     all that is needed but for numbers whose squares overflow.
     """
-    values = [read(compat.tf_variable(variable)) for variable in variables]
+    values = [
+        each if tf.is_tensor(each) else read(compat.tf_variable(each))
+        for each in variables
+    ]
     sums = [tf.cast(tf.nn.l2_loss(value), tf.float64) for value in values]
     return tf.cond(
         tf.math.is_finite(tf.reduce_sum(sums)),

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from swa_tf.batch_norm import BatchNormRefit
-from swa_tf.support import checks
+from swa_tf.support import checks, progress
 from swa_tf.swag.gaussian import SWAGaussian
 from swa_tf.swag.sampling import sampled_weights
 
@@ -58,7 +58,7 @@ def predict_samples(
         model: A Keras model with variables that `swag` averages.
         x: As in `Model.predict`. It is read once for each sample, and must come
             in the same order each time: no generator, and no `shuffle`.
-        seeds: Those of the samples, such as `range(30)`.
+        seeds: One seed for each sample, such as `range(30)`.
         scale: As in `sampled_weights`.
         activation: A function from what the model returns for all of `x` to
             predictive distributions, such as `tf.nn.softmax`; None takes them
@@ -69,7 +69,7 @@ def predict_samples(
             model with batch normalization needs it.
         refit_steps: As in `sampled_weights`.
         preprocess: As in `sampled_weights`.
-        verbose: 1 shows a progress bar on a terminal and in notebooks; or 0.
+        verbose: 1 shows a progress bar on a terminal; or 0.
 
     Returns:
         Arrays of float64, in the structure and the shapes that the model
@@ -92,20 +92,22 @@ def predict_samples(
         refit = BatchNormRefit(model, preprocess=preprocess)
         preprocess = None
     mean: Any = None
-    for n, seed in enumerate(_with_bar(seeds, verbose)):
-        with sampled_weights(
-            swag,
-            model,
-            seed,
-            scale,
-            refit_data=refit_data,
-            refit_steps=refit_steps,
-            refit=refit,
-            preprocess=preprocess,
-        ):
-            outputs = model.predict(x, batch_size, verbose=0, steps=steps)
-        sample = outputs if activation is None else activation(outputs)
-        mean = _averaged(mean, sample, n)
+    with progress.bar("predicting", len(seeds), bool(verbose)) as advance:
+        for n, seed in enumerate(seeds):
+            with sampled_weights(
+                swag,
+                model,
+                seed,
+                scale,
+                refit_data=refit_data,
+                refit_steps=refit_steps,
+                refit=refit,
+                preprocess=preprocess,
+            ):
+                outputs = model.predict(x, batch_size, verbose=0, steps=steps)
+            sample = outputs if activation is None else activation(outputs)
+            mean = _averaged(mean, sample, n)
+            advance()
     return mean
 
 
@@ -133,13 +135,3 @@ def _checked(model: Any, x: Any, seeds: Any, activation: Any) -> list[int]:
     if not seeds or len(set(seeds)) < len(seeds):
         raise checks.wrong("seeds", "different integers, at least one", seeds)
     return seeds
-
-
-def _with_bar(seeds: list[int], verbose: Any) -> Iterable[int]:
-    """Returns the seeds; a bar shows how many have been taken."""
-    import rich  # on first use, as it is not small
-    from rich.progress import track
-
-    # Elsewhere a bar would end in an empty line.
-    shown = bool(verbose) and rich.get_console().is_interactive
-    return track(seeds, "Predicting", transient=True) if shown else seeds

@@ -296,6 +296,28 @@ def test_outside_eager_mode():
             swa_tf.merge_averages(target, [other])
 
 
+class Last(swa_tf.WeightAverage):
+    """An average of one's own, which other shares suit."""
+
+    def coefficient(self, n_models):
+        return tf.ones([], tf.float64)
+
+
+@pytest.mark.parametrize(
+    "make", [Last, lambda: swa_tf.PowerFunctionAverage(0.1)]
+)
+def test_averages_of_other_shares_are_refused(make, tmp_path):
+    average = make()
+    average.apply([tf.Variable(1.0)])
+    path = tf.train.Checkpoint(average=average).save(str(tmp_path / "ckpt"))
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply([tf.Variable(1.0)])
+    with pytest.raises(
+        ValueError, match="hold one StochasticWeightAveraging each"
+    ):
+        swa_tf.merge_averages(swa, [path])
+
+
 @pytest.mark.parametrize("begun", [True, [True], [True, False]])
 def test_exponential_averages_are_refused(tmp_path, begun):
     """Whatever their checkpoints say of what has begun, and in what shape."""
@@ -306,7 +328,9 @@ def test_exponential_averages_are_refused(tmp_path, begun):
     path = tf.train.Checkpoint(ema=ema).save(str(tmp_path / "ckpt"))
     swa = swa_tf.StochasticWeightAveraging()
     swa.apply(variables)
-    with pytest.raises(ValueError, match="hold one average each"):
+    with pytest.raises(
+        ValueError, match="hold one StochasticWeightAveraging each"
+    ):
         swa_tf.merge_averages(swa, [path])
     with pytest.raises(TypeError, match="`others` must be a list"):
         swa_tf.merge_averages(swa, [ema])

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import rich.console
 import tensorflow as tf
 
 import swa_tf
+from swa_tf.support import progress
 from tests import fitting
 from tests.swag.test_sampling import model_and_gaussian
 
@@ -86,15 +88,13 @@ def test_refits_each_sample():
 
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_a_bar_on_a_terminal(verbose, monkeypatch, capsys):
-    import rich
-
-    console = rich.get_console()
-    monkeypatch.setattr(console, "_force_terminal", True)
-    monkeypatch.setattr(console, "is_interactive", True)
+    is_terminal = property(lambda console: True)
+    monkeypatch.setattr(rich.console.Console, "is_terminal", is_terminal)
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     model, swag = classifier()
     swa_tf.predict_samples(swag, model, X, SEEDS, verbose=verbose)
-    assert ("Predicting" in capsys.readouterr().out) == bool(verbose)
+    assert ("predicting" in capsys.readouterr().out) == bool(verbose)
 
 
 def test_no_bar_elsewhere(capsys):
