@@ -274,7 +274,9 @@ class _Plan:
 def warn(report: dict[str, Any]) -> None:
     """Warns of averaged batch-norm statistics, and of what was guessed."""
     if report["batch_norm_statistics"]:
-        whose = "averages of batch-norm statistics, which belong to no weights"
+        whose = (
+            "averages of batch-norm statistics, which do not fit its weights"
+        )
         if not set(report["batch_norm_statistics"]) <= set(report["averaged"]):
             whose = "batch-norm statistics that belong to other weights"
         warnings.warn(

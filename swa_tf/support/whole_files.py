@@ -139,7 +139,8 @@ def move(
 ) -> None:
     """Moves local files into a folder in order: all of them, or none.
 
-    Only the last may be called `replaces` and take the place of another.
+    Only the last file may be named `replaces`; it may replace one that is
+    there.
     """
     moves: list[tuple[str, str]] = []
     replaced = False
@@ -165,8 +166,11 @@ def move(
             if replaced and not is_there(moves[-1][0]):
                 raise  # what was there is gone, and all is done
             for source, target in moves:
-                # Only what is no longer at its source has been moved.
-                left = source if is_there(source) else target
+                left = target  # what is no longer at its source
+                if is_there(source):
+                    if not is_remote(folder):
+                        continue  # it goes with the scratch folder
+                    left = source
                 with contextlib.suppress(tf.errors.NotFoundError):
                     tf.io.gfile.remove(left)
             raise

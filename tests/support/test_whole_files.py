@@ -96,3 +96,13 @@ def test_a_folder_does_not_replace_a_file(tmp_path):
         with whole_files.replaced(path) as new:
             new.mkdir()
     assert path.read_text() == "old"
+
+
+def test_a_folder_is_not_moved_onto_another(tmp_path):
+    scratch, there = tmp_path / "scratch" / "model", tmp_path / "model"
+    for folder in (scratch, there):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text(folder.parent.name)
+    with pytest.raises(FileExistsError, match="model' exists"):
+        whole_files.move([scratch], str(tmp_path))
+    assert (there / "file").read_text() == tmp_path.name
