@@ -135,10 +135,17 @@ class AveragedModel(variables_lib.BoundModule):
         return self._model.value(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise TypeError(
-            "`AveragedModel` cannot be copied: it is bound to a model and an "
-            "average. Make one of their copies: `copied, average = "
-            "copy.deepcopy((model, average))`."
+        raise self._not_copied()
+
+    def __reduce__(self) -> Any:
+        raise self._not_copied()
+
+    def _not_copied(self) -> TypeError:
+        return TypeError(
+            "`AveragedModel` can be neither copied nor pickled: it is bound to "
+            "a model and an average. Make one of their copies: `copied, "
+            "average = copy.deepcopy((model, average))`. For another process "
+            "save it with `tf.train.Checkpoint`."
         )
 
     @property

@@ -439,5 +439,5 @@ def test_in_a_function():
 @pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_copies(copies):
     averaged = swa_tf.AveragedModel(make(), SWA())
-    with pytest.raises(TypeError, match="`AveragedModel` cannot be"):
+    with pytest.raises(TypeError, match="`AveragedModel` can be neither"):
         copies(averaged)

@@ -90,8 +90,8 @@ def check_same(variables: list[Any], averaged: list[Any]) -> None:
     if late or missing:
         differs = "in addition" if late else "a list without"
         raise ValueError(
-            "`var_list` must hold all variables of the first `apply`: one "
-            "that joins later, or is left out, would miss a model. "
+            "`var_list` must hold the variables of the first `apply`, all of "
+            "them and no others: make an average for each model. "
             f"Received {differs}: {variables_lib.describe(late or missing)}"
         )
 

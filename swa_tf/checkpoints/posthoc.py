@@ -71,11 +71,12 @@ def posthoc_average(
     compute them anew, as a warning says.
 
     Args:
-        snapshots: Paths of snapshots of at least two widths, whose averages
-            are of the same models; as `inputs` of `average_checkpoints`.
+        snapshots: Paths of snapshots, whose averages are of the same models;
+            as `inputs` of `average_checkpoints`. They should be of two widths
+            or more, or the error is large.
         relative_width: Of the average wanted, as in `PowerFunctionAverage`.
-            The nearer to the widths of the snapshots, and the more these are,
-            the better.
+            The error is smaller the nearer it is to their widths, and the
+            more snapshots there are.
         output: As in `average_checkpoints`.
         snapshot_widths: The relative width of each snapshot, where the files
             do not say it; with `snapshot_n_models`.

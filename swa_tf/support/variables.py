@@ -24,6 +24,9 @@ def checked_list(
         or isinstance(var_list, (str, dict))
         or not isinstance(var_list, Iterable)
     ):
+        wanted += ", such as `model.trainable_variables`"
+        if isinstance(var_list, compat.VARIABLE_CLASSES):
+            var_list = describe([compat.tf_variable(var_list)])
         raise checks.wrong(argument, wanted, var_list, TypeError)
     variables = [compat.tf_variable(v) for v in var_list]
     if not variables:
@@ -150,9 +153,10 @@ class BoundModule(tf.Module):
     def __reduce__(self) -> Any:
         raise TypeError(
             f"`{type(self).__name__}` cannot be pickled, nor copied by "
-            "`copy.copy`: it is bound to the variables of this process. Use "
-            "`copy.deepcopy` here. For another process save it with "
-            "`tf.train.Checkpoint`, and restore it beside its variables there."
+            "`copy.copy`: it is bound to the variables of this process. Copy "
+            "it together with them by `copy.deepcopy`. For another process "
+            "save it with `tf.train.Checkpoint`, and restore it beside its "
+            "variables there."
         )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
 
 from swa_tf.batch_norm import BatchNormRefit
-from swa_tf.support import checks
+from swa_tf.support import checks, model_parts
 from swa_tf.support import variables as variables_lib
 from swa_tf.swag.gaussian import SWAGaussian
 from swa_tf.swapping import averages_of, swapped_in
@@ -69,7 +70,8 @@ def sampled_weights(
         seed: Which sample to take: an integer in [0, 2^63).
         scale: The factor of the covariance, a number >= 0; 0 gives the mean.
         refit_data: As in `averaged_weights`. Batch-norm statistics belong to
-            the weights they were computed with: each sample needs its own.
+            the weights they were computed with: each sample needs its own,
+            and without it a warning says so.
         refit_steps: As in `averaged_weights`.
         refit: As in `averaged_weights`. Give the same one for every sample,
             and the model is traced once.
@@ -86,6 +88,12 @@ def sampled_weights(
         `scale` is that of the authors' code.
     """
     _checked(swag, seed, scale)
+    if refit_data is None and model_parts.batch_norm_layers(target, True):
+        warnings.warn(
+            "The model has batch-norm layers, whose statistics do not belong "
+            "to the sample: give `refit_data`, such as the training data.",
+            stacklevel=2,
+        )
     return swapped_in(
         functools.partial(assign_sample, seed=seed, scale=scale),
         swag,

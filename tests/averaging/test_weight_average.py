@@ -486,9 +486,9 @@ def test_resumed_in_a_new_process_bit_for_bit(tmp_path):
         (
             lambda v: [v, tf.Variable(1.0, name="late")],
             ValueError,
-            "joins later.*'late'",
+            "no others.*'late'",
         ),
-        (lambda v: [tf.Variable(1.0)], ValueError, "joins later"),
+        (lambda v: [tf.Variable(1.0)], ValueError, "no others"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])

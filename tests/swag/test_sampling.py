@@ -1,6 +1,7 @@
 """Samples of `SWAGaussian`: their moments, their bits, the way back."""
 
 import contextlib
+import warnings
 
 import numpy as np
 import pytest
@@ -196,6 +197,20 @@ def model_and_gaussian():
     return model, swag
 
 
+def test_batch_norm_without_data_to_refit_is_said():
+    model, swag = model_and_gaussian()
+    with pytest.warns(UserWarning, match="give `refit_data`"):
+        with swa_tf.sampled_weights(swag, model, 0):
+            pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with swa_tf.sampled_weights(swag, model, 0, refit_data=[fitting.X]):
+            pass
+        with swa_tf.sampled_weights(swag, model.trainable_variables, 0):
+            pass
+
+
+@pytest.mark.filterwarnings("ignore:The model has batch-norm layers")
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_restores_bit_for_bit(error):
     model, swag = model_and_gaussian()
