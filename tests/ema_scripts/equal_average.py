@@ -86,12 +86,12 @@ OF_SWA = {
     "variables_that_join": Otherwise(
         "`ValueError`: those of the first `apply`",
         ONE_MEAN,
-        raises=(ValueError, "joins later"),
+        raises=(ValueError, "no others"),
     ),
     "variables_that_join_a_graph": Otherwise(
         "`ValueError`: those of the first `apply`",
         ONE_MEAN,
-        raises=(ValueError, "joins later"),
+        raises=(ValueError, "no others"),
     ),
     "assigned_averages": Otherwise(
         "same, with the weight of the mean so far", NO_DECAY, 6.0
