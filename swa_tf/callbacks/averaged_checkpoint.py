@@ -15,7 +15,9 @@ from swa_tf.callbacks.callback import SWACallback
 from swa_tf.support import checks, compat, whole_files
 
 
-class AveragedModelCheckpoint(tf.keras.callbacks.ModelCheckpoint):
+class AveragedModelCheckpoint(
+    other_callbacks.WritesAverages, tf.keras.callbacks.ModelCheckpoint
+):
     """Keras's `ModelCheckpoint`, whose files hold the averaged model.
 
     Each file is of the model whose figures were logged as `swa_val_loss` and so
@@ -77,7 +79,6 @@ class AveragedModelCheckpoint(tf.keras.callbacks.ModelCheckpoint):
     TensorFlow Addons, which writes no refitted model.
     """
 
-    best: Any
     verbose: Any
     monitor_op: Any
 
