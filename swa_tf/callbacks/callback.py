@@ -27,9 +27,6 @@ from swa_tf.callbacks.fit_averages import (
 from swa_tf.support import checks, compat, whole_files
 from swa_tf.support import variables as variables_lib
 
-_NOT_STARTED = -(2**62)
-"""The number of calls of `apply` while averaging must not start yet."""
-
 
 class SWACallback(tf.keras.callbacks.Callback):
     """Averages weights in `model.fit`, and leaves the averaged model.
@@ -257,12 +254,11 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._when = when = plan.when or average.when
         if when is not None and model.built:  # or the first `apply` does
             average.build(self._variables_to_average())
-        undo.callback(setattr, average, "when", average.when)
-        average.when = when
+        undo.replace_schedule(average, plan.when)
         self.averages = average
         self._counted = None if when is None else self._unit
         if self._counted == "epoch" or self._start_epoch is not None:
-            average.n_calls = _NOT_STARTED
+            average.n_calls = overrides.NOT_STARTED
         elif plan.when is not None:
             average.n_calls = 0
         running = other_callbacks.running_list()
