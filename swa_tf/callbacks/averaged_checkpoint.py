@@ -122,6 +122,7 @@ class AveragedModelCheckpoint(
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.save_freq == "epoch":
             return
+        self.swa_callback._of_fit.forget_statistics()
         hook = super().on_train_batch_end
         if int(self.swa_callback.averages.n_models) > 0:
             self._run(hook, batch, logs)

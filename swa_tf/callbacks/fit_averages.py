@@ -32,7 +32,7 @@ class FitAverages:
         self.forget_statistics()
 
     def forget_statistics(self) -> None:
-        """Makes the next swap refit: the model is about to be trained."""
+        """Makes the next swap refit, as training moves weights."""
         self._statistics: Values = []
         self._refitted_at = -1  # models averaged
 
