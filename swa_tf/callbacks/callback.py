@@ -379,6 +379,8 @@ class SWACallback(tf.keras.callbacks.Callback):
                 return evaluate(*args, **kwargs)
             if not self._of_fit.are_there():
                 trained = averaged = evaluate(*args, **kwargs)
+                if self._best is not None:
+                    self._best.check_monitor(_named(averaged))
             elif self._evaluates == "averaged":
                 trained = averaged = self._of_averages(evaluate, args, kwargs)
             else:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from swa_tf.averaging import WeightAverage
-from swa_tf.support import compat, model_parts
+from swa_tf.support import checks, compat, model_parts
 from swa_tf.support import variables as variables_lib
 from swa_tf.swapping import averaged_weights
 
@@ -114,14 +114,15 @@ class BestAverages:
         self._improves: Any = None
         self.found: Best | None = None
 
-    def compare(self, epoch: int, results: dict[str, Any]) -> None:
-        """Keeps the weights in the model if their `results` are the best."""
+    def check_monitor(self, results: dict[str, Any]) -> None:
+        """Raises unless `results` have the figure to compare."""
         if self.monitor not in results:
             wanted = f"one of {', '.join(sorted(results))}"
-            raise ValueError(
-                f"`monitor` must be {wanted}. Received: "
-                f"monitor={self.monitor!r}"
-            )
+            raise checks.wrong("monitor", wanted, self.monitor)
+
+    def compare(self, epoch: int, results: dict[str, Any]) -> None:
+        """Keeps the weights in the model if their `results` are the best."""
+        self.check_monitor(results)
         figure = float(results[self.monitor])
         if self._improves is None:
             metric = self.monitor[len("swa_") :]
