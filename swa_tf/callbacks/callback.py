@@ -238,8 +238,8 @@ class SWACallback(tf.keras.callbacks.Callback):
         model, undo = self.model, self._undo
         undo.begin(model)
         average: Any = self._given or StochasticWeightAveraging()
-        epochs = (getattr(self, "params", None) or {}).get("epochs")
-        plan = self._plan(own=average.when, epochs=epochs)
+        self._n_epochs = (getattr(self, "params", None) or {}).get("epochs")
+        plan = self._plan(own=average.when, epochs=self._n_epochs)
         self._rate, self._start_epoch = plan.rate, plan.start_epoch
         if self._rate is not None:
             arguments.check_rate_can_be_set(model.optimizer)
@@ -405,9 +405,9 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _finish(self, logs: Any = None) -> None:
         """Runs after the `on_train_end` of every other callback."""
-        if self._epoch is None:  # resumed after the last epoch
-            self._apply(self.params["epochs"] - 1)
-        self._undo.close()
+        with self._undo:
+            if self._epoch is None and self._n_epochs:  # resumed after the last
+                self._apply(self._n_epochs - 1)
         n_models = int(self.averages.n_models)
         best = None if self._best is None else self._best.found
         found = None
