@@ -109,7 +109,7 @@ def test_arguments_of_another_kind(arguments, message):
         (0.07, 100, 7),  # and 7.000000000000001
         (0.999, 3, 2),
         (0.001, 3, 0),
-        (np.float32(0.5), 5, 2),
+        (np.float32(0.29), 100, 29),  # 0.28999999165534973 in float64
         (7, 3, 7),
     ],
 )
