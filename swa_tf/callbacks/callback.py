@@ -82,7 +82,8 @@ class SWACallback(tf.keras.callbacks.Callback):
             or a function of the model:
             `lambda gan: gan.generator.trainable_variables`.
         var_list: Another name of `variables`.
-        final_weights: Those of the model after `fit`: "averaged" or "trained".
+        final_weights: Which weights the model has after `fit`: "averaged" or
+            "trained".
         filepath: Where to write, or replace, the averaged model at the end: a
             `.keras`, `.h5` or `.weights.h5` file; without suffix a SavedModel.
         restore_best_averages: Whether the averages of the end are those that

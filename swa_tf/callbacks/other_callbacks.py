@@ -35,8 +35,9 @@ def running_list() -> Any:
 
 
 def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
-    """Returns the callbacks, one more before each `CSVLogger`, and warns.
+    """Returns the callbacks, with one added before each `CSVLogger`.
 
+    Warns of those that keep trained weights by a metric of the averages.
     Backups come after the checkpoints of averages, whose best value they hold.
     """
     found = []

@@ -134,7 +134,8 @@ def test_a_part_of_the_epochs_in_fit(unit):
 def test_a_part_of_no_known_number_of_epochs():
     swa = callback(0.5, refit_data=None)
     swa.set_model(make_plain())
-    with pytest.raises(ValueError, match="`start_epoch` must be an integer"):
+    match = "`start_epoch` must be an integer, since no `set_params"
+    with pytest.raises(ValueError, match=match):
         swa.on_train_begin()
 
 
