@@ -133,7 +133,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         super().__init__()
         self.averages: Any = None
         self._weights: list[Any] = []
-        self._of_fit: Any = None
+        self._fit_averages: Any = None
         self._best: BestAverages | None = None
         if unit is None:
             unit = "epoch" if start_step is None else "step"
@@ -197,7 +197,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         others = (self.model, self._weights, self._variables, self._preprocess)
         for each in (*others, *self._refit.values()):
             memo.setdefault(id(each), each)
-        for each in (self._of_fit, self._best):
+        for each in (self._fit_averages, self._best):
             memo[id(each)] = None  # the copy has not been fit
         copied = memo[id(self)] = copy.copy(self)
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
@@ -221,7 +221,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._apply(epoch)
-        if not (self._warned_of_averages or self._of_fit.are_finite()):
+        if not (self._warned_of_averages or self._fit_averages.are_finite()):
             self._warned_of_averages = True
             warnings.warn(
                 f"The averages are not all finite after epoch {epoch + 1}.",
@@ -263,7 +263,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         elif plan.when is not None:
             average.n_calls = 0
         running = other_callbacks.running_list()
-        self._of_fit = FitAverages(model, average, self._refit)
+        self._fit_averages = FitAverages(model, average, self._refit)
         if self._best_by is not None:
             self._best = BestAverages(model, *self._best_by)
         self._saved.best = self._best
@@ -333,7 +333,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         elif self._start_epoch is not None and epoch >= self._start_epoch:
             self.averages.n_calls = max(int(self.averages.n_calls), 0)
         self._epoch = epoch
-        self._of_fit.forget_statistics()
+        self._fit_averages.forget_statistics()
         self._saved.restorable = False
         rate = None if self._rate is None else self._rate(epoch)
         if rate is not None:
@@ -361,7 +361,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _has_averages_after(self, epoch: int | None) -> bool:
         """Whether there are averages to write, with those of this epoch."""
         self._apply(epoch)
-        return bool(self._of_fit.are_there())
+        return bool(self._fit_averages.are_there())
 
     def _report(self, epoch: int, logs: Any) -> None:
         """Runs before the `on_epoch_end` of every other callback."""
@@ -378,27 +378,29 @@ class SWACallback(tf.keras.callbacks.Callback):
             self._apply(self._epoch)
             if self._evaluates == "trained":
                 return evaluate(*args, **kwargs)
-            if not self._of_fit.are_there():
+            if not self._fit_averages.are_there():
                 trained = averaged = evaluate(*args, **kwargs)
                 if self._best is not None:
                     self._best.check_monitor(_named(averaged))
             elif self._evaluates == "averaged":
-                trained = averaged = self._of_averages(evaluate, args, kwargs)
+                trained = averaged = self._evaluate_averages(
+                    evaluate, args, kwargs
+                )
             else:
                 trained = evaluate(*args, **kwargs)
                 # The other callbacks are not called a second time.
                 kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
-                averaged = self._of_averages(evaluate, args, kwargs)
+                averaged = self._evaluate_averages(evaluate, args, kwargs)
             self._results = _named(averaged)
             return trained
 
         return validation
 
-    def _of_averages(
+    def _evaluate_averages(
         self, evaluate: Callable[..., Any], args: Any, kwargs: Any
     ) -> dict[str, Any]:
         """Evaluates the averages, and keeps them if they are the best."""
-        with self._of_fit.swapped_in():
+        with self._fit_averages.swapped_in():
             averaged: dict[str, Any] = evaluate(*args, **kwargs)
             if self._best is not None and self._epoch is not None:
                 self._best.compare(self._epoch, _named(averaged))
@@ -412,12 +414,12 @@ class SWACallback(tf.keras.callbacks.Callback):
         n_models = int(self.averages.n_models)
         best = None if self._best is None else self._best.found
         found = None
-        if not self._of_fit.are_there():
+        if not self._fit_averages.are_there():
             found = (
                 f"averaged {'not each weight' if n_models else 'nothing'}, as "
                 f"training ended before {self._when or 'anything was due'}"
             )
-        elif best is None and not self._of_fit.are_finite():
+        elif best is None and not self._fit_averages.are_finite():
             found = "found averages that are not all finite"
         if found:
             warnings.warn(
@@ -435,7 +437,7 @@ class SWACallback(tf.keras.callbacks.Callback):
                 stacklevel=2,
             )
         values = None if best is None else best.values
-        with self._of_fit.swapped_in(self._keep, values):
+        with self._fit_averages.swapped_in(self._keep, values):
             if self._filepath is not None:
                 whole_files.save_model(self.model, self._filepath)
                 self._print(f"The averaged model is in {self._filepath}")
