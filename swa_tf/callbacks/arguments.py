@@ -63,10 +63,13 @@ def _first_epoch(start_epoch: Any, epochs: int | None) -> int:
     is_part = isinstance(start_epoch, (float, np.floating))
     if is_part and 0 < start_epoch < 1:
         if epochs is None:
-            wanted = 'an integer without `set_params({"epochs": ...})`'
+            wanted = (
+                'an integer, since no `set_params({"epochs": ...})` has said '
+                "how many epochs there are"
+            )
             raise checks.wrong("start_epoch", wanted, start_epoch)
         # As it is written: 0.29 of 100 is 29, and not less.
-        return int(fractions.Fraction(str(float(start_epoch))) * epochs)
+        return int(fractions.Fraction(str(start_epoch)) * epochs)
     if is_part:
         raise checks.wrong("start_epoch", wanted, start_epoch)
     return checks.integer("start_epoch", start_epoch, at_least=0)

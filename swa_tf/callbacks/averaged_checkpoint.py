@@ -12,10 +12,13 @@ import tensorflow as tf
 
 from swa_tf.callbacks import other_callbacks, overrides
 from swa_tf.callbacks.callback import SWACallback
-from swa_tf.support import checks, compat, whole_files
+from swa_tf.callbacks.fit_averages import monitor_op
+from swa_tf.support import checks, whole_files
 
 
-class AveragedModelCheckpoint(tf.keras.callbacks.ModelCheckpoint):
+class AveragedModelCheckpoint(
+    other_callbacks.WritesAverages, tf.keras.callbacks.ModelCheckpoint
+):
     """Keras's `ModelCheckpoint`, whose files hold the averaged model.
 
     Each file is of the model whose figures were logged as `swa_val_loss` and so
@@ -77,7 +80,6 @@ class AveragedModelCheckpoint(tf.keras.callbacks.ModelCheckpoint):
     TensorFlow Addons, which writes no refitted model.
     """
 
-    best: Any
     verbose: Any
     monitor_op: Any
 
@@ -94,9 +96,9 @@ class AveragedModelCheckpoint(tf.keras.callbacks.ModelCheckpoint):
             raise checks.wrong("swa_callback", wanted, swa_callback, TypeError)
         super().__init__(os.fspath(filepath), monitor, *args, **kwargs)
         self.swa_callback = swa_callback
-        self._of_averages = monitor.startswith("swa_val_")
-        compares = self.save_best_only and self._of_averages
-        if compares and self.save_freq != "epoch":
+        of_averages = monitor.startswith("swa_val_")
+        self._compares_averages = self.save_best_only and of_averages
+        if self._compares_averages and self.save_freq != "epoch":
             raise ValueError(
                 f'`save_freq` must be "epoch" for `save_best_only` by {monitor}'
                 f": steps have no validation. Received: {self.save_freq!r}"
@@ -111,7 +113,7 @@ class AveragedModelCheckpoint(tf.keras.callbacks.ModelCheckpoint):
                 f"Received: swa_callback={self.swa_callback!r}, which is not"
             )
         validates = self.swa_callback._evaluates != "trained"
-        if self.save_best_only and self._of_averages and not validates:
+        if self._compares_averages and not validates:
             raise ValueError(
                 f"`monitor` must not be {self.monitor!r} with a `SWACallback` "
                 'that has evaluate="trained": it logs no such figure'
@@ -121,6 +123,7 @@ class AveragedModelCheckpoint(tf.keras.callbacks.ModelCheckpoint):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.save_freq == "epoch":
             return
+        self.swa_callback._fit_averages.forget_statistics()
         hook = super().on_train_batch_end
         if int(self.swa_callback.averages.n_models) > 0:
             self._run(hook, batch, logs)
@@ -142,8 +145,7 @@ class AveragedModelCheckpoint(tf.keras.callbacks.ModelCheckpoint):
             )
             return
         if self.monitor_op is None:  # which Keras 3 knows after an epoch
-            metric = self.monitor[len("swa_") if self._of_averages else 0 :]
-            self.monitor_op = compat.monitor_op(self.model, metric, self.mode)
+            self.monitor_op = monitor_op(self.model, self.monitor, self.mode)
         self._run(super().on_epoch_end, epoch, logs)
 
     def _run(self, hook: Callable[..., Any], *args: Any) -> None:
@@ -166,7 +168,7 @@ class AveragedModelCheckpoint(tf.keras.callbacks.ModelCheckpoint):
         if not self.swa_callback._has_averages_after(None):
             return
         is_file = filepath.endswith((".keras", ".h5"))
-        with self.swa_callback._of_fit.swapped_in():
+        with self.swa_callback._fit_averages.swapped_in():
             if whole_files.is_remote(filepath) or not is_file:
                 write(filepath, **arguments)
                 return

@@ -27,9 +27,6 @@ from swa_tf.callbacks.fit_averages import (
 from swa_tf.support import checks, compat, whole_files
 from swa_tf.support import variables as variables_lib
 
-_NOT_STARTED = -(2**62)
-"""The number of calls of `apply` while averaging must not start yet."""
-
 
 class SWACallback(tf.keras.callbacks.Callback):
     """Averages weights in `model.fit`, and leaves the averaged model.
@@ -85,7 +82,8 @@ class SWACallback(tf.keras.callbacks.Callback):
             or a function of the model:
             `lambda gan: gan.generator.trainable_variables`.
         var_list: Another name of `variables`.
-        final_weights: Those of the model after `fit`: "averaged" or "trained".
+        final_weights: Which weights the model has after `fit`: "averaged" or
+            "trained".
         filepath: Where to write, or replace, the averaged model at the end: a
             `.keras`, `.h5` or `.weights.h5` file; without suffix a SavedModel.
         restore_best_averages: Whether the averages of the end are those that
@@ -135,7 +133,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         super().__init__()
         self.averages: Any = None
         self._weights: list[Any] = []
-        self._of_fit: Any = None
+        self._fit_averages: Any = None
         self._best: BestAverages | None = None
         if unit is None:
             unit = "epoch" if start_step is None else "step"
@@ -199,7 +197,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         others = (self.model, self._weights, self._variables, self._preprocess)
         for each in (*others, *self._refit.values()):
             memo.setdefault(id(each), each)
-        for each in (self._of_fit, self._best):
+        for each in (self._fit_averages, self._best):
             memo[id(each)] = None  # the copy has not been fit
         copied = memo[id(self)] = copy.copy(self)
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
@@ -223,7 +221,7 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._apply(epoch)
-        if not (self._warned_of_averages or self._of_fit.are_finite()):
+        if not (self._warned_of_averages or self._fit_averages.are_finite()):
             self._warned_of_averages = True
             warnings.warn(
                 f"The averages are not all finite after epoch {epoch + 1}.",
@@ -241,8 +239,8 @@ class SWACallback(tf.keras.callbacks.Callback):
         model, undo = self.model, self._undo
         undo.begin(model)
         average: Any = self._given or StochasticWeightAveraging()
-        epochs = (getattr(self, "params", None) or {}).get("epochs")
-        plan = self._plan(own=average.when, epochs=epochs)
+        self._n_epochs = (getattr(self, "params", None) or {}).get("epochs")
+        plan = self._plan(own=average.when, epochs=self._n_epochs)
         self._rate, self._start_epoch = plan.rate, plan.start_epoch
         if self._rate is not None:
             arguments.check_rate_can_be_set(model.optimizer)
@@ -257,16 +255,15 @@ class SWACallback(tf.keras.callbacks.Callback):
         self._when = when = plan.when or average.when
         if when is not None and model.built:  # or the first `apply` does
             average.build(self._variables_to_average())
-        undo.callback(setattr, average, "when", average.when)
-        average.when = when
+        undo.replace_schedule(average, plan.when)
         self.averages = average
         self._counted = None if when is None else self._unit
         if self._counted == "epoch" or self._start_epoch is not None:
-            average.n_calls = _NOT_STARTED
+            average.n_calls = overrides.NOT_STARTED
         elif plan.when is not None:
             average.n_calls = 0
         running = other_callbacks.running_list()
-        self._of_fit = FitAverages(model, average, self._refit)
+        self._fit_averages = FitAverages(model, average, self._refit)
         if self._best_by is not None:
             self._best = BestAverages(model, *self._best_by)
         self._saved.best = self._best
@@ -336,7 +333,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         elif self._start_epoch is not None and epoch >= self._start_epoch:
             self.averages.n_calls = max(int(self.averages.n_calls), 0)
         self._epoch = epoch
-        self._of_fit.forget_statistics()
+        self._fit_averages.forget_statistics()
         self._saved.restorable = False
         rate = None if self._rate is None else self._rate(epoch)
         if rate is not None:
@@ -364,7 +361,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     def _has_averages_after(self, epoch: int | None) -> bool:
         """Whether there are averages to write, with those of this epoch."""
         self._apply(epoch)
-        return bool(self._of_fit.are_there())
+        return bool(self._fit_averages.are_there())
 
     def _report(self, epoch: int, logs: Any) -> None:
         """Runs before the `on_epoch_end` of every other callback."""
@@ -381,25 +378,29 @@ class SWACallback(tf.keras.callbacks.Callback):
             self._apply(self._epoch)
             if self._evaluates == "trained":
                 return evaluate(*args, **kwargs)
-            if not self._of_fit.are_there():
+            if not self._fit_averages.are_there():
                 trained = averaged = evaluate(*args, **kwargs)
+                if self._best is not None:
+                    self._best.check_monitor(_named(averaged))
             elif self._evaluates == "averaged":
-                trained = averaged = self._of_averages(evaluate, args, kwargs)
+                trained = averaged = self._evaluate_averages(
+                    evaluate, args, kwargs
+                )
             else:
                 trained = evaluate(*args, **kwargs)
                 # The other callbacks are not called a second time.
                 kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
-                averaged = self._of_averages(evaluate, args, kwargs)
+                averaged = self._evaluate_averages(evaluate, args, kwargs)
             self._results = _named(averaged)
             return trained
 
         return validation
 
-    def _of_averages(
+    def _evaluate_averages(
         self, evaluate: Callable[..., Any], args: Any, kwargs: Any
     ) -> dict[str, Any]:
         """Evaluates the averages, and keeps them if they are the best."""
-        with self._of_fit.swapped_in():
+        with self._fit_averages.swapped_in():
             averaged: dict[str, Any] = evaluate(*args, **kwargs)
             if self._best is not None and self._epoch is not None:
                 self._best.compare(self._epoch, _named(averaged))
@@ -407,18 +408,18 @@ class SWACallback(tf.keras.callbacks.Callback):
 
     def _finish(self, logs: Any = None) -> None:
         """Runs after the `on_train_end` of every other callback."""
-        if self._epoch is None:  # resumed after the last epoch
-            self._apply(self.params["epochs"] - 1)
-        self._undo.close()
+        with self._undo:
+            if self._epoch is None and self._n_epochs:  # resumed after the last
+                self._apply(self._n_epochs - 1)
         n_models = int(self.averages.n_models)
         best = None if self._best is None else self._best.found
         found = None
-        if not self._of_fit.are_there():
+        if not self._fit_averages.are_there():
             found = (
                 f"averaged {'not each weight' if n_models else 'nothing'}, as "
                 f"training ended before {self._when or 'anything was due'}"
             )
-        elif best is None and not self._of_fit.are_finite():
+        elif best is None and not self._fit_averages.are_finite():
             found = "found averages that are not all finite"
         if found:
             warnings.warn(
@@ -436,7 +437,7 @@ class SWACallback(tf.keras.callbacks.Callback):
                 stacklevel=2,
             )
         values = None if best is None else best.values
-        with self._of_fit.swapped_in(self._keep, values):
+        with self._fit_averages.swapped_in(self._keep, values):
             if self._filepath is not None:
                 whole_files.save_model(self.model, self._filepath)
                 self._print(f"The averaged model is in {self._filepath}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from swa_tf.averaging import WeightAverage
-from swa_tf.support import compat, model_parts
+from swa_tf.support import checks, compat, model_parts
 from swa_tf.support import variables as variables_lib
 from swa_tf.swapping import averaged_weights
 
@@ -32,7 +33,7 @@ class FitAverages:
         self.forget_statistics()
 
     def forget_statistics(self) -> None:
-        """Makes the next swap refit: the model is about to be trained."""
+        """Makes the next swap refit, as training moves weights."""
         self._statistics: Values = []
         self._refitted_at = -1  # models averaged
 
@@ -94,6 +95,15 @@ def lacks_statistics(model: Any, averaged: list[Any]) -> bool:
     return bool(layers) and not (statistics and statistics <= known)
 
 
+def monitor_op(model: Any, monitor: str, mode: str) -> Callable[..., Any]:
+    """Returns what Keras calls an improvement of a figure in the logs.
+
+    A figure of the averages is judged as that of the trained weights is.
+    """
+    metric = re.sub("^swa_val_", "val_", monitor)
+    return compat.monitor_op(model, metric, mode)
+
+
 class Best(NamedTuple):
     """A validation of averages, and all weights of the model in it."""
 
@@ -114,18 +124,18 @@ class BestAverages:
         self._improves: Any = None
         self.found: Best | None = None
 
-    def compare(self, epoch: int, results: dict[str, Any]) -> None:
-        """Keeps the weights in the model if their `results` are the best."""
+    def check_monitor(self, results: dict[str, Any]) -> None:
+        """Raises unless `results` have the figure to compare."""
         if self.monitor not in results:
             wanted = f"one of {', '.join(sorted(results))}"
-            raise ValueError(
-                f"`monitor` must be {wanted}. Received: "
-                f"monitor={self.monitor!r}"
-            )
+            raise checks.wrong("monitor", wanted, self.monitor)
+
+    def compare(self, epoch: int, results: dict[str, Any]) -> None:
+        """Keeps the weights in the model if their `results` are the best."""
+        self.check_monitor(results)
         figure = float(results[self.monitor])
         if self._improves is None:
-            metric = self.monitor[len("swa_") :]
-            self._improves = compat.monitor_op(self._model, metric, self._mode)
+            self._improves = monitor_op(self._model, self.monitor, self._mode)
         if math.isnan(figure):
             return
         if self.found is None or self._improves(figure, self.found.figure):

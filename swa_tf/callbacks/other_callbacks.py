@@ -13,6 +13,13 @@ _OF_AVERAGES = {"averaged": ("swa_val_", "val_"), "both": ("swa_val_",)}
 """How names of metrics of the averaged model begin, by `evaluate`."""
 
 
+class WritesAverages:
+    """The base of `AveragedModelCheckpoint`, by which it is recognized."""
+
+    swa_callback: Any
+    best: Any  # the best value of its figure so far, or None
+
+
 def running_list() -> Any:
     """Returns the `CallbackList` of the innermost `fit`, or None.
 
@@ -28,8 +35,9 @@ def running_list() -> Any:
 
 
 def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
-    """Returns the callbacks, one more before each `CSVLogger`, and warns.
+    """Returns the callbacks, with one added before each `CSVLogger`.
 
+    Warns of those that keep trained weights by a metric of the averages.
     Backups come after the checkpoints of averages, whose best value they hold.
     """
     found = []
@@ -38,7 +46,7 @@ def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
         flags = ("save_best_only", "restore_best_weights")
         keeps = [flag for flag in flags if getattr(each, flag, False)]
         of_averages = str(monitor).startswith(_OF_AVERAGES.get(evaluate, ()))
-        if keeps and of_averages and not writes_averages(each):
+        if keeps and of_averages and not isinstance(each, WritesAverages):
             warnings.warn(
                 f"{type(each).__name__}({monitor=}, {keeps[0]}=True) keeps the "
                 "trained weights, and this metric is of the averaged ones. "
@@ -52,20 +60,15 @@ def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
             add = functools.partial(_add_columns, each)
             found.append(tf.keras.callbacks.LambdaCallback(on_epoch_end=add))
         found.append(each)
-    if any(map(writes_averages, found)):
+    if any(isinstance(each, WritesAverages) for each in found):
         found.sort(key=_is_backup)
     return found
 
 
-def writes_averages(callback: Any) -> bool:
-    """Whether a callback is an `AveragedModelCheckpoint`."""
-    return hasattr(callback, "swa_callback")
-
-
-def checkpoints_of(running: Any, swa_callback: Any) -> list[Any]:
+def checkpoints_of(running: Any, swa_callback: Any) -> list[WritesAverages]:
     """Returns each `AveragedModelCheckpoint` of a `SWACallback`."""
     callbacks = [] if running is None else running.callbacks
-    found = [each for each in callbacks if writes_averages(each)]
+    found = [each for each in callbacks if isinstance(each, WritesAverages)]
     return [each for each in found if each.swa_callback is swa_callback]
 
 

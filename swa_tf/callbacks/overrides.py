@@ -1,9 +1,12 @@
-"""Attributes of a model that a callback replaces while the model is fit."""
+"""What a callback replaces in a model and its average while `fit` runs."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import Any
+
+NOT_STARTED = -(2**62)
+"""The number of calls of `apply` while averaging must not start yet."""
 
 
 class Overrides(contextlib.ExitStack):
@@ -27,6 +30,14 @@ class Overrides(contextlib.ExitStack):
         """Replaces an attribute of `target`."""
         self.callback(_put_back, target, name, vars(target).get(name))
         vars(target)[name] = replacement
+
+    def replace_schedule(self, average: Any, when: Any) -> None:
+        """Lets `average` count its calls for `when`; None leaves its own."""
+        self.callback(setattr, average, "when", average.when)
+        average.when = when or average.when
+        if average.when is not None:
+            n_calls, is_own = int(average.n_calls), when is None
+            self.callback(_put_back_n_calls, average, n_calls, is_own)
 
     def replace_train_step(self, replacement: Any) -> None:
         """Makes `fit` compile another train step; `train_on_batch` does not."""
@@ -62,3 +73,9 @@ def _put_back(target: Any, name: str, original: Any) -> None:
         vars(target).pop(name, None)
     else:
         vars(target)[name] = original
+
+
+def _put_back_n_calls(average: Any, n_calls: int, is_own: bool) -> None:
+    """Restores the number of calls; one of the average's own goes on."""
+    if not is_own or int(average.n_calls) == NOT_STARTED:
+        average.n_calls = n_calls

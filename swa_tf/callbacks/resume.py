@@ -21,8 +21,8 @@ _CHECKPOINTS = "checkpoints"
 class SavedAverage:
     """The average of a `fit`, saved and restored wherever the model is.
 
-    So is what is remembered of earlier ones: the averages that did best, and
-    the best value that each `AveragedModelCheckpoint` has seen.
+    It also saves the best averages so far, and the best value that each
+    `AveragedModelCheckpoint` has seen.
 
     This serves `BackupAndRestore`. Keras may restore the model before the
     average exists: the bytes are then kept until `attach`. Weights that are

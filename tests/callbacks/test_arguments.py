@@ -109,7 +109,7 @@ def test_arguments_of_another_kind(arguments, message):
         (0.07, 100, 7),  # and 7.000000000000001
         (0.999, 3, 2),
         (0.001, 3, 0),
-        (np.float32(0.5), 5, 2),
+        (np.float32(0.29), 100, 29),  # 0.28999999165534973 in float64
         (7, 3, 7),
     ],
 )
@@ -134,7 +134,8 @@ def test_a_part_of_the_epochs_in_fit(unit):
 def test_a_part_of_no_known_number_of_epochs():
     swa = callback(0.5, refit_data=None)
     swa.set_model(make_plain())
-    with pytest.raises(ValueError, match="`start_epoch` must be an integer"):
+    match = "`start_epoch` must be an integer, since no `set_params"
+    with pytest.raises(ValueError, match=match):
         swa.on_train_begin()
 
 

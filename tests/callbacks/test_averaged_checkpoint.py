@@ -271,6 +271,28 @@ def test_files_after_steps_are_those_of_keras(start, n_before, tmp_path):
         np.testing.assert_array_equal(loaded.layers[0].kernel, expected)
 
 
+def test_statistics_after_steps_that_average_nothing(tmp_path):
+    """They belong to the weights of the file, which are not all averaged."""
+    model = make_model()
+    swa = callback(
+        None,
+        start_step=0,
+        average_period=100,
+        variables=model.layers[-1].trainable_variables,
+    )
+    name = "{epoch}-{batch}.weights.h5"
+    keeps = checkpoint(swa, tmp_path, name, save_freq=2)
+    fit(model, swa, keeps, epochs=2, validation_data=None)
+    for path in tmp_path.iterdir():
+        model.load_weights(path)
+        dense, norm, _ = model.layers
+        inside = np.float64(X) @ dense.kernel.numpy() + dense.bias.numpy()
+        np.testing.assert_allclose(norm.moving_mean, inside.mean(0), rtol=1e-4)
+        variance = inside.var(0)
+        np.testing.assert_allclose(norm.moving_variance, variance, rtol=1e-4)
+    assert len(names(tmp_path)) == 4
+
+
 # --- Where it fails ---------------------------------------------------------
 
 

@@ -153,8 +153,10 @@ def test_without_validation_the_last_averages_stay():
     assert_same(weights(model), weights(plain))
 
 
-def test_a_figure_that_is_not_there_raises_after_the_first_epoch():
-    swa = best_callback(monitor="swa_val_los", refit_data=None)
+@pytest.mark.parametrize("start", [0, 5])
+def test_a_figure_that_is_not_there_raises_after_the_first_epoch(start):
+    """Also where no averages are there yet: the figures have those names."""
+    swa = best_callback(start, monitor="swa_val_los", refit_data=None)
     match = "`monitor` must be one of swa_val_loss. Received: monitor='swa_val_"
     with pytest.raises(ValueError, match=match):
         fit(make_plain(), swa, epochs=1)

@@ -143,6 +143,35 @@ def test_an_error_in_the_final_refit_leaves_the_trained_weights():
     assert_same(weights(model), weights(expected))
 
 
+def test_an_error_at_the_end_of_a_resumed_training_puts_all_back():
+    """Here of the last epoch, which was not averaged before its backup."""
+
+    class Broken(swa_tf.StochasticWeightAveraging):
+        def apply(self, var_list=None):
+            raise OSError("the device is gone")
+
+    model, average = make_plain(), Broken()
+    swa = callback(0, averages=average)
+    swa.set_model(model)
+    swa.set_params({"epochs": 1})
+    swa.on_train_begin()
+    average.n_calls = 0  # as the backup brings it
+    with pytest.raises(OSError, match="the device is gone"):
+        swa.on_train_end()
+    assert not {"evaluate", "fit", "swa_tf_average"} & vars(model).keys()
+    assert average.when is None
+
+
+def test_callbacks_that_the_user_calls_for_no_epoch():
+    """And without `set_params`."""
+    model, swa = make_plain(), callback(0)
+    swa.set_model(model)
+    swa.on_train_begin()
+    with pytest.warns(UserWarning, match="averaged nothing"):
+        swa.on_train_end()
+    assert not {"evaluate", "fit", "swa_tf_average"} & vars(model).keys()
+
+
 def test_the_next_fit_puts_back_what_an_interrupt_left():
     model = make_plain()
     swa = callback(None, start_step=0)

@@ -16,6 +16,7 @@ from tests.fitting import (
     callback,
     fit,
     make_model,
+    make_plain,
     quick_to_trace,  # noqa: F401
 )
 
@@ -103,6 +104,20 @@ def test_no_warning_where_weights_and_metric_agree(tmp_path):
         warnings.simplefilter("error", UserWarning)
         with pytest.raises(UntrainedError):
             fit(make_model(), callback(1), *fine, never_trains())
+
+
+def test_a_callback_of_the_users_that_has_a_swa_callback(tmp_path):
+    """It is no `AveragedModelCheckpoint`, whose best value is saved."""
+
+    class PrintsAverages(keras_callbacks.Callback):
+        def __init__(self, swa):
+            super().__init__()
+            self.swa_callback = swa
+
+    swa = callback(0)
+    backup = keras_callbacks.BackupAndRestore(str(tmp_path / "backup"))
+    fit(make_plain(), swa, PrintsAverages(swa), backup, epochs=1)
+    assert int(swa.averages.n_models) == 1
 
 
 # --- Columns ----------------------------------------------------------------
