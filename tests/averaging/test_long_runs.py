@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import swa_tf
 from tests import programs
-from tests.fitting import covering, exhaustive
+from tests.fitting import covering, exhaustive, slow
 
 N = 1_000_000
 SIZE = 32
@@ -82,8 +82,10 @@ def test_a_million_updates(decay, dtype, noise):
         assert np.max(np.abs(nearest - exact) - bound) > 0.0
 
 
-@pytest.mark.slow
-def test_a_process_that_averages_swaps_refits_and_saves(tmp_path):
+@pytest.mark.parametrize(
+    ("n", "n_printed"), [slow(500, 3), exhaustive(2000, 6)]
+)
+def test_a_process_that_averages_swaps_refits_and_saves(n, n_printed, tmp_path):
     """Holds after 2,000 times what it held after 100, within 1 %.
 
     Of memory that is 3 MB more, as much as where nothing is averaged (the
@@ -92,7 +94,7 @@ def test_a_process_that_averages_swaps_refits_and_saves(tmp_path):
     48 bytes of each eager op that has a result, be it `x + x`: 6 KB a cycle by
     itself, which is more than 1 % in the end, and 11 KB with this.
     """
-    done = programs.run_module("tests.cycles", tmp_path, "2000", "0")
+    done = programs.run_module("tests.cycles", tmp_path, str(n), "0")
     assert done.returncode == 0, done.stderr
     printed = map(json.loads, done.stdout.splitlines())
     held = {each["cycle"]: each for each in printed}
@@ -104,4 +106,4 @@ def test_a_process_that_averages_swaps_refits_and_saves(tmp_path):
         assert later["files"] == first["files"]
         assert later["traces"] == first["traces"]
         assert later["objects"] <= first["objects"] + 2 * cycles + 100
-    assert len(held) == 6
+    assert len(held) == n_printed
