@@ -68,6 +68,17 @@ def covering(together, *axes):
         yield pytest.param(*values) if case in quick else exhaustive(*values)
 
 
+def two_replicas():
+    """A strategy of two replicas, which is not mixed up with others.
+
+    Collective operations of two strategies in one process are, in TensorFlow.
+    """
+    return tf.distribute.MirroredStrategy(
+        ["/cpu:0", "/cpu:1"],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+
+
 def descend(model, optimizer, inputs, targets):
     """A step of training, for loops of one's own."""
     with tf.GradientTape() as tape:

@@ -349,11 +349,7 @@ def test_a_step_without_data_does_not_decay(cls):
 @pytest.mark.parametrize("cls", BOTH)
 def test_two_replicas_are_one(cls):
     """Gradients are summed over the replicas; each copy decays once."""
-    # Collective operations of two strategies in one process get mixed up.
-    strategy = tf.distribute.MirroredStrategy(
-        ["/cpu:0", "/cpu:1"],
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
+    strategy = fitting.two_replicas()
     w, gradients = weights_and_gradients(steps=3)
     schedule = schedules.LinearRamp(0.1, 0.0, 1, 2)  # 0.1, 0.1, 0.05
     with strategy.scope():

@@ -129,10 +129,7 @@ def test_epochs_without_validation_are_written(tmp_path):
 @pytest.mark.slow
 def test_on_two_replicas(tmp_path):
     """Files and best averages have the figures, on each replica the same."""
-    strategy = tf.distribute.MirroredStrategy(
-        ["/cpu:0", "/cpu:1"],
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
+    strategy = fitting.two_replicas()
     with strategy.scope():
         model = make_model(run_eagerly=False)
     swa = callback(0, restore_best_averages=True)

@@ -447,10 +447,7 @@ def test_averages_of_another_model_raise_before_training():
 )
 def test_distributed(start, n_models):
     """Two replicas see half a batch each, and average the same weights."""
-    strategy = tf.distribute.MirroredStrategy(
-        ["/cpu:0", "/cpu:1"],
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
+    strategy = fitting.two_replicas()
     with strategy.scope():
         model = make_model()
     kernel, seen = model.layers[0].kernel, []

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
+from tests import fitting
 from tests.fitting import assert_same, exhaustive
 
 layers = tf.keras.layers
@@ -227,7 +228,7 @@ def test_statistics_are_averaged_where_they_are_asked_for(
 @pytest.mark.parametrize("unit", ["step", "epoch"])
 def test_floating_on_two_replicas(unit):
     """Moving statistics differ between replicas, and their mean is averaged."""
-    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    strategy = fitting.two_replicas()
     with strategy.scope():
         model = with_batch_norm()
         model.compile("sgd", "mse")

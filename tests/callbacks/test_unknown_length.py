@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import swa_tf
 from swa_tf.support import compat
+from tests import fitting
 from tests.fitting import slow
 
 EPOCHS = 3
@@ -94,11 +95,7 @@ def one():
     return tf.distribute.get_strategy()
 
 
-def mirrored():
-    return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-
-
-@pytest.mark.parametrize("strategy", [one, slow(mirrored)])
+@pytest.mark.parametrize("strategy", [one, slow(fitting.two_replicas)])
 def test_a_train_step_averages_the_steps_it_is_told(strategy):
     with strategy().scope():
         average = swa_tf.StochasticWeightAveraging(
