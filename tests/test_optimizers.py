@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from swa_tf import optimizers, schedules
 from swa_tf.support import compat
+from tests import fitting
 
 BOTH = [optimizers.MomentumW, optimizers.AdamW]
 ADDONS = compat.tensorflow_addons()

@@ -110,7 +110,7 @@ def test_a_train_step_averages_the_steps_it_is_told(strategy):
 
 @pytest.mark.slow
 def test_the_callback_on_replicas():
-    with mirrored().scope():
+    with fitting.two_replicas().scope():
         model = make_model()
     train(model, swa_tf.SWACallback(start_step=0, average_period=2, verbose=0))
     bias = model.layers[-1].bias.numpy()[0]
