@@ -1,10 +1,12 @@
 """`examples/swag_calibration.py` runs as its docstring says."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 
+from tests import programs
 from tests.examples.running import accuracies, assert_refused, output_of
 
 pytest.importorskip("sklearn", reason="the example uses scikit-learn's digits")
@@ -50,14 +52,26 @@ def test_bad_flags(flag, message):
     assert_refused(message, "swag_calibration", flag)
 
 
+BY_HAND = """
+import json
+import numpy as np
+from examples import swag_calibration
+
+right, wrong = [0.65, 0.35], [0.35, 0.65]
+p = np.array([right, right, wrong, [0.95, 0.05]])
+curve, error = swag_calibration.reliability(p, np.zeros(4, int))
+entropy = swag_calibration.entropy(np.array([[0.5, 0.5, 0.0]]))
+print(json.dumps([np.asarray(curve).tolist(), float(error), entropy.tolist()]))
+"""
+
+
 def test_calibration_error_by_hand():
     """Of four predictions in two bins, worked out on paper."""
-    calibration = pytest.importorskip("examples.swag_calibration")
-    right, wrong = [0.65, 0.35], [0.35, 0.65]
-    p = np.array([right, right, wrong, [0.95, 0.05]])
-    curve, error = calibration.reliability(p, np.zeros(4, int))
+    # In a process of its own, whose flags are those of the example alone.
+    done = programs.Program([], code=BY_HAND).wait()
+    assert done.returncode == 0, done.stderr
+    curve, error, entropy = json.loads(done.stdout)
     np.testing.assert_allclose(curve, [[0.65, 2 / 3, 0.75], [0.95, 1.0, 0.25]])
     # 0.75 * |0.65 - 0.6667| + 0.25 * |0.95 - 1|
     assert error == pytest.approx(0.75 * (2 / 3 - 0.65) + 0.25 * 0.05)
-    one_of_two = calibration.entropy(np.array([[0.5, 0.5, 0.0]]))
-    np.testing.assert_allclose(one_of_two, [np.log(2.0)])
+    np.testing.assert_allclose(entropy, [np.log(2.0)])
