@@ -250,6 +250,7 @@ class Sequence(stateful.RuleBasedStateMachine):
     def begin_process(self):
         """A model and an average as a new process makes them."""
         make, specs = self.subject
+        tf.keras.backend.clear_session()  # the names begin anew
         self.model = make(specs)
         self.average = self.kind.make(self.when)
         self.checkpoint = tf.train.Checkpoint(
