@@ -349,9 +349,12 @@ class Sequence(stateful.RuleBasedStateMachine):
         n_models = self.known.n_models
         c = 1 if n_models == 0 else self.kind.coefficient(n_models)
         for i in chosen:
+            average = self.known.averages[i]
             weight = self.known.weights[self.places[i]]
-            self.known.averages[i] = self.known.averages[i].moved(weight, c)
-            self.known.averages[i].has_begun = True
+            # The first average is the weight, also of one that joins late.
+            moved = average.moved(weight, c if average.has_begun else 1)
+            moved.has_begun = True
+            self.known.averages[i] = moved
         self.known.n_models += 1
 
     @stateful.rule(some=st.integers(0, 5))
@@ -457,7 +460,9 @@ class Sequence(stateful.RuleBasedStateMachine):
             with pytest.raises(ValueError, match="must hold variables that"):
                 assign()
             return
-        if self.known.n_models == 0:
+        made = self.known.averages[: self.n_made]
+        begun = all(average.has_begun for average in made)
+        if self.known.n_models == 0 or not begun:
             with pytest.raises((RuntimeError, tf.errors.InvalidArgumentError)):
                 assign()
             return
