@@ -69,10 +69,7 @@ class FitAverages:
                 for component in variables_lib.components(variable):
                     variables_lib.write(component, value)
             if refit:
-                statistics = [
-                    v for v in layers for v in v.non_trainable_weights
-                ]
-                self._statistics = values_of(statistics)
+                self._statistics = values_of(_statistics(layers))
                 self._refitted_at = n_models
             yield
 
@@ -86,11 +83,16 @@ def values_of(variables: list[Any]) -> Values:
     ]
 
 
+def _statistics(layers: list[Any]) -> list[Any]:
+    """Returns the variables of batch-norm layers that no optimizer moves."""
+    return [v for layer in layers for v in layer.non_trainable_weights]
+
+
 def lacks_statistics(model: Any, averaged: list[Any]) -> bool:
     """Whether batch-norm layers have statistics that are not averaged."""
     layers = model_parts.batch_norm_layers(model, trainable=True)
-    found = [v for layer in layers for v in layer.non_trainable_weights]
-    statistics = {compat.tf_variable(v).ref() for v in found}
+    found = map(compat.tf_variable, _statistics(layers))
+    statistics = {variable.ref() for variable in found}
     known = {variable.ref() for variable in averaged}
     return bool(layers) and not (statistics and statistics <= known)
 
