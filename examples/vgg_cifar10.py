@@ -87,7 +87,7 @@ def train(splits: data.Splits) -> tuple[dict[str, float], dict[str, list]]:
     curves = {"trained": [], "averaged": []}
     for epoch in range(FLAGS.epochs):
         for images, labels in data.training_batches(
-            splits, FLAGS.batch_size, FLAGS.seed, epoch
+            splits, FLAGS.batch_size, FLAGS.seed, [epoch]
         ):
             step(images, labels)
         curves["trained"].append(evaluate(splits.validation))

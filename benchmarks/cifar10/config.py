@@ -89,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.2,
         "swa_learning_rate": 0.01,
         "refit_samples": 1024,
-        "evaluate_every": 3,
+        "evaluate_every": 5,
     },
     "small": {
         **_COMMON,

@@ -8,6 +8,7 @@ again, or first after a resume, and feeds the same numbers.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -128,9 +129,9 @@ def split(
 
 
 def training_batches(
-    splits: Splits, batch_size: int, seed: int, epoch: int
+    splits: Splits, batch_size: int, seed: int, epochs: Sequence[int]
 ) -> tf.data.Dataset:
-    """Returns the shuffled and augmented training images of one epoch.
+    """Returns the shuffled and augmented training images of some epochs.
 
     Each image is moved by up to `splits.shift` pixels (over black), mirrored
     or not, and standardized. The examples that do not fill a last batch are
@@ -140,31 +141,38 @@ def training_batches(
         splits: The images.
         batch_size: Images in a batch.
         seed: Of the run.
-        epoch: Number of the epoch; with the seed it gives every number drawn.
+        epochs: Numbers of the epochs, whose batches follow one another. The
+            number and the seed give everything that is drawn in an epoch. One
+            dataset of many epochs is made, and traced, only once.
 
     Returns:
         A dataset of (images, float32 [batch_size, ...]; labels, int32).
     """
-    images = tf.constant(splits.train.images)
+    shift = (splits.shift, splits.shift)
+    images = tf.pad(splits.train.images, [(0, 0), shift, shift, (0, 0)])
     labels = tf.constant(splits.train.labels)
     shape = splits.train.images.shape[1:]
-    order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+    n_used = len(splits.train) // batch_size * batch_size
+    orders = [
+        np.random.default_rng([seed, epoch]).permutation(len(splits.train))
+        for epoch in epochs
+    ]
+    order = np.concatenate([each[:n_used] for each in orders])
 
-    def example(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def example(
+        epoch: tf.Tensor, index: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         key = tf.random.experimental.stateless_fold_in([seed, epoch], index)
-        image = tf.image.resize_with_crop_or_pad(
-            images[index],
-            shape[0] + 2 * splits.shift,
-            shape[1] + 2 * splits.shift,
-        )
-        image = tf.image.stateless_random_crop(image, shape, key)
+        image = tf.image.stateless_random_crop(images[index], shape, key)
         if splits.flip:
             flip_key = tf.random.experimental.stateless_fold_in(key, 1)
             image = tf.image.stateless_random_flip_left_right(image, flip_key)
         return image, labels[index]
 
     return (
-        tf.data.Dataset.from_tensor_slices(order.astype(np.int32))
+        tf.data.Dataset.from_tensor_slices(
+            (np.repeat(np.int32(epochs), n_used), order.astype(np.int32))
+        )
         .map(example, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(batch_size, drop_remainder=True)
         .map(_standardized)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -64,6 +66,7 @@ class Trainer:
         self._loss = tf.keras.metrics.Mean()
         self._accuracy = tf.keras.metrics.SparseCategoricalAccuracy()
         self._step = tf.function(self._train_replicas)
+        self._next_epoch = 0  # of the batches, which are not there yet
 
     def decay(self) -> None:
         """Makes all epochs from now on those of the branch that decays."""
@@ -86,13 +89,8 @@ class Trainer:
         config = self._config
         self._loss.reset_state()
         self._accuracy.reset_state()
-        batches = self._strategy.experimental_distribute_dataset(
-            data.training_batches(
-                self._splits, config.batch_size, config.seed, epoch
-            )
-        )
         with tqdm(
-            batches,
+            self._batches_of(epoch),
             total=self.steps,
             desc=_name(epoch, config.epochs, self._is_decayed()),
             unit="batch",
@@ -118,6 +116,27 @@ class Trainer:
             "accuracy": 100.0 * float(self._accuracy.result()),
             "n_models": int(self.swa.n_models),
         }
+
+    def _batches_of(self, epoch: int) -> Iterator[Any]:
+        """Returns the batches of an epoch: the next ones, or from a new start.
+
+        Epochs in a row share one dataset. To make one costs a trace, which is
+        a third of the time of an epoch of the digits.
+        """
+        if epoch != self._next_epoch:
+            config = self._config
+            self._batches = iter(
+                self._strategy.experimental_distribute_dataset(
+                    data.training_batches(
+                        self._splits,
+                        config.batch_size,
+                        config.seed,
+                        range(epoch, config.epochs + 1),
+                    )
+                )
+            )
+        self._next_epoch = epoch + 1
+        return itertools.islice(self._batches, self.steps)
 
     def weights_to_keep(self, epoch: int) -> dict[str, list[Any]]:
         """Returns what `keep_weights` keeps of an epoch, by name.

@@ -14,6 +14,8 @@ deterministic.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -84,6 +86,9 @@ def run(values: Mapping[str, Any]) -> dict[str, float]:
             if name in values and values[name] is not None
         }
     )
+    first = config.epochs_before_swa + 1
+    epochs = itertools.count(first)
+    config = dataclasses.replace(config, epochs=first + values["rounds"])
     splits = data.load(config)
     trainer = training.Trainer(config, splits)
     evaluator = evaluation.Evaluator(
@@ -95,7 +100,7 @@ def run(values: Mapping[str, Any]) -> dict[str, float]:
     validation = {"validation": training.evaluation_batches(splits.validation)}
     bare = _bare_step(trainer.model, trainer.optimizer)
     batch = next(
-        iter(data.training_batches(splits, config.batch_size, config.seed, 1))
+        iter(data.training_batches(splits, config.batch_size, config.seed, [1]))
     )
 
     def steps() -> None:
@@ -111,7 +116,7 @@ def run(values: Mapping[str, Any]) -> dict[str, float]:
     ways = {
         "bare steps": lambda: seconds(steps),
         "an epoch": lambda: seconds(
-            lambda: trainer.train_epoch(config.epochs_before_swa + 1)
+            lambda: trainer.train_epoch(next(epochs))
         ),
         "an evaluation": lambda: seconds(lambda: evaluator(validation)),
     }
@@ -122,9 +127,9 @@ def run(values: Mapping[str, Any]) -> dict[str, float]:
     table = Table(title=f"{config.preset}: {images} images an epoch")
     for heading in ("", "seconds", "images a second", "/ an epoch"):
         table.add_column(heading, justify="right" if heading else "left")
-    epochs = {"an evaluation": config.evaluate_every}
+    every = {"an evaluation": config.evaluate_every}
     ratios = {
-        name: _ratio(times, found["an epoch"]) / epochs.get(name, 1)
+        name: _ratio(times, found["an epoch"]) / every.get(name, 1)
         for name, times in found.items()
     }
     for name, times in found.items():
@@ -132,7 +137,7 @@ def run(values: Mapping[str, Any]) -> dict[str, float]:
         table.add_row(
             name,
             f"{median:.2f}",
-            "" if name in epochs else f"{images / median:.0f}",
+            "" if name in every else f"{images / median:.0f}",
             f"{ratios[name]:.2f}",
         )
     Console().print(table)

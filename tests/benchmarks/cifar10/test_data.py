@@ -286,7 +286,7 @@ class TestBatches:
         splits = gradient_splits(flip=True)
 
         def run(seed, epoch):
-            return collect(data.training_batches(splits, 8, seed, epoch))
+            return collect(data.training_batches(splits, 8, seed, [epoch]))
 
         images, labels = run(0, 1)
         again, labels_again = run(0, 1)
@@ -305,10 +305,21 @@ class TestBatches:
 
     def test_each_example_once_and_only_full_batches(self):
         images, labels = collect(
-            data.training_batches(gradient_splits(flip=False), 8, 0, 1)
+            data.training_batches(gradient_splits(flip=False), 8, 0, [1])
         )
         assert images.shape == (16, 8, 8, 1)
         assert len(set(labels.tolist())) == 16
+
+    def test_epochs_in_a_row_are_those_made_one_by_one(self):
+        splits = gradient_splits(flip=True)
+
+        def run(epochs):
+            return collect(data.training_batches(splits, 8, 3, epochs))
+
+        together = run(range(2, 5))
+        one_by_one = zip(*(run([epoch]) for epoch in (2, 3, 4)))
+        for found, wanted in zip(together, one_by_one):
+            np.testing.assert_array_equal(found, np.concatenate(wanted))
 
     @pytest.mark.parametrize("flip", [False, True])
     def test_augmented_images_are_shifted_or_mirrored(self, flip):
@@ -316,7 +327,7 @@ class TestBatches:
         seen = set()
         for epoch in range(6):
             images, labels = collect(
-                data.training_batches(splits, 20, 0, epoch)
+                data.training_batches(splits, 20, 0, [epoch])
             )
             for image, label in zip(images, labels):
                 padded = np.pad(splits.train.images[label, ..., 0], 1)
