@@ -115,9 +115,7 @@ def run(values: Mapping[str, Any]) -> dict[str, float]:
 
     ways = {
         "bare steps": lambda: seconds(steps),
-        "an epoch": lambda: seconds(
-            lambda: trainer.train_epoch(next(epochs))
-        ),
+        "an epoch": lambda: seconds(lambda: trainer.train_epoch(next(epochs))),
         "an evaluation": lambda: seconds(lambda: evaluator(validation)),
     }
     for way in ways.values():
