@@ -1,16 +1,18 @@
-"""Checks of the arguments of `SWACallback`."""
+"""The arguments of `SWACallback`, checked."""
 
 from __future__ import annotations
 
+import dataclasses
 import fractions
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.averaging import AveragingSchedule
+from swa_tf.averaging import AveragingSchedule, WeightAverage
 from swa_tf.schedules import per_epoch
 from swa_tf.support import checks, model_parts
 from swa_tf.support import variables as variables_lib
@@ -22,6 +24,55 @@ class Plan(NamedTuple):
     when: AveragingSchedule | None  # of the average itself if None
     start_epoch: int | None
     rate: Callable[[int], float | None] | None  # None leaves it
+
+
+class Variables:
+    """Which variables of a model to average: `variables`, or `var_list`."""
+
+    def __init__(self, variables: Any, var_list: Any) -> None:
+        checks.at_most_one(variables=variables, var_list=var_list)
+        self._name = "variables" if var_list is None else "var_list"
+        given = variables if var_list is None else var_list
+        if isinstance(given, str):
+            checks.choice(self._name, given, ("trainable", "floating"))
+        elif given is not None and not callable(given):
+            given = variables_lib.checked_list(self._name, given)
+        self.given = given
+
+    def of(self, model: Any) -> list[Any]:
+        """Returns those of a model that is built."""
+        if self.given in (None, "trainable"):
+            return model_parts.trained_weights(model)
+        weights = model_parts.weights(model)
+        if self.given == "floating":
+            return [v for v in weights if v.dtype.is_floating]
+        given = self.given(model) if callable(self.given) else self.given
+        variables = variables_lib.checked_list(self._name, given)
+        held = {weight.ref() for weight in weights}
+        if not {variable.ref() for variable in variables} <= held:
+            received = variables_lib.describe(variables)
+            raise ValueError(
+                f"`{self._name}` must hold variables of the model to fit. "
+                f"Received: {received}"
+            )
+        return variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What every `fit` of a `SWACallback` goes by."""
+
+    plan: Callable[..., Plan]  # of the schedule of `averages`, and the epochs
+    unit: str
+    variables: Variables
+    refit: dict[str, Any]  # `refit_data` and `refit_steps`, or empty
+    preprocess: Callable[[Any], Any] | None
+    evaluate: str
+    averages: WeightAverage | None  # None makes a new one for each `fit`
+    keep: bool  # whether the model has the averages at the end
+    filepath: str | os.PathLike[str] | None
+    best_by: tuple[str, str] | None  # the figure, and its mode
+    verbose: int
 
 
 def plan(
@@ -107,38 +158,6 @@ def _checked_rate(rate_of: Callable[[int], float], epoch: int) -> Any:
             f"`schedule` must give a number for epoch {epoch}: {error}"
         ) from error
     return checks.real(f"schedule({epoch})", rate)
-
-
-class Variables:
-    """Which variables of a model to average: `variables`, or `var_list`."""
-
-    def __init__(self, variables: Any, var_list: Any) -> None:
-        checks.at_most_one(variables=variables, var_list=var_list)
-        self._name = "variables" if var_list is None else "var_list"
-        given = variables if var_list is None else var_list
-        if isinstance(given, str):
-            checks.choice(self._name, given, ("trainable", "floating"))
-        elif given is not None and not callable(given):
-            given = variables_lib.checked_list(self._name, given)
-        self.given = given
-
-    def of(self, model: Any) -> list[Any]:
-        """Returns those of a model that is built."""
-        if self.given in (None, "trainable"):
-            return model_parts.trained_weights(model)
-        weights = model_parts.weights(model)
-        if self.given == "floating":
-            return [v for v in weights if v.dtype.is_floating]
-        given = self.given(model) if callable(self.given) else self.given
-        variables = variables_lib.checked_list(self._name, given)
-        held = {weight.ref() for weight in weights}
-        if not {variable.ref() for variable in variables} <= held:
-            received = variables_lib.describe(variables)
-            raise ValueError(
-                f"`{self._name}` must hold variables of the model to fit. "
-                f"Received: {received}"
-            )
-        return variables
 
 
 def refit_arguments(
