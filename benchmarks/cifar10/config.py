@@ -86,7 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs_before_swa": 15,
         "epochs": 30,
         "batch_size": 64,
-        "learning_rate": 0.2,
+        "learning_rate": 0.6,
         "swa_learning_rate": 0.01,
         "refit_samples": 1024,
         "evaluate_every": 5,

@@ -9,6 +9,7 @@ from swa_tf.averaging.power_function import (
 )
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.swa import StochasticWeightAveraging
+from swa_tf.averaging.variable_checks import check_each
 from swa_tf.averaging.weight_average import (
     ONE_AT_A_TIME,
     WeightAverage,
@@ -23,6 +24,7 @@ __all__ = [
     "StochasticWeightAveraging",
     "WeightAverage",
     "check_average",
+    "check_each",
     "gamma_of",
     "rounding",
     "scaled_decay",

@@ -54,24 +54,27 @@ def check_strategies(
         )
 
 
-def check_each(variables: list[Any], device: str | None) -> None:
+def check_each(
+    variables: list[Any], device: str | None, argument: str = "var_list"
+) -> None:
     """Raises unless each can be averaged, on `device`, and comes once."""
     seen = set()
     for variable in variables:
         strategy = variables_lib.strategy_of(variable)
         if variable.dtype.base_dtype not in _FLOATS:
             wanted = "variables of dtype float16, bfloat16, float32 or float64"
-            raise variables_lib.wrong(wanted, [variable], TypeError)
+            raise variables_lib.wrong(wanted, [variable], TypeError, argument)
         differs = strategy and variables_lib.is_read_by_replica(variable)
         if differs and variable.aggregation in _NO_MEAN:
             wanted = "variables of one number for all replicas, not their sum"
-            raise variables_lib.wrong(wanted, [variable])
+            raise variables_lib.wrong(wanted, [variable], argument=argument)
         if device and strategy:
             placed = variables_lib.describe([variable])
             wanted = f"None for variables of a strategy, as {placed}"
             raise checks.wrong("device", wanted, device)
         if variable.ref() in seen:
-            raise variables_lib.wrong("variables once, not twice", [variable])
+            wanted = "variables once, not twice"
+            raise variables_lib.wrong(wanted, [variable], argument=argument)
         seen.add(variable.ref())
 
 

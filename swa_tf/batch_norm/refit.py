@@ -123,7 +123,7 @@ class BatchNormRefit:
             )
         checks.function("preprocess", preprocess)
         checks.choice("variance", variance, ("pooled", "mean_of_batches"))
-        self._verbose = checks.integer("verbose", verbose, at_least=0)
+        self._verbose = checks.verbosity(verbose)
         self._model = model
         self._preprocess = preprocess
         self._variance = variance

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.averaging import AveragingSchedule, WeightAverage
+from swa_tf.averaging import AveragingSchedule, WeightAverage, check_each
 from swa_tf.schedules import per_epoch
 from swa_tf.support import checks, model_parts
 from swa_tf.support import variables as variables_lib
@@ -48,6 +48,7 @@ class Variables:
             return [v for v in weights if v.dtype.is_floating]
         given = self.given(model) if callable(self.given) else self.given
         variables = variables_lib.checked_list(self._name, given)
+        check_each(variables, device=None, argument=self._name)
         held = {weight.ref() for weight in weights}
         if not {variable.ref() for variable in variables} <= held:
             received = variables_lib.describe(variables)
@@ -111,8 +112,8 @@ def plan(
 def _first_epoch(start_epoch: Any, epochs: int | None) -> int:
     """Returns the first epoch to average; a part of all is rounded down."""
     wanted = "an integer >= 0, or a part of the epochs in (0, 1)"
-    is_part = isinstance(start_epoch, (float, np.floating))
-    if is_part and 0 < start_epoch < 1:
+    is_float = isinstance(start_epoch, (float, np.floating))
+    if is_float and 0 < start_epoch < 1:
         if epochs is None:
             wanted = (
                 'an integer, since no `set_params({"epochs": ...})` has said '
@@ -121,9 +122,7 @@ def _first_epoch(start_epoch: Any, epochs: int | None) -> int:
             raise checks.wrong("start_epoch", wanted, start_epoch)
         # As it is written: 0.29 of 100 is 29, and not less.
         return int(fractions.Fraction(str(start_epoch)) * epochs)
-    if is_part:
-        raise checks.wrong("start_epoch", wanted, start_epoch)
-    return checks.integer("start_epoch", start_epoch, at_least=0)
+    return checks.integer("start_epoch", start_epoch, at_least=0, wanted=wanted)
 
 
 def _rate_of_epoch(

@@ -73,8 +73,9 @@ class AveragedModelCheckpoint(
         ValueError: As Keras does; if `save_best_only` is to compare a figure of
             a validation after steps; or, in `fit`, before training, if it does
             not call `swa_callback`, or that does not validate averages.
-        OSError: If a file cannot be written. The model has its trained weights
-            then, and the file that was there before is unchanged.
+        OSError, tf.errors.OpError: If a file cannot be written (the second
+            where TensorFlow itself writes it). The model has its trained
+            weights then, and the file that was there before is unchanged.
 
     Source: the mode `update_weights=False` of `AverageModelCheckpoint` in
     TensorFlow Addons, which writes no refitted model.

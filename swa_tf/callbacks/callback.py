@@ -169,7 +169,7 @@ class SWACallback(tf.keras.callbacks.Callback):
             keep=final_weights == "averaged",
             filepath=filepath,
             best_by=(monitor, mode) if restore_best_averages else None,
-            verbose=verbose,
+            verbose=checks.verbosity(verbose),
         )
 
     def __copy__(self) -> SWACallback:

@@ -97,7 +97,7 @@ class FitRun:
             refit["refit"] = BatchNormRefit(
                 model,
                 preprocess=settings.preprocess,
-                verbose=int(bool(settings.verbose)),
+                verbose=settings.verbose,
             )
         elif settings.variables.given != "floating" and lacks_statistics(
             model, self._variables_to_average() if model.built else []

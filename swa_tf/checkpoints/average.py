@@ -224,7 +224,10 @@ def _coefficients(
     if not isinstance(weights, Sequence) or len(weights) != n:
         wanted = f"a list of {n} numbers > 0, one for each input"
         raise checks.wrong("weights", wanted, weights)
-    numbers = [checks.positive("weights", weight) for weight in weights]
+    numbers = [
+        checks.positive(f"weights[{i}]", weight)
+        for i, weight in enumerate(weights)
+    ]
     largest = max(numbers)
     parts = [number / largest for number in numbers]
     sums = itertools.accumulate(parts)

@@ -175,8 +175,11 @@ def _checked(
             raise checks.wrong(name, wanted, values)
     widths, n_models = given.values()
     return (
-        [gamma_of("snapshot_widths", width) for width in widths],
-        [checks.integer("snapshot_n_models", n, at_least=1) for n in n_models],
+        [gamma_of(f"snapshot_widths[{i}]", w) for i, w in enumerate(widths)],
+        [
+            checks.integer(f"snapshot_n_models[{i}]", n, at_least=1)
+            for i, n in enumerate(n_models)
+        ],
     )
 
 

@@ -36,12 +36,21 @@ def at_most_one(**given: Any) -> None:
         raise ValueError(said)
 
 
-def integer(name: str, value: Any, at_least: int) -> int:
+def integer(
+    name: str, value: Any, at_least: int, wanted: str | None = None
+) -> int:
     """Returns `value` as an int; raises unless it is one in range."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not (whole and value >= at_least):
-        raise wrong(name, f"an integer >= {at_least}", value)
+        raise wrong(name, wanted or f"an integer >= {at_least}", value)
     return int(value)
+
+
+def verbosity(verbose: Any) -> int:
+    """Returns `verbose` as an int >= 0, as which True and False count."""
+    if isinstance(verbose, bool):
+        return int(verbose)
+    return integer("verbose", verbose, at_least=0)
 
 
 def real(

@@ -53,11 +53,14 @@ def describe(variables: Iterable[Any]) -> str:
 
 
 def wrong(
-    wanted: str, variables: Iterable[Any], error: type[Exception] = ValueError
+    wanted: str,
+    variables: Iterable[Any],
+    error: type[Exception] = ValueError,
+    argument: str = "var_list",
 ) -> Exception:
-    """Returns the error to raise for a `var_list` that holds `variables`."""
+    """Returns the error to raise for a list that holds `variables`."""
     received = describe(variables)
-    return error(f"`var_list` must hold {wanted}. Received: {received}")
+    return error(f"`{argument}` must hold {wanted}. Received: {received}")
 
 
 def dtype_of_average(variable: Any) -> tf.DType:

@@ -84,6 +84,7 @@ def predict_samples(
         Learning, algorithm 1, https://arxiv.org/abs/1902.02476.
     """
     seeds = _checked(model, x, seeds, activation)
+    shown = checks.verbosity(verbose)
     refit = None
     if refit_data is not None:
         checks.batches(
@@ -92,7 +93,7 @@ def predict_samples(
         refit = BatchNormRefit(model, preprocess=preprocess)
         preprocess = None
     mean: Any = None
-    with progress.bar("predicting", len(seeds), bool(verbose)) as advance:
+    with progress.bar("predicting", len(seeds), bool(shown)) as advance:
         for n, seed in enumerate(seeds):
             with sampled_weights(
                 swag,
@@ -131,7 +132,10 @@ def _checked(model: Any, x: Any, seeds: Any, activation: Any) -> list[int]:
     if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable):
         wanted = "integers, such as range(30)"
         raise checks.wrong("seeds", wanted, seeds, TypeError)
-    seeds = [checks.integer("seeds", seed, at_least=0) for seed in seeds]
+    seeds = [
+        checks.integer(f"seeds[{i}]", seed, at_least=0)
+        for i, seed in enumerate(seeds)
+    ]
     if not seeds or len(set(seeds)) < len(seeds):
         raise checks.wrong("seeds", "different integers, at least one", seeds)
     return seeds

@@ -36,6 +36,8 @@ def test_a_schedule_that_gives_no_rate(rate):
         ({"start_epoch": -1}, "`start_epoch` must be an integer >= 0.*-1"),
         ({"start_epoch": 1.5}, "`start_epoch` must be an integer >= 0.*1.5"),
         ({"start_epoch": 0.0}, r"or a part of the epochs in \(0, 1\).*0.0"),
+        ({"start_epoch": "a"}, r"a part of the epochs in \(0, 1\).*'a'"),
+        ({"start_epoch": 1, "verbose": "loud"}, "`verbose` must be an integer"),
         ({"start_epoch": np.nan}, "`start_epoch` must be an integer >= 0.*nan"),
         ({"start_step": True}, "`start_step` must be an integer >= 0.*True"),
         ({"start_epoch": 1, "start_step": 1}, "Only one of"),

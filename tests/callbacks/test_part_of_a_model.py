@@ -12,6 +12,7 @@ from tests import fitting
 from tests.fitting import assert_same, exhaustive
 
 layers = tf.keras.layers
+TWICE = tf.Variable(1.0)
 NOISE = np.random.default_rng(0).normal(size=[8, 2]).astype(np.float32)
 
 
@@ -95,6 +96,8 @@ def test_variables_of_an_iterable():
     ("var_list", "error", "match"),
     [
         ([tf.Variable(1.0)], ValueError, "hold variables of the model"),
+        ([TWICE, TWICE], ValueError, "`var_list` must hold variables once"),
+        ([tf.Variable(1)], TypeError, "`var_list` must hold variables of dty"),
         (lambda model: [tf.Variable(1.0)], ValueError, "hold variables of the"),
         ([], ValueError, "be a list of at least one variable"),
         (3, TypeError, "be a list of variables"),

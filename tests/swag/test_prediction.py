@@ -109,7 +109,8 @@ def test_no_bar_elsewhere(capsys):
         ({"seeds": []}, ValueError, "`seeds` must be different integers"),
         ({"seeds": [1, 1]}, ValueError, "`seeds` must be different integers"),
         ({"seeds": 30}, TypeError, r"`seeds` must be integers, such as range"),
-        ({"seeds": [0.5]}, ValueError, "`seeds` must be an integer >= 0"),
+        ({"seeds": [1, 0.5]}, ValueError, r"`seeds\[1\]` must be an integer"),
+        ({"verbose": "loud"}, ValueError, "`verbose` must be an integer >= 0"),
         ({"model": tf.Module()}, TypeError, "`model` must be a Keras model"),
         ({"x": iter([X])}, TypeError, "`x` must be arrays or a data set"),
         ({"activation": "softmax"}, TypeError, "`activation` must be a func"),
@@ -123,5 +124,5 @@ def test_wrong_arguments(arguments, error, message):
     before = fitting.weights(model)
     settings = {"swag": swag, "model": model, "x": X, "seeds": SEEDS}
     with pytest.raises(error, match=message):
-        swa_tf.predict_samples(**{**settings, **arguments}, verbose=0)
+        swa_tf.predict_samples(**{**settings, "verbose": 0, **arguments})
     fitting.assert_same(fitting.weights(model), before)
