@@ -96,8 +96,8 @@ def test_variables_of_an_iterable():
     ("var_list", "error", "match"),
     [
         ([tf.Variable(1.0)], ValueError, "hold variables of the model"),
-        ([TWICE, TWICE], ValueError, "`var_list` must hold variables once"),
-        ([tf.Variable(1)], TypeError, "`var_list` must hold variables of dty"),
+        ([TWICE, TWICE], ValueError, "hold variables once, not twice"),
+        ([tf.Variable(1)], TypeError, "hold variables of dtype float16"),
         (lambda model: [tf.Variable(1.0)], ValueError, "hold variables of the"),
         ([], ValueError, "be a list of at least one variable"),
         (3, TypeError, "be a list of variables"),
