@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from benchmarks.cifar10.evaluation import WAYS
 from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
 from benchmarks.table import kept, marks, pages
@@ -27,6 +28,41 @@ def test_docs_have_the_figures_of_the_results(page):
     text = files.read_text(page)
     renewed = marks.renewed(text, str(ROOT))
     assert text == renewed, "python -m benchmarks.table --norun --docs"
+
+
+def finals_of_digits():
+    """The evaluations of the last epoch, by seed."""
+    found = kept.results(str(TABLES / "digits"))
+    found.sort(key=lambda each: each["seed"])
+    return [each["final"] for each in found]
+
+
+def test_table_of_the_first_command():
+    """Its run is that of the first seed."""
+    final = finals_of_digits()[0]
+    page = (ROOT / "docs" / "evidence.md").read_text("utf-8")
+    for way, name in WAYS.items():
+        figures = [
+            text
+            for part in ("validation", "test")
+            for text in (
+                f"{final[part][way]['accuracy']:.2f}",
+                f"{final[part][way]['loss']:.4f}",
+            )
+        ]
+        assert f"| {' | '.join([name, *figures])} |" in page
+
+
+def test_least_gain_over_the_last_weights():
+    tests = [final["test"] for final in finals_of_digits()]
+    least = min(
+        each["swa_refit"]["accuracy"] - each["moving"]["accuracy"]
+        for each in tests
+    )
+    page = (ROOT / "docs" / "evidence.md").read_text("utf-8")
+    said = f"by {least:.1f} points\n  or more in each of five seeds"
+    assert said in page
+    assert len(tests) == 5
 
 
 _TABLE = "<!-- figures: results/table.md, Differences -->"
