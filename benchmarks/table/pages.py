@@ -150,7 +150,10 @@ def _differences(figures: Mapping[str, Any]) -> str:
                 cells += _difference(by_measure[measure], _FORMATS[measure])
             rows.append([name, f"{first} - {second}", *cells])
     interval = f"{LEVEL:.0%} interval"
-    headings = ["accuracy, points", interval, "0 is", "loss", interval, "0 is"]
+    headings = [
+        *("accuracy, points", interval, "includes 0"),
+        *("loss", interval, "includes 0"),
+    ]
     return _table(["difference", *headings], rows)
 
 
@@ -159,8 +162,8 @@ def _difference(of: Mapping[str, Any], digits: str) -> list[str]:
     if of["interval"] is None:
         return [mean, "one seed: no interval", ""]
     low, high = of["interval"]
-    inside = low <= 0.0 <= high
-    words = "inside" if inside else "**outside**"
+    includes_0 = low <= 0.0 <= high
+    words = "yes" if includes_0 else "**no**"
     return [mean, f"{low:+{digits}} to {high:+{digits}}", words]
 
 

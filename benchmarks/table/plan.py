@@ -31,9 +31,9 @@ SETTINGS: dict[str, dict[str, dict[str, float]]] = {
     },
     "small": {
         "momentumw": {"learning_rate": 0.1, "weight_decay": 1e-4},
-        "adamw": {"learning_rate": 0.001, "weight_decay": 1e-4},
+        "adamw": {"learning_rate": 0.01, "weight_decay": 1e-4},
         "momentum": {"learning_rate": 0.1, "weight_decay": 1e-4},
-        "adam": {"learning_rate": 0.001, "weight_decay": 1e-4},
+        "adam": {"learning_rate": 0.01, "weight_decay": 1e-4},
     },
     "paper": {
         "momentumw": {"learning_rate": 0.1, "swa_learning_rate": 1e-3},

@@ -87,8 +87,8 @@ class TestTables:
         assert "49.00" in rows["adam"][1]
         # Of the differences, the first is SWA refit less last refit.
         assert "+2.33 | -1.46 to +6.13" in rows["momentumw"][5]
-        assert "| inside |" in rows["momentumw"][5]
-        assert "+10.17 | +9.45 to +10.88 | **outside** |" in rows["adamw"][5]
+        assert "| yes |" in rows["momentumw"][5]
+        assert "+10.17 | +9.45 to +10.88 | **no** |" in rows["adamw"][5]
         assert "one seed: no interval" in rows["adam"][5]
         assert not any("published" in row for row in rows)
 
