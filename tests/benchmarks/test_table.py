@@ -109,7 +109,7 @@ class TestTables:
     def test_command_makes_the_same_runs(self):
         results = [
             *seeds_of("momentumw", *[50.0] * 5, width=8),
-            *seeds_of("adamw", 50.0, 50.0, learning_rate=0.01, width=8),
+            *seeds_of("adamw", 50.0, 50.0, learning_rate=0.001, width=8),
         ]
         text = pages.pages("narrow", results)["table.md"]
         start = "    python -m benchmarks.table --preset=digits --name=narrow"
@@ -124,7 +124,7 @@ class TestTables:
         [
             {"seed": 1, "learning_rate": 0.3},
             {"seed": 1, "epochs": 31},
-            {"optimizer": "adamw", "learning_rate": 0.01, "width": 8},
+            {"optimizer": "adamw", "learning_rate": 0.001, "width": 8},
             {"preset": "small"},
         ],
     )
