@@ -58,6 +58,7 @@ class FitRun:
         self._results: dict[str, Any] = {}  # of averages, for the logs
         self._epoch: int | None = None  # none has begun
         self._warned_of_averages = False
+        self._n_left_out = 0  # epochs that were due, with weights not finite
         self._undo = overrides.Overrides()
         self._undo.callback(saved.detach)
         try:
@@ -186,11 +187,13 @@ class FitRun:
             return
         weights = self._variables_to_average()
         if not variables_lib.all_finite(weights):
-            warnings.warn(
-                f"Epoch {epoch + 1} is not averaged: its weights are not all "
-                "finite.",
-                stacklevel=2,
-            )
+            if self._when.due(epoch):
+                self._n_left_out += 1
+                warnings.warn(
+                    f"Epoch {epoch + 1} is not averaged: its weights are not "
+                    "all finite.",
+                    stacklevel=2,
+                )
             self.averages.n_calls = epoch + 1
             return
         before = int(self.averages.n_models)
@@ -256,10 +259,16 @@ class FitRun:
         best = None if self._best is None else self._best.found
         found = None
         if not self.swapping.are_there():
-            found = (
-                f"averaged {'not each weight' if n_models else 'nothing'}, as "
-                f"training ended before {self._when or 'anything was due'}"
-            )
+            what = "not each weight" if n_models else "nothing"
+            why = f"training ended before the first {self._counted} that is due"
+            if self._n_left_out:
+                why = (
+                    f"the weights after {self._n_left_out} epoch(s) that were "
+                )
+                why += "due are not all finite"
+            elif self._counted is None:
+                why = "training ended before `apply` was called"
+            found = f"averaged {what}, as {why}"
         elif best is None and not self.swapping.are_finite():
             found = "found averages that are not all finite"
         if found:

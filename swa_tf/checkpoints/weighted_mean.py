@@ -384,8 +384,8 @@ def _twins(
     if other.form != newest.form:
         raise ValueError(
             f"`{argument}` must be of one form. "
-            f"Received: '{other.path}', a {other.form}, and "
-            f"'{newest.path}', a {newest.form}"
+            f"Received: '{other.path}' ({other.form}) and "
+            f"'{newest.path}' ({newest.form})"
         )
     twins = newest.twins(other)
     floats = {twin for k, twin in twins.items() if newest.tensors[k].is_float}

@@ -11,12 +11,26 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+_MOST_SHOWN = 300
+"""The most characters of a value that an error shows."""
+
 
 def wrong(
     name: str, wanted: str, value: Any, error: type[Exception] = ValueError
 ) -> Exception:
     """Returns the error to raise for an argument that is not as wanted."""
-    return error(f"`{name}` must be {wanted}. Received: {name}={value!r}")
+    return error(f"`{name}` must be {wanted}. Received: {name}={shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """Returns how an error shows a value: without the numbers of an array."""
+    text = repr(value)
+    if len(text) <= _MOST_SHOWN:
+        return text
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        kind = type(value).__name__
+        return f"{kind} of shape {value.shape} and dtype {value.dtype}"
+    return f"{text[:_MOST_SHOWN]}..."
 
 
 def eager_mode(
@@ -109,7 +123,7 @@ def batches(
     if not holds or is_array or isinstance(dataset, (Mapping, str, tuple)):
         raise TypeError(
             f"`{dataset_argument}` must be a `tf.data.Dataset` or another "
-            "iterable of batches, but no tuple: [x] or [(x, y)] is one batch, "
+            "iterable of batches, not a tuple: [x] or [(x, y)] is one batch, "
             "and `tf.data.Dataset.from_tensor_slices((x, y)).batch(32)` makes "
             "batches of arrays. "
             f"Received: {dataset_argument} of type {type(dataset).__name__}"

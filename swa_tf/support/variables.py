@@ -39,7 +39,7 @@ def checked_list(
             raise TypeError(
                 f"`{argument}` must hold variables"
                 f"{' (and tensors only in a v1 graph)' if tensors else ''}. "
-                f"Received: {variable!r}"
+                f"Received: {checks.shown(variable)}"
             )
     return variables
 

@@ -376,7 +376,8 @@ def test_a_layer_unfrozen_in_training_waits_for_the_next_compile():
 def test_nothing_averaged():
     model, trained = make_model(), make_model()
     fit(trained, epochs=2)
-    with pytest.warns(UserWarning, match="averaged nothing"):
+    why = "averaged nothing, as training ended before the first epoch that is"
+    with pytest.warns(UserWarning, match=why):
         fit(model, callback(2), epochs=2)
     assert_same(weights(model), weights(trained))
 
@@ -425,6 +426,19 @@ def test_weights_that_are_not_finite_are_not_averaged():
         fit(model, diverge, stop, swa, validation_data=None)
     assert int(swa.averages.n_models) == 3
     assert all(np.isfinite(w).all() for w in weights(model))
+
+
+def test_only_weights_that_are_not_finite_were_due():
+    """Epochs before `start_epoch` are not said to be left out."""
+    model = make_model()
+    model.layers[0].kernel.assign(tf.fill([4, 5], np.nan))
+    with pytest.warns(UserWarning) as warned:
+        fit(model, callback(1), epochs=3, validation_data=None)
+    found = [str(each.message) for each in warned]
+    left_out = [text for text in found if "is not averaged" in text]
+    assert [text.split()[1] for text in left_out] == ["2", "3"]
+    why = "nothing, as the weights after 2 epoch(s) that were due are not all"
+    assert any(why in text for text in found)
 
 
 def test_averages_of_another_model_raise_before_training():
