@@ -262,10 +262,8 @@ class FitRun:
             what = "not each weight" if n_models else "nothing"
             why = f"training ended before the first {self._counted} that is due"
             if self._n_left_out:
-                why = (
-                    f"the weights after {self._n_left_out} epoch(s) that were "
-                )
-                why += "due are not all finite"
+                epochs = f"{self._n_left_out} epoch(s) that were due"
+                why = f"the weights after {epochs} are not all finite"
             elif self._counted is None:
                 why = "training ended before `apply` was called"
             found = f"averaged {what}, as {why}"

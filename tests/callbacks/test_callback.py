@@ -432,7 +432,7 @@ def test_only_weights_that_are_not_finite_were_due():
     """Epochs before `start_epoch` are not said to be left out."""
     model = make_model()
     model.layers[0].kernel.assign(tf.fill([4, 5], np.nan))
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="is not averaged") as warned:
         fit(model, callback(1), epochs=3, validation_data=None)
     found = [str(each.message) for each in warned]
     left_out = [text for text in found if "is not averaged" in text]
