@@ -11,13 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import has_begun, rounding
-from swa_tf.averaging.decay import (
-    DECAY,
-    NUM_UPDATES,
-    float32,
-    is_known,
-    of_models,
-)
+from swa_tf.averaging.decay import DECAY, NUM_UPDATES, float32, of_models
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update import Update
 from swa_tf.averaging.weight_average import WeightAverage
@@ -209,14 +203,9 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _unchecked(self) -> list[tuple[Any, Any]]:
         """Returns the arguments that an update may find to be wrong."""
-        given = zip(
-            (DECAY, NUM_UPDATES), (self._decay.value, self._num_updates.value)
-        )
-        return [
-            (argument, value)
-            for argument, value in given
-            if not (is_known(value) or callable(value))
-        ]
+        decay, num_updates = self._decay.value, self._num_updates.value
+        given = [(DECAY, decay), (NUM_UPDATES, num_updates)]
+        return [pair for pair in given if tf.is_tensor(pair[1])]
 
     def _starts_as_tensorflow(self) -> bool:
         """Whether the first update moves an average that is there before it."""
