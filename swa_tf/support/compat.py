@@ -187,8 +187,7 @@ def monitor_op(model: Any, metric: str, mode: str) -> Callable[..., Any]:
     )
     callback.set_model(model)
     callback.on_epoch_end(0, {})
-    found: Callable[..., Any] = callback.monitor_op
-    return found
+    return callback.monitor_op
 
 
 def is_functional(model: Any) -> bool:
@@ -223,8 +222,7 @@ def uncounted_attributes(part: Any) -> frozenset[str]:
     """
     name = "_TF_MODULE_IGNORED_PROPERTIES"  # `tf.Module.variables` skips them
     kind = tf.keras.Model if isinstance(part, tf.keras.layers.Layer) else part
-    ignored: frozenset[str] = getattr(kind, name, getattr(tf.Module, name))
-    return ignored
+    return getattr(kind, name, getattr(tf.Module, name))
 
 
 def optimizers() -> tuple[type, ...]:

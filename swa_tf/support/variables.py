@@ -79,8 +79,7 @@ def outermost_graph() -> tf.Graph | None:
 
 def components(variable: Any) -> Sequence[tf.Variable]:
     """Returns the variables, one for each device, of a `tf.Variable`."""
-    values: Sequence[tf.Variable] = getattr(variable, "values", (variable,))
-    return values
+    return getattr(variable, "values", (variable,))
 
 
 def component_pairs(target: Any, source: Any) -> list[tuple[tf.Variable, Any]]:
@@ -275,12 +274,10 @@ def assign(pairs: Iterable[tuple[Any, Any]]) -> Any:
 
 
 def all_finite(variables: Iterable[Any]) -> tf.Tensor:
-    """Returns whether no element is NaN or infinite: a boolean scalar.
+    """Returns whether no element of variables or tensors is NaN or infinite.
 
-    The variables may also be tensors.
-
-    A sum of squares that is finite shows it in one pass over memory, which is
-    all that is needed but for numbers whose squares overflow.
+    A finite sum of squares shows it in one pass over memory. Another is needed
+    only for numbers whose squares overflow.
     """
     values = [
         each if tf.is_tensor(each) else read(compat.tf_variable(each))
