@@ -12,7 +12,6 @@ from swa_tf.averaging import gamma_of
 from swa_tf.checkpoints import paths, weighted_mean
 from swa_tf.checkpoints.checkpoint import errors_of
 from swa_tf.checkpoints.paths import Path
-from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import checks
 
 _MAX_PROFILE_ERROR = 0.05  # from which on a warning says so
@@ -147,11 +146,9 @@ def posthoc_average(
 def _width_and_n_models(path: str) -> tuple[float, int]:
     """Returns the width and count of the average that a snapshot holds."""
     checkpoint = weighted_mean.opened(path, "snapshots")
-    held = []
-    if isinstance(checkpoint, TensorFlowCheckpoint):
-        with errors_of(path, "snapshots"):
-            saved = [checkpoint.saved_state(k) for k in checkpoint.averages]
-        held = [state for state in saved if state["swapped"]]
+    with errors_of(path, "snapshots"):
+        saved = checkpoint.saved_averages()
+    held = [state for _, state in saved if state["swapped"]]
     widths = [state.get("layout", {}).get("relative_width") for state in held]
     if len(widths) != 1 or widths[0] is None:
         raise ValueError(
