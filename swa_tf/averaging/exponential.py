@@ -346,9 +346,8 @@ class ExponentialMovingAverage(WeightAverage):
         """Assigns each average its weight, or 0 to that of a tensor."""
         pairs: list[tuple[Any, Any]] = []
         for key in keys:
-            variable, average = key.deref(), self._average_of.value[key]
-            if isinstance(variable, tf.Variable):
-                pairs += variables_lib.component_pairs(average, variable)
-            else:
-                pairs.append((average, tf.zeros_like(average)))
-        return variables_lib.assign(pairs)
+            value, average = key.deref(), self._average_of.value[key]
+            if not isinstance(value, tf.Variable):
+                value = tf.zeros_like(average)
+            pairs.append((average, value))
+        return variables_lib.assign(variables_lib.component_pairs(pairs))

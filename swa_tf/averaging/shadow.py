@@ -343,7 +343,7 @@ class ShadowVariables(variables_lib.BoundModule):
         self,
         variables: list[Any],
         begin: bool,
-        given: Mapping[Any, tf.Variable] | None = None,
+        given: Mapping[Any, tf.Variable] | None,
     ) -> None:
         """Makes the shadow variables that are not there yet, all or none."""
         if variables_lib.outermost_graph() is not self._graph:

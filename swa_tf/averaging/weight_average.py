@@ -205,13 +205,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
     def _pairs(self, variables: list[Any]) -> list[tuple[tf.Variable, Any]]:
         """Returns each average with its weight, for each device."""
-        return [
-            pair
-            for variable in variables
-            for pair in variables_lib.component_pairs(
-                self.average(variable), variable
-            )
-        ]
+        averages = map(self.average, variables)
+        return variables_lib.component_pairs(zip(averages, variables))
 
     def _update(
         self, variables: list[Any], update: Update | None = None
