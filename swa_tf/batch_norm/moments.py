@@ -83,7 +83,9 @@ def normalize(
     call: Any = _call,
 ) -> tf.Tensor:
     """Returns gamma * (inputs - mean) / sqrt(variance + epsilon) + beta."""
-    x, order = _channels_last(layer, inputs)
+    is_float = inputs.dtype.is_floating
+    x = inputs if is_float else tf.cast(inputs, tf.float32)
+    x, order = _channels_last(layer, x)
     n_channels = layer.moving_mean.shape.num_elements()
     times = _largest_divisor(x, n_channels, max(_MAX_ROW // n_channels, 1))
     # As vectors: Keras 2 may normalize several axes.
@@ -98,7 +100,7 @@ def normalize(
     if order is not None:
         outputs = tf.transpose(outputs, np.argsort(order))
     outputs.set_shape(inputs.shape)
-    return outputs
+    return outputs if is_float else tf.cast(outputs, layer.compute_dtype)
 
 
 def _moments_of_blocks(
