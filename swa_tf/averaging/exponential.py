@@ -143,11 +143,9 @@ class ExponentialMovingAverage(WeightAverage):
             *super()._reset_ops(),
         ]
 
-    def _check_averaged(self, var_list: Iterable[Any] | None) -> list[Any]:
-        assertions = super()._check_averaged(var_list)
-        if self._begun is None or var_list is None:
-            return assertions
-        variables = variables_lib.checked_list("var_list", var_list)
+    def _check_each_averaged(self, variables: list[Any]) -> list[Any]:
+        if self._begun is None:
+            return []
         begun = self._have_begun(variables)
         if tf.executing_eagerly():
             each = zip(variables, begun.numpy())
@@ -160,10 +158,10 @@ class ExponentialMovingAverage(WeightAverage):
         if not tf.executing_eagerly():
             all_have = tf.reduce_all(begun)
             data = [message, "begun:", begun]
-            return [*assertions, tf.debugging.Assert(all_have, data)]
+            return [tf.debugging.Assert(all_have, data)]
         if variables:
             raise RuntimeError(message)
-        return assertions
+        return []
 
     def _has_averages_from_the_start(self) -> bool:
         # From initializers, or a checkpoint of TensorFlow's class.
