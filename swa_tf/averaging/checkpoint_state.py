@@ -75,12 +75,9 @@ class CheckpointState(tf.train.experimental.PythonState):
 
     def note(self, variables: Iterable[Any]) -> None:
         """Notes all variables averaged; raises if a checkpoint has others."""
+        name, dtype = compat.variable_name, variables_lib.dtype_of_average
         averaged = [
-            AveragedVariable(
-                compat.variable_name(v),
-                str(v.shape),
-                variables_lib.dtype_of_average(v).name,
-            )
+            AveragedVariable(name(v), str(v.shape), dtype(v).name)
             for v in variables
         ]
         if self.restored:

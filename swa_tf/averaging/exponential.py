@@ -156,9 +156,8 @@ class ExponentialMovingAverage(WeightAverage):
             "`apply` with them first, or swap a list without them."
         )
         if not tf.executing_eagerly():
-            all_have = tf.reduce_all(begun)
             data = [message, "begun:", begun]
-            return [tf.debugging.Assert(all_have, data)]
+            return [tf.debugging.Assert(tf.reduce_all(begun), data)]
         if variables:
             raise RuntimeError(message)
         return []

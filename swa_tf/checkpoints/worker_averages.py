@@ -163,9 +163,8 @@ def _of_checkpoint(path: str) -> _Average:
         raise checks.wrong("others", wanted, path)
     names = [name for name, _ in state["averaged"]]
     tensors = [checkpoint.tensors[key] for key in keys.averages]
-    values = (
-        v for _, v in weighted_mean.read(checkpoint, keys.averages, "others")
-    )
+    read = weighted_mean.read(checkpoint, keys.averages, "others")
+    values = (value for _, value in read)
     return _Average(path, state["n_models"], names, tensors, values)
 
 

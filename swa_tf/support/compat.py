@@ -93,14 +93,10 @@ def copy_slices_and_sharding(source: Any, target: Any, suffix: str) -> None:
     """Copies a v1 variable's slices and sharding, as TensorFlow's average."""
     part = source._save_slice_info
     if part is not None:
-        target._set_save_slice_info(
-            tf.Variable.SaveSliceInfo(
-                f"{part.full_name}/{suffix}",
-                part.full_shape,
-                part.var_offset,
-                part.var_shape,
-            )
-        )
+        name = f"{part.full_name}/{suffix}"
+        place = part.full_shape, part.var_offset, part.var_shape
+        info = tf.Variable.SaveSliceInfo(name, *place)
+        target._set_save_slice_info(info)
     attribute = "_XlaSharding"
     op = source.op  # no `tf.Operation` if the variable is mirrored
     if isinstance(op, tf.Operation) and attribute in op.node_def.attr:

@@ -271,12 +271,11 @@ def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
 
 def assign(pairs: Iterable[tuple[Any, Any]]) -> Any:
     """Assigns to the first of each pair the second, cast to its dtype."""
-    return tf.group(
-        *[
-            write(target, tf.cast(read(source), target.dtype.base_dtype))
-            for target, source in pairs
-        ]
-    )
+    written = [
+        write(target, tf.cast(read(source), target.dtype.base_dtype))
+        for target, source in pairs
+    ]
+    return tf.group(*written)
 
 
 def all_finite(variables: Iterable[Any]) -> tf.Tensor:
