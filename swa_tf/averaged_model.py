@@ -287,12 +287,9 @@ def _statistics(model: Any, trainable: bool = False) -> list[Any]:
     found = []
     for layer in model_parts.batch_norm_layers(model, trainable):
         weights = map(compat.tf_variable, layer.weights)
-        learned = {
-            compat.tf_variable(v).ref()
-            for v in (layer.gamma, layer.beta)
-            if v is not None
-        }
-        found += [v for v in weights if v.ref() not in learned]
+        learned = [v for v in (layer.gamma, layer.beta) if v is not None]
+        refs = {compat.tf_variable(v).ref() for v in learned}
+        found += [v for v in weights if v.ref() not in refs]
     return [v for v in found if v.dtype.is_floating]
 
 

@@ -321,12 +321,9 @@ class ExponentialMovingAverage(WeightAverage):
     ) -> list[Any]:
         average: Any = self.average(tensor)
         biased, progress = self._debiased.value[tensor.ref()]
-        value = rounding.moved(
-            biased.read_value(),
-            tf.cast(tensor, biased.dtype),
-            c,
-            rounding.threshold(n_models),
-        )
+        before, weight = biased.read_value(), tf.cast(tensor, biased.dtype)
+        threshold = rounding.threshold(n_models)
+        value = rounding.moved(before, weight, c, threshold)
         done = progress.read_value()
         if self._starts_as_tensorflow():
             done += 1.0

@@ -177,10 +177,8 @@ class ForwardPass:
         be a constant: TensorFlow would copy the function for each.
         """
         specs = [
-            None
-            if tensor is None
-            else tf.TensorSpec([None] * tensor.shape.rank, tensor.dtype)
-            for tensor in tensors
+            None if x is None else tf.TensorSpec([None] * x.shape.rank, x.dtype)
+            for x in tensors
         ]
         key = (function, *specs, *settings.items())
         if key not in self._shared:

@@ -233,15 +233,12 @@ class Accumulators:
             )
             batch = Moments(*(tf.concat(each, 0) for each in zip(*of_all)))
             n_updates, *known, sum_of_variances = tf.unstack(self._table)
-            self._table.assign(
-                tf.stack(
-                    [
-                        n_updates + tf.cast(batch.count > 0.0, tf.float64),
-                        *Moments(*known).merge(batch),
-                        sum_of_variances + batch.variance,
-                    ]
-                )
-            )
+            rows = [
+                n_updates + tf.cast(batch.count > 0.0, tf.float64),
+                *Moments(*known).merge(batch),
+                sum_of_variances + batch.variance,
+            ]
+            self._table.assign(tf.stack(rows))
 
     def read(self) -> list[Statistics]:
         table = self._table.numpy()

@@ -182,6 +182,8 @@ class _Plan:
         shares: list[float] = []
         for *_, c in self._inputs:
             shares = [share * (1 - c) for share in shares] + [c]
+        # In a copy of one input they belong to the weights as they did.
+        batch_norm = self._batch_norm if len(shares) > 1 else ()
 
         def names(keys: Iterable[str]) -> list[str]:
             return sorted(newest.name(key) for key in keys)
@@ -205,10 +207,7 @@ class _Plan:
                 for key, tensor in sorted(newest.tensors.items())
             },
             "guessed": names(newest.kinds.guessed),
-            # In a copy of one input they belong to the weights as they did.
-            "batch_norm_statistics": names(self._batch_norm)
-            if len(shares) > 1
-            else [],
+            "batch_norm_statistics": names(batch_norm),
         }
 
     def read_others(self, advance: Callable[[Tensor], None]) -> None:
