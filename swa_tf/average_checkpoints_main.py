@@ -230,14 +230,9 @@ def _inputs(given: Sequence[str]) -> list[str]:
             "Either --checkpoint_dir or --checkpoints must be given. "
             f"Received: {'both' if patterns else 'neither'}"
         )
-    if FLAGS.checkpoint_dir:
-        return checkpoints.checkpoints_in(
-            FLAGS.checkpoint_dir,
-            FLAGS.num_last_checkpoints,
-            FLAGS.every,
-            FLAGS.until,
-        )
     choice = FLAGS.num_last_checkpoints, FLAGS.every, FLAGS.until
+    if FLAGS.checkpoint_dir:
+        return checkpoints.checkpoints_in(FLAGS.checkpoint_dir, *choice)
     if choice != (None, 1, None):
         raise ValueError(
             "--num_last_checkpoints, --every and --until choose from "

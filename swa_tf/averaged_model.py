@@ -135,13 +135,10 @@ class AveragedModel(variables_lib.BoundModule):
         return self._model.value(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise self._not_copied()
+        return self.__reduce__()
 
     def __reduce__(self) -> Any:
-        raise self._not_copied()
-
-    def _not_copied(self) -> TypeError:
-        return TypeError(
+        raise TypeError(
             "`AveragedModel` can be neither copied nor pickled: it is bound to "
             "a model and an average. Make one of their copies: `copied, "
             "average = copy.deepcopy((model, average))`. For another process "
@@ -290,12 +287,9 @@ def _statistics(model: Any, trainable: bool = False) -> list[Any]:
     found = []
     for layer in model_parts.batch_norm_layers(model, trainable):
         weights = map(compat.tf_variable, layer.weights)
-        learned = {
-            compat.tf_variable(v).ref()
-            for v in (layer.gamma, layer.beta)
-            if v is not None
-        }
-        found += [v for v in weights if v.ref() not in learned]
+        learned = [v for v in (layer.gamma, layer.beta) if v is not None]
+        refs = {compat.tf_variable(v).ref() for v in learned}
+        found += [v for v in weights if v.ref() not in refs]
     return [v for v in found if v.dtype.is_floating]
 
 
@@ -366,9 +360,6 @@ def _untrained(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
 
 def _pairs(own: dict[Any, Any], sources: dict[Any, Any]) -> list[Any]:
     """Returns each component to assign with the source of its value."""
-    return [
-        pair
-        for key, source in sources.items()
-        if source is not own[key]
-        for pair in variables_lib.component_pairs(own[key], source)
-    ]
+    pairs = [(own[key], source) for key, source in sources.items()]
+    others = [pair for pair in pairs if pair[0] is not pair[1]]
+    return variables_lib.component_pairs(others)

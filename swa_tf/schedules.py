@@ -260,10 +260,9 @@ class SWALearningRate(_Plan):
     ) -> None:
         super().__init__(name, swa_learning_rate=swa_learning_rate)
         if not isinstance(initial_learning_rate, _keras.LearningRateSchedule):
+            wanted = "a LearningRateSchedule, or a finite number >= 0"
             initial_learning_rate = checks.real(
-                "initial_learning_rate",
-                initial_learning_rate,
-                "a LearningRateSchedule, or a finite number >= 0",
+                "initial_learning_rate", initial_learning_rate, wanted
             )
         self.initial_learning_rate = initial_learning_rate
         self.swa_start = checks.integer("swa_start", swa_start, at_least=0)

@@ -3,10 +3,7 @@
 from swa_tf.averaging import rounding
 from swa_tf.averaging.decay import scaled_decay
 from swa_tf.averaging.exponential import ExponentialMovingAverage
-from swa_tf.averaging.power_function import (
-    PowerFunctionAverage,
-    gamma_of,
-)
+from swa_tf.averaging.power_function import PowerFunctionAverage, gamma_of
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.swa import StochasticWeightAveraging
 from swa_tf.averaging.variable_checks import check_each

@@ -75,12 +75,9 @@ class CheckpointState(tf.train.experimental.PythonState):
 
     def note(self, variables: Iterable[Any]) -> None:
         """Notes all variables averaged; raises if a checkpoint has others."""
+        name, dtype = compat.variable_name, variables_lib.dtype_of_average
         averaged = [
-            AveragedVariable(
-                compat.variable_name(v),
-                str(v.shape),
-                variables_lib.dtype_of_average(v).name,
-            )
+            AveragedVariable(name(v), str(v.shape), dtype(v).name)
             for v in variables
         ]
         if self.restored:
@@ -110,15 +107,14 @@ class CheckpointState(tf.train.experimental.PythonState):
     def serialize(self) -> str:
         self.check_none_waits("A checkpoint cannot be written", "A checkpoint")
         averaged = self._averaged or self.restored
-        return json.dumps(
-            {
-                "swapped": self.swapped,
-                "averaged": [[each.name, each.shape] for each in averaged],
-                "dtypes": [each.dtype for each in averaged],
-                "kind": self._kind,
-                "layout": self._layout,
-            }
-        )
+        state = {
+            "swapped": self.swapped,
+            "averaged": [[each.name, each.shape] for each in averaged],
+            "dtypes": [each.dtype for each in averaged],
+            "kind": self._kind,
+            "layout": self._layout,
+        }
+        return json.dumps(state)
 
     def check_none_waits(self, impossible: str, thing: str) -> None:
         """Raises if all averages restored wait for `build`; warns of some."""

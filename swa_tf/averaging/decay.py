@@ -33,7 +33,7 @@ class Argument(NamedTuple):
         value = compat.tf_variable(value)
         if value is None:
             return None
-        if isinstance(value, tf.Variable) or tf.is_tensor(value):
+        if tf.is_tensor(value):
             if value.shape.rank not in (0, None):
                 raise checks.wrong(self.name, "a scalar", value)
             dtype = value.dtype.base_dtype
@@ -44,7 +44,7 @@ class Argument(NamedTuple):
                 value = value.item()
             wanted = f"a scalar tensor or {self.wanted}"
             value = checks.real(self.name, value, wanted)
-        if is_known(value) or tf.executing_eagerly():
+        if not tf.is_tensor(value) or tf.executing_eagerly():
             self.check(value)
         return value
 
@@ -94,11 +94,6 @@ def of_models(function: Callable[[tf.Tensor], Any], n_models: Any) -> tf.Tensor:
         raise checks.wrong("decay", wanted, value)
     with tf.control_dependencies(_OF_MODELS.check(decay)):
         return tf.identity(decay)
-
-
-def is_known(value: Any) -> bool:
-    """Whether `value` is a number, which never changes, or None."""
-    return value is None or isinstance(value, (int, float))
 
 
 def scaled_decay(decay: float, batch_size_ratio: float) -> float:

@@ -11,13 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import has_begun, rounding
-from swa_tf.averaging.decay import (
-    DECAY,
-    NUM_UPDATES,
-    float32,
-    is_known,
-    of_models,
-)
+from swa_tf.averaging.decay import DECAY, NUM_UPDATES, float32, of_models
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update import Update
 from swa_tf.averaging.weight_average import WeightAverage
@@ -149,11 +143,9 @@ class ExponentialMovingAverage(WeightAverage):
             *super()._reset_ops(),
         ]
 
-    def _check_averaged(self, var_list: Iterable[Any] | None) -> list[Any]:
-        assertions = super()._check_averaged(var_list)
-        if self._begun is None or var_list is None:
-            return assertions
-        variables = variables_lib.checked_list("var_list", var_list)
+    def _check_each_averaged(self, variables: list[Any]) -> list[Any]:
+        if self._begun is None:
+            return []
         begun = self._have_begun(variables)
         if tf.executing_eagerly():
             each = zip(variables, begun.numpy())
@@ -164,12 +156,11 @@ class ExponentialMovingAverage(WeightAverage):
             "`apply` with them first, or swap a list without them."
         )
         if not tf.executing_eagerly():
-            all_have = tf.reduce_all(begun)
             data = [message, "begun:", begun]
-            return [*assertions, tf.debugging.Assert(all_have, data)]
+            return [tf.debugging.Assert(tf.reduce_all(begun), data)]
         if variables:
             raise RuntimeError(message)
-        return assertions
+        return []
 
     def _has_averages_from_the_start(self) -> bool:
         # From initializers, or a checkpoint of TensorFlow's class.
@@ -209,14 +200,9 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _unchecked(self) -> list[tuple[Any, Any]]:
         """Returns the arguments that an update may find to be wrong."""
-        given = zip(
-            (DECAY, NUM_UPDATES), (self._decay.value, self._num_updates.value)
-        )
-        return [
-            (argument, value)
-            for argument, value in given
-            if not (is_known(value) or callable(value))
-        ]
+        decay, num_updates = self._decay.value, self._num_updates.value
+        given = [(DECAY, decay), (NUM_UPDATES, num_updates)]
+        return [pair for pair in given if tf.is_tensor(pair[1])]
 
     def _starts_as_tensorflow(self) -> bool:
         """Whether the first update moves an average that is there before it."""
@@ -335,12 +321,9 @@ class ExponentialMovingAverage(WeightAverage):
     ) -> list[Any]:
         average: Any = self.average(tensor)
         biased, progress = self._debiased.value[tensor.ref()]
-        value = rounding.moved(
-            biased.read_value(),
-            tf.cast(tensor, biased.dtype),
-            c,
-            rounding.threshold(n_models),
-        )
+        before, weight = biased.read_value(), tf.cast(tensor, biased.dtype)
+        threshold = rounding.threshold(n_models)
+        value = rounding.moved(before, weight, c, threshold)
         done = progress.read_value()
         if self._starts_as_tensorflow():
             done += 1.0
@@ -357,9 +340,8 @@ class ExponentialMovingAverage(WeightAverage):
         """Assigns each average its weight, or 0 to that of a tensor."""
         pairs: list[tuple[Any, Any]] = []
         for key in keys:
-            variable, average = key.deref(), self._average_of.value[key]
-            if isinstance(variable, tf.Variable):
-                pairs += variables_lib.component_pairs(average, variable)
-            else:
-                pairs.append((average, tf.zeros_like(average)))
-        return variables_lib.assign(pairs)
+            value, average = key.deref(), self._average_of.value[key]
+            if not isinstance(value, tf.Variable):
+                value = tf.zeros_like(average)
+            pairs.append((average, value))
+        return variables_lib.assign(variables_lib.component_pairs(pairs))

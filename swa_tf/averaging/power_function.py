@@ -108,11 +108,8 @@ def gamma_of(name: str, relative_width: Any) -> float:
     """Returns the exponent of the profile of this relative width, or raises.
 
     It solves gamma + 1 = (gamma + 2)^2 (gamma + 3) width^2, a cubic, by which a
-    density as t^gamma on [0, 1] has this standard deviation (algorithm 2).
-
-    Args:
-        name: The name of the argument that gave the width, for the error.
-        relative_width: As in `PowerFunctionAverage`.
+    density as t^gamma on [0, 1] has this standard deviation (algorithm 2). The
+    error gives `name` to the argument.
     """
     wanted = "a number from 1e-6 to 12^-0.5 = 0.2887"
     width = checks.real(

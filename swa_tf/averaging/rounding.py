@@ -76,11 +76,9 @@ def unbiased_sum(
     that is right on average. An exact sum stays exact.
     """
     dtype = average.dtype
-    exponent, epsilon = (
-        (0x7FF0000000000000, 2.0**-52)
-        if dtype == tf.float64
-        else (0x7F800000, 2.0**-23)
-    )
+    exponent, epsilon = 0x7F800000, 2.0**-23
+    if dtype == tf.float64:
+        exponent, epsilon = 0x7FF0000000000000, 2.0**-52
     total = _add(x=average, y=step)
     lost = _subtract(x=step, y=_subtract(x=total, y=average))
     # The ulp of `total` is `epsilon` times the power of two in it. Operations

@@ -280,22 +280,34 @@ class ShadowVariables(variables_lib.BoundModule):
             In a graph the ops that raise `tf.errors.InvalidArgumentError`.
 
         Raises:
-            RuntimeError: In eager mode.
+            RuntimeError: In eager mode, and wherever one of `var_list` has no
+                average at all.
+            TypeError, ValueError: If `var_list` is no list of variables.
         """
-        return self._check_averaged(var_list)
-
-    def _check_averaged(self, var_list: Iterable[Any] | None) -> list[Any]:
-        if self._has_averages_from_the_start():
-            return []
-        message = (
-            f"{self.name} has averaged nothing yet: call `apply` first, or "
-            "restore a checkpoint and call `build`."
-        )
-        if tf.executing_eagerly():
-            if int(self.n_models) == 0:
+        assertions = []
+        if not self._has_averages_from_the_start():
+            message = (
+                f"{self.name} has averaged nothing yet: call `apply` first, or "
+                "restore a checkpoint and call `build`."
+            )
+            if not tf.executing_eagerly():
+                check = tf.debugging.assert_positive
+                assertions.append(check(self.n_models, message=message))
+            elif int(self.n_models) == 0:
                 raise RuntimeError(message)
-            return []
-        return [tf.debugging.assert_positive(self.n_models, message=message)]
+        if var_list is None:
+            return assertions
+        variables = variables_lib.checked_list(
+            "var_list", var_list, tensors=True
+        )
+        unknown = [v for v in variables if self.average(v) is None]
+        if unknown:
+            wanted = f"variables that {self.name} averages"
+            raise variables_lib.wrong(wanted, unknown, RuntimeError)
+        return [*assertions, *self._check_each_averaged(variables)]
+
+    def _check_each_averaged(self, variables: list[Any]) -> list[Any]:
+        return []  # one update averages all of them
 
     def _has_averages_from_the_start(self) -> bool:
         """Whether there is something to swap in before the first `apply`."""
@@ -343,7 +355,7 @@ class ShadowVariables(variables_lib.BoundModule):
         self,
         variables: list[Any],
         begin: bool,
-        given: Mapping[Any, tf.Variable] | None = None,
+        given: Mapping[Any, tf.Variable] | None,
     ) -> None:
         """Makes the shadow variables that are not there yet, all or none."""
         if variables_lib.outermost_graph() is not self._graph:

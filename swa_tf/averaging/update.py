@@ -132,9 +132,7 @@ def _moved(
     average, weight = tf.stack(averages), tf.cast(tf.stack(weights), dtype)
     if not isinstance(c, float) and len(c.shape):
         c = tf.reshape(c, [-1, *[1] * (len(average.shape) - 1)])
-    moved = rounding.moved(average, weight, c, threshold, zero)
-    values: list[tf.Tensor] = tf.unstack(moved)
-    return values
+    return tf.unstack(rounding.moved(average, weight, c, threshold, zero))
 
 
 def _compiled(

@@ -181,10 +181,9 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
     def _update_op_by_op(self, known: CachedUpdate) -> None:
         """Updates all averages, or none if it is interrupted."""
-        when, n_calls = self._when, self._n_calls
-        if when is not None:
-            n_before = int(variables_lib.read(n_calls))
-            if not checked_due(when, n_before):
+        if self._when is not None:
+            n_before = int(variables_lib.read(self._n_calls))
+            if not checked_due(self._when, n_before):
                 self._n_calls.assign_add(1)
                 return
         restore = self._snapshot(known.variables)
@@ -205,13 +204,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
     def _pairs(self, variables: list[Any]) -> list[tuple[tf.Variable, Any]]:
         """Returns each average with its weight, for each device."""
-        return [
-            pair
-            for variable in variables
-            for pair in variables_lib.component_pairs(
-                self.average(variable), variable
-            )
-        ]
+        averages = map(self.average, variables)
+        return variables_lib.component_pairs(zip(averages, variables))
 
     def _update(
         self, variables: list[Any], update: Update | None = None

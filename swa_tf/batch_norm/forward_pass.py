@@ -115,9 +115,7 @@ class ForwardPass:
     def _all_replicas(self, inputs: Any, training: bool) -> None:
         self._graph = tf.compat.v1.get_default_graph()
         self._shared = {}
-        with interception.intercepted(
-            self._layers, self._is_traced_here, self._normalize
-        ):
+        with interception.intercepted(self._layers, self._normalize):
             if self._strategy is None:
                 found = self._forward(inputs, training)
             else:
@@ -140,7 +138,7 @@ class ForwardPass:
         return list(self._found.of)
 
     def _is_traced_here(self) -> bool:
-        """Whether a layer is called in this trace, and not elsewhere."""
+        """Whether a call is in this trace, and not in another thread."""
         graph: Any = tf.compat.v1.get_default_graph()
         while self._inlines and graph not in (None, self._graph):
             # It may be that of a loop or a condition.
@@ -149,6 +147,8 @@ class ForwardPass:
 
     def _normalize(self, layer: Any, given: Mapping[str, Any]) -> Any:
         """Normalizes by the batch, or in training mode notes whether to."""
+        if not self._is_traced_here():
+            return None
         inputs, mask = given["inputs"], given.get("mask")
         [number] = (n for n, each in enumerate(self._layers) if each is layer)
         if self._found.training:
@@ -177,10 +177,8 @@ class ForwardPass:
         be a constant: TensorFlow would copy the function for each.
         """
         specs = [
-            None
-            if tensor is None
-            else tf.TensorSpec([None] * tensor.shape.rank, tensor.dtype)
-            for tensor in tensors
+            None if x is None else tf.TensorSpec([None] * x.shape.rank, x.dtype)
+            for x in tensors
         ]
         key = (function, *specs, *settings.items())
         if key not in self._shared:

@@ -16,21 +16,16 @@ from swa_tf.support import compat
 
 @contextlib.contextmanager
 def intercepted(
-    layers: list[Any],
-    is_traced_here: Callable[[], bool],
-    normalize: Callable[[Any, Mapping[str, Any]], Any],
+    layers: list[Any], normalize: Callable[[Any, Mapping[str, Any]], Any]
 ) -> Iterator[None]:
     """Lends layers a class that calls `normalize(layer, arguments)`.
 
     The class stands between the user's classes and Keras's or ours, so that a
     subclass with a `call` of its own is met where it calls `super().call`.
-    Where `normalize` returns None, and where not `is_traced_here()`, as in
-    another thread, layers do what they always do.
+    Where `normalize` returns None, layers do what they always do.
     """
     own: list[Any] = [type(layer) for layer in layers]
-    lent = {
-        each: _lent_class(each, is_traced_here, normalize) for each in set(own)
-    }
+    lent = {each: _lent_class(each, normalize) for each in set(own)}
     try:
         for layer, cls in zip(layers, own):
             # When Keras 2 has written a SavedModel, it leaves the `call` of
@@ -46,9 +41,7 @@ def intercepted(
 
 
 def _lent_class(
-    own: Any,
-    is_traced_here: Callable[[], bool],
-    normalize: Callable[[Any, Mapping[str, Any]], Any],
+    own: Any, normalize: Callable[[Any, Mapping[str, Any]], Any]
 ) -> type:
     kinds = (MovingFreeBatchNormalization, *compat.batch_norm_layers())
     kind: Any = next(each for each in own.__mro__ if each in kinds)
@@ -58,7 +51,7 @@ def _lent_class(
     @tf.autograph.experimental.do_not_convert
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs).arguments
-        outputs = normalize(self, given) if is_traced_here() else None
+        outputs = normalize(self, given)
         return original(self, *args, **kwargs) if outputs is None else outputs
 
     # Python's method resolution puts a subclass of `kind` right before it.

@@ -83,7 +83,9 @@ def normalize(
     call: Any = _call,
 ) -> tf.Tensor:
     """Returns gamma * (inputs - mean) / sqrt(variance + epsilon) + beta."""
-    x, order = _channels_last(layer, inputs)
+    is_float = inputs.dtype.is_floating
+    x = inputs if is_float else tf.cast(inputs, tf.float32)
+    x, order = _channels_last(layer, x)
     n_channels = layer.moving_mean.shape.num_elements()
     times = _largest_divisor(x, n_channels, max(_MAX_ROW // n_channels, 1))
     # As vectors: Keras 2 may normalize several axes.
@@ -98,7 +100,7 @@ def normalize(
     if order is not None:
         outputs = tf.transpose(outputs, np.argsort(order))
     outputs.set_shape(inputs.shape)
-    return outputs
+    return outputs if is_float else tf.cast(outputs, layer.compute_dtype)
 
 
 def _moments_of_blocks(
@@ -231,15 +233,12 @@ class Accumulators:
             )
             batch = Moments(*(tf.concat(each, 0) for each in zip(*of_all)))
             n_updates, *known, sum_of_variances = tf.unstack(self._table)
-            self._table.assign(
-                tf.stack(
-                    [
-                        n_updates + tf.cast(batch.count > 0.0, tf.float64),
-                        *Moments(*known).merge(batch),
-                        sum_of_variances + batch.variance,
-                    ]
-                )
-            )
+            rows = [
+                n_updates + tf.cast(batch.count > 0.0, tf.float64),
+                *Moments(*known).merge(batch),
+                sum_of_variances + batch.variance,
+            ]
+            self._table.assign(tf.stack(rows))
 
     def read(self) -> list[Statistics]:
         table = self._table.numpy()

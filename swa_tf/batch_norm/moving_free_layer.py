@@ -153,9 +153,8 @@ class MovingFreeBatchNormalization(tf.keras.layers.BatchNormalization):
                 "`swa_tf.refit_batch_norm` outside `strategy.run`."
             )
         statistics = (self.n_samples, self.mean, self.variance)
-        merged = moments.Moments(
-            *(tf.cast(each, tf.float64) for each in statistics)
-        ).merge(batch)
+        known = (tf.cast(each, tf.float64) for each in statistics)
+        merged = moments.Moments(*known).merge(batch)
         return tf.group(
             self.mean.assign(tf.cast(merged.mean, self.mean.dtype)),
             self.variance.assign(tf.cast(merged.variance, self.variance.dtype)),

@@ -63,9 +63,7 @@ def filled(inputs: Any) -> tuple[Any, tf.Tensor]:
     A replica without samples gets one of zeros: it must take part in every
     exchange, and some kernels take no empty batch.
     """
-    sizes = [
-        tf.shape(each)[0] for each in tf.nest.flatten(inputs) if _has(each)
-    ]
+    sizes = [tf.shape(x)[0] for x in tf.nest.flatten(inputs) if _has(x)]
     empty = tf.equal(sizes[0], 0) if sizes else tf.constant(False)
 
     def fill(value: Any) -> Any:

@@ -219,15 +219,8 @@ def _coefficients(
         return [1.0] + [1.0 - float(decay)] * (n - 1)
     if weights is None:
         return None
-    if isinstance(weights, np.ndarray) and weights.ndim == 1:
-        weights = weights.tolist()
-    if not isinstance(weights, Sequence) or len(weights) != n:
-        wanted = f"a list of {n} numbers > 0, one for each input"
-        raise checks.wrong("weights", wanted, weights)
-    numbers = [
-        checks.positive(f"weights[{i}]", weight)
-        for i, weight in enumerate(weights)
-    ]
+    wanted = "numbers > 0, one for each input"
+    numbers = checks.one_each(n, wanted, "weights", weights, checks.positive)
     largest = max(numbers)
     parts = [number / largest for number in numbers]
     sums = itertools.accumulate(parts)

@@ -144,6 +144,10 @@ class Checkpoint(abc.ABC):
         places = {key: mine.get(key, key) for key in self.tensors}
         return {k: keys[place] for k, place in places.items() if place in keys}
 
+    def saved_averages(self) -> list[tuple[Any, dict[str, Any]]]:
+        """Returns the keys and the state of each `WeightAverage` in it."""
+        return []
+
     @abc.abstractmethod
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         """Yields the values of some tensors, or raises a DamagedError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,7 +13,6 @@ from swa_tf.averaging import gamma_of
 from swa_tf.checkpoints import paths, weighted_mean
 from swa_tf.checkpoints.checkpoint import errors_of
 from swa_tf.checkpoints.paths import Path
-from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import checks
 
 _MAX_PROFILE_ERROR = 0.05  # from which on a warning says so
@@ -110,7 +110,12 @@ def posthoc_average(
     if snapshot_widths is None and snapshot_n_models is None:
         read = [_width_and_n_models(path) for path in found]
         snapshot_widths, snapshot_n_models = zip(*read)
-    gammas, n_models = _checked(len(found), snapshot_widths, snapshot_n_models)
+    one_each = functools.partial(
+        checks.one_each, len(found), "numbers, one for each snapshot"
+    )
+    at_least_1 = functools.partial(checks.integer, at_least=1)
+    gammas = one_each("snapshot_widths", snapshot_widths, gamma_of)
+    n_models = one_each("snapshot_n_models", snapshot_n_models, at_least_1)
     shares, error = _shares(gammas, n_models, gamma)
     # From the largest share on, all sums are over 0: no c divides by 0.
     order = sorted(range(len(found)), key=lambda i: -shares[i])
@@ -124,10 +129,7 @@ def posthoc_average(
         from_newest=weighted_mean.patterns(from_newest),
         dry_run=dry_run,
         progress=progress,
-        about={
-            "relative_width": float(relative_width),
-            "profile_error": error,
-        },
+        about={"relative_width": float(relative_width), "profile_error": error},
         argument="snapshots",
         newest=found[latest],
         averages_batch_norm=False,
@@ -147,11 +149,9 @@ def posthoc_average(
 def _width_and_n_models(path: str) -> tuple[float, int]:
     """Returns the width and count of the average that a snapshot holds."""
     checkpoint = weighted_mean.opened(path, "snapshots")
-    held = []
-    if isinstance(checkpoint, TensorFlowCheckpoint):
-        with errors_of(path, "snapshots"):
-            saved = [checkpoint.saved_state(k) for k in checkpoint.averages]
-        held = [state for state in saved if state["swapped"]]
+    with errors_of(path, "snapshots"):
+        saved = checkpoint.saved_averages()
+    held = [state for _, state in saved if state["swapped"]]
     widths = [state.get("layout", {}).get("relative_width") for state in held]
     if len(widths) != 1 or widths[0] is None:
         raise ValueError(
@@ -162,36 +162,13 @@ def _width_and_n_models(path: str) -> tuple[float, int]:
     return widths[0], held[0]["n_models"]
 
 
-def _checked(
-    n: int, widths: Any, n_models: Any
-) -> tuple[list[float], list[int]]:
-    """Returns the gamma and the number of models of each snapshot."""
-    given = {"snapshot_widths": widths, "snapshot_n_models": n_models}
-    for name, values in given.items():
-        if isinstance(values, np.ndarray) and values.ndim == 1:
-            given[name] = values = values.tolist()
-        if not isinstance(values, Sequence) or len(values) != n:
-            wanted = f"a list of {n} numbers, one for each snapshot"
-            raise checks.wrong(name, wanted, values)
-    widths, n_models = given.values()
-    return (
-        [gamma_of(f"snapshot_widths[{i}]", w) for i, w in enumerate(widths)],
-        [
-            checks.integer(f"snapshot_n_models[{i}]", n, at_least=1)
-            for i, n in enumerate(n_models)
-        ],
-    )
-
-
 def _shares(
     gammas: list[float], n_models: list[int], gamma: float
 ) -> tuple[np.ndarray, float]:
     """Returns the share of each snapshot, and the relative profile error.
 
-    Args:
-        gammas: The exponents of the profiles.
-        n_models: The numbers of models at their ends.
-        gamma: The exponent of the profile wanted, which ends at the last one.
+    Profiles have the exponents `gammas`, and end at `n_models`. The one wanted
+    has the exponent `gamma`, and ends with the last of them.
     """
     ends, exponents = np.divide(n_models, max(n_models)), np.array(gammas)
     products = _products(ends[:, None], exponents[:, None], ends, exponents)

@@ -14,12 +14,10 @@ NAME = "checkpoint"
 def with_latest(output: str) -> str | None:
     """Returns the file's new text, in which an average is the latest.
 
-    None where it must stay as it is: a training run that looks for its latest
+    The average, of TensorFlow's form, is not yet at its path `output`. None
+    where the file must stay as it is: a training run that looks for its latest
     checkpoint must not go on from an average, nor delete it as an old one. So
     there must be nothing but averages in the folder, each with its report.
-
-    Args:
-        output: The path of an average of TensorFlow's form, not yet there.
     """
     folder, name = whole_files.split(output)
     there = whole_files.names_in(folder)

@@ -53,14 +53,12 @@ class TensorFlowCheckpoint(Checkpoint):
             for key, shape in shapes.items()
         }
         self._graph: object_graph.ObjectGraph | None = None
-        self.averages: list[object_graph.AverageKeys] = []
         if object_graph.KEY in self.tensors:
             with errors_as_damage("its object graph cannot be decoded"):
                 self._graph = object_graph.ObjectGraph(
                     self.string(object_graph.KEY), self.tensors.keys()
                 )
             slots, state = self._graph.slots, self._graph.state
-            self.averages = self._graph.averages
         else:
             slots, state = recognized_by_name.of_v1(self.tensors)
         guessed = {
@@ -88,13 +86,14 @@ class TensorFlowCheckpoint(Checkpoint):
             raise DamagedError(f"'{key}' is no string")
         return value.item()
 
-    def saved_state(self, keys: object_graph.AverageKeys) -> dict[str, Any]:
-        """Returns what a `WeightAverage` has saved beside its averages."""
+    def saved_averages(self) -> list[tuple[Any, dict[str, Any]]]:
+        found = []
         with errors_as_damage("the state of its average cannot be read"):
-            state: dict[str, Any] = json.loads(self.string(keys.state))
-            (n_models,) = self.read([keys.n_models])
-            state["n_models"] = int(n_models)
-        return state
+            for keys in self._graph.averages if self._graph else ():
+                state = json.loads(self.string(keys.state))
+                (n_models,) = self.read([keys.n_models])
+                found.append((keys, {**state, "n_models": int(n_models)}))
+        return found
 
     def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
         reader = self._reader()

@@ -83,20 +83,16 @@ def merge(
 ) -> dict[str, Any]:
     """Averages checkpoints with the c of each, and writes the result.
 
-    Args:
-        inputs: Paths, the first of which has c = 1.
-        output: The path of the result.
-        coefficients: The c of each, also below 0; by default 1 / (n + 1).
-        optimizer_slots: As in `average_checkpoints`.
-        from_newest: As in `average_checkpoints`.
-        dry_run: As in `average_checkpoints`.
-        progress: As in `average_checkpoints`.
-        about: What joins the report.
-        argument: The name of `inputs` in errors.
-        newest: The newest of `inputs`, where it is known.
-        averages_batch_norm: Whether batch-norm statistics are averaged, or come
-            from the newest: a variance must not come out below 0.
-        is_latest: Whether `tf.train.latest_checkpoint` is to find the result.
+    The arguments are those of `average_checkpoints`, checked, and these:
+
+    - coefficients: The c of each input, also below 0, but for the first c = 1;
+      by default 1 / (n + 1).
+    - about: What joins the report.
+    - argument: The name of `inputs` in errors.
+    - newest: The newest of `inputs`, where it is known.
+    - averages_batch_norm: Whether batch-norm statistics are averaged, or come
+      from the newest: a variance must not come out below 0.
+    - is_latest: Whether `tf.train.latest_checkpoint` is to find the result.
     """
     if coefficients is None:
         coefficients = [1.0 / (i + 1) for i in range(len(inputs))]
@@ -186,6 +182,8 @@ class _Plan:
         shares: list[float] = []
         for *_, c in self._inputs:
             shares = [share * (1 - c) for share in shares] + [c]
+        # In a copy of one input they belong to the weights as they did.
+        batch_norm = self._batch_norm if len(shares) > 1 else ()
 
         def names(keys: Iterable[str]) -> list[str]:
             return sorted(newest.name(key) for key in keys)
@@ -209,10 +207,7 @@ class _Plan:
                 for key, tensor in sorted(newest.tensors.items())
             },
             "guessed": names(newest.kinds.guessed),
-            # In a copy of one input they belong to the weights as they did.
-            "batch_norm_statistics": names(self._batch_norm)
-            if len(shares) > 1
-            else [],
+            "batch_norm_statistics": names(batch_norm),
         }
 
     def read_others(self, advance: Callable[[Tensor], None]) -> None:

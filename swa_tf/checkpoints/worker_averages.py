@@ -12,7 +12,6 @@ import numpy as np
 from swa_tf.averaging import StochasticWeightAveraging
 from swa_tf.checkpoints import paths, weighted_mean
 from swa_tf.checkpoints.checkpoint import Tensor, errors_of
-from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import checks
 from swa_tf.support import variables as variables_lib
 
@@ -148,16 +147,10 @@ def _in_memory(argument: str, swa: StochasticWeightAveraging) -> _Average:
 
 def _of_checkpoint(path: str) -> _Average:
     checkpoint = weighted_mean.opened(path, "others")
-    found: list[Any] = []
-    if isinstance(checkpoint, TensorFlowCheckpoint):
-        with errors_of(path, "others"):
-            states = map(checkpoint.saved_state, checkpoint.averages)
-            # Others weigh their models otherwise, and do not merge.
-            found = [
-                (keys, state)
-                for keys, state in zip(checkpoint.averages, states)
-                if state.get("kind", _KIND) == _KIND
-            ]
+    with errors_of(path, "others"):
+        saved = checkpoint.saved_averages()
+    # Others weigh their models otherwise, and do not merge.
+    found = [pair for pair in saved if pair[1].get("kind", _KIND) == _KIND]
     if len(found) != 1:
         raise ValueError(
             "`others` must be checkpoints of `tf.train.Checkpoint` that hold "
@@ -170,9 +163,8 @@ def _of_checkpoint(path: str) -> _Average:
         raise checks.wrong("others", wanted, path)
     names = [name for name, _ in state["averaged"]]
     tensors = [checkpoint.tensors[key] for key in keys.averages]
-    values = (
-        v for _, v in weighted_mean.read(checkpoint, keys.averages, "others")
-    )
+    read = weighted_mean.read(checkpoint, keys.averages, "others")
+    values = (value for _, value in read)
     return _Average(path, state["n_models"], names, tensors, values)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,17 @@ def real(
 def positive(name: str, value: Any) -> float:
     """Returns a finite `value` > 0 as a float, or raises."""
     return float(real(name, value, "a finite number > 0", lambda n: n > 0))
+
+
+def one_each(
+    n: int, wanted: str, name: str, values: Any, check: Callable[..., Any]
+) -> list[Any]:
+    """Returns what `check` does of each of `n` values; raises for others."""
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        values = values.tolist()
+    if not isinstance(values, Sequence) or len(values) != n:
+        raise wrong(name, f"a list of {n} {wanted}", values)
+    return [check(f"{name}[{i}]", value) for i, value in enumerate(values)]
 
 
 def boolean(name: str, value: Any) -> bool:

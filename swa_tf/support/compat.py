@@ -93,14 +93,10 @@ def copy_slices_and_sharding(source: Any, target: Any, suffix: str) -> None:
     """Copies a v1 variable's slices and sharding, as TensorFlow's average."""
     part = source._save_slice_info
     if part is not None:
-        target._set_save_slice_info(
-            tf.Variable.SaveSliceInfo(
-                f"{part.full_name}/{suffix}",
-                part.full_shape,
-                part.var_offset,
-                part.var_shape,
-            )
-        )
+        name = f"{part.full_name}/{suffix}"
+        place = part.full_shape, part.var_offset, part.var_shape
+        info = tf.Variable.SaveSliceInfo(name, *place)
+        target._set_save_slice_info(info)
     attribute = "_XlaSharding"
     op = source.op  # no `tf.Operation` if the variable is mirrored
     if isinstance(op, tf.Operation) and attribute in op.node_def.attr:
@@ -187,8 +183,7 @@ def monitor_op(model: Any, metric: str, mode: str) -> Callable[..., Any]:
     )
     callback.set_model(model)
     callback.on_epoch_end(0, {})
-    found: Callable[..., Any] = callback.monitor_op
-    return found
+    return callback.monitor_op
 
 
 def is_functional(model: Any) -> bool:
@@ -223,8 +218,7 @@ def uncounted_attributes(part: Any) -> frozenset[str]:
     """
     name = "_TF_MODULE_IGNORED_PROPERTIES"  # `tf.Module.variables` skips them
     kind = tf.keras.Model if isinstance(part, tf.keras.layers.Layer) else part
-    ignored: frozenset[str] = getattr(kind, name, getattr(tf.Module, name))
-    return ignored
+    return getattr(kind, name, getattr(tf.Module, name))
 
 
 def optimizers() -> tuple[type, ...]:

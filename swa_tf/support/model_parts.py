@@ -57,8 +57,7 @@ def trained_weights(model: Any) -> list[Any]:
 
 def layers(model: Any) -> list[Any]:
     """Returns the layers of a model or module, itself included."""
-    layer = tf.keras.layers.Layer
-    return [part for part in walk(model) if isinstance(part, layer)]
+    return [p for p in walk(model) if isinstance(p, tf.keras.layers.Layer)]
 
 
 def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:

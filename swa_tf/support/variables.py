@@ -79,20 +79,25 @@ def outermost_graph() -> tf.Graph | None:
 
 def components(variable: Any) -> Sequence[tf.Variable]:
     """Returns the variables, one for each device, of a `tf.Variable`."""
-    values: Sequence[tf.Variable] = getattr(variable, "values", (variable,))
-    return values
+    return getattr(variable, "values", (variable,))
 
 
-def component_pairs(target: Any, source: Any) -> list[tuple[tf.Variable, Any]]:
-    """Returns each component of `target` with the source of its value.
+def component_pairs(
+    pairs: Iterable[tuple[Any, Any]],
+) -> list[tuple[tf.Variable, Any]]:
+    """Returns each component of the targets with the source of its value.
 
-    It is the component on the same device if both are mirrored. Otherwise, or
-    if `source` differs between replicas, `source` is reduced when read.
+    Given targets with their sources. A component has the one on the same
+    device if both are mirrored. Otherwise, or if a source differs between
+    replicas, the source is reduced when read.
     """
-    targets, sources = components(target), components(source)
-    if len(targets) != len(sources) or is_read_by_replica(source):
-        sources = [source] * len(targets)
-    return list(zip(targets, sources))
+    found: list[tuple[tf.Variable, Any]] = []
+    for target, source in pairs:
+        targets, sources = components(target), components(source)
+        if len(targets) != len(sources) or is_read_by_replica(source):
+            sources = [source] * len(targets)
+        found += zip(targets, sources)
+    return found
 
 
 def is_read_by_replica(variable: Any) -> bool:
@@ -184,10 +189,10 @@ class Untracked:
         return self._value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Untracked:
-        copied = Untracked(self.value)
-        if isinstance(self.value, dict):
-            own = copy.deepcopy(list(self.value.values()), memo)
-            copied = Untracked(dict(zip(self.value, own)))
+        value = self.value
+        if isinstance(value, dict):
+            value = dict(zip(value, copy.deepcopy([*value.values()], memo)))
+        copied = Untracked(value)
         # Looked up at the first use: the model may be copied after this.
         copied._memo = memo
         return copied
@@ -266,21 +271,18 @@ def held(variables: Iterable[Any]) -> list[tuple[tf.Variable, tf.Tensor]]:
 
 def assign(pairs: Iterable[tuple[Any, Any]]) -> Any:
     """Assigns to the first of each pair the second, cast to its dtype."""
-    return tf.group(
-        *[
-            write(target, tf.cast(read(source), target.dtype.base_dtype))
-            for target, source in pairs
-        ]
-    )
+    written = [
+        write(target, tf.cast(read(source), target.dtype.base_dtype))
+        for target, source in pairs
+    ]
+    return tf.group(*written)
 
 
 def all_finite(variables: Iterable[Any]) -> tf.Tensor:
-    """Returns whether no element is NaN or infinite: a boolean scalar.
+    """Returns whether no element of variables or tensors is NaN or infinite.
 
-    The variables may also be tensors.
-
-    A sum of squares that is finite shows it in one pass over memory, which is
-    all that is needed but for numbers whose squares overflow.
+    A finite sum of squares shows it in one pass over memory. Another is needed
+    only for numbers whose squares overflow.
     """
     values = [
         each if tf.is_tensor(each) else read(compat.tf_variable(each))

@@ -188,8 +188,12 @@ def check_model_path(name: str, path: Any) -> None:
     if any(parent.is_file() for parent in local.parents):
         wanted = "a path below folders, not below a file"
         raise checks.wrong(name, wanted, os.fspath(path), NotADirectoryError)
+    if local.is_file() and not local.suffix:
+        wanted = "no file: without a suffix it becomes a folder"
+        raise checks.wrong(name, wanted, os.fspath(path), FileExistsError)
     lost = names_in(os.fspath(path))
-    if lost and (local.suffix or "saved_model.pb" not in lost):
+    is_other = lost and "saved_model.pb" not in lost
+    if local.is_dir() and (local.suffix or is_other):
         wanted = "no folder of other files, which the model would replace"
         raise checks.wrong(name, wanted, os.fspath(path), FileExistsError)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -144,9 +144,8 @@ class SWAGaussian(WeightAverage):
 
     def _beside(self, var: Any, kept: list[tf.Variable]) -> tf.Variable | None:
         average = self.average(var)
-        places = (i for i, v in enumerate(self._averages) if v is average)
-        place = next(places, None)
-        return None if place is None else kept[place]
+        pairs = zip(self._averages, kept)
+        return next((own for each, own in pairs if each is average), None)
 
     def _layout(self) -> dict[str, Any]:
         return {"rank": self._rank}
@@ -159,12 +158,9 @@ class SWAGaussian(WeightAverage):
         return variables
 
     def _make_averages(
-        self,
-        variables: list[Any],
-        begin: bool,
-        given: Mapping[Any, tf.Variable] | None = None,
+        self, variables: list[Any], begin: bool, *given: Any
     ) -> None:
-        super()._make_averages(variables, begin, given)
+        super()._make_averages(variables, begin, *given)
         # Each from where an interrupted call has left it.
         for average in self._averages[len(self._variances) :]:
             made = self._zeros(average, "variance", average.shape)

@@ -1,11 +1,7 @@
 """Puts averages into a model, and the trained weights back."""
 
 from swa_tf.swapping.averaged_weights import averaged_weights, swapped_in
-from swa_tf.swapping.backup import (
-    BackupVariables,
-    assign_averages,
-    averages_of,
-)
+from swa_tf.swapping.backup import BackupVariables, assign_averages, averages_of
 
 __all__ = [
     "BackupVariables",

@@ -164,7 +164,7 @@ def _swap_in(
 def _end(swap: _Swap) -> None:
     """Ends the swap if it has begun, however often it is interrupted."""
     interrupt = None
-    while swap.is_active:
+    while swap in _active:
         try:
             with ONE_AT_A_TIME:
                 swap.end()
@@ -189,10 +189,6 @@ class _Swap:
     def __init__(self, swa: WeightAverage) -> None:
         self._swa = swa
         self._values: dict[Any, Any] = {}
-
-    @property
-    def is_active(self) -> bool:
-        return self in _active
 
     def begin(self, variables: Iterable[Any]) -> None:
         """Keeps the present values of `variables`."""

@@ -113,11 +113,8 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
     variables = variables_lib.checked_list("var_list", var_list)
     averages = averages_of(swa, variables)
     with tf.control_dependencies(swa.assert_averaged(variables)):
-        return variables_lib.assign(
-            pair
-            for variable, average in zip(variables, averages)
-            for pair in variables_lib.component_pairs(variable, average)
-        )
+        pairs = variables_lib.component_pairs(zip(variables, averages))
+        return variables_lib.assign(pairs)
 
 
 BUILD_HINT = (

@@ -518,6 +518,24 @@ def test_left_out_variable():
     assert int(swa.n_models) == 1
 
 
+@pytest.mark.parametrize(
+    "average",
+    [
+        swa_tf.StochasticWeightAveraging(name="average"),
+        swa_tf.ExponentialMovingAverage(0.9, name="average"),
+    ],
+)
+def test_assert_averaged_of_a_variable_without_average(average):
+    known, unknown = tf.Variable(1.0, name="a"), tf.Variable(2.0, name="b")
+    average.apply([known])
+    assert average.assert_averaged([known]) == []
+    match = r"variables that average averages. Received: 'b' \(float32\)"
+    with pytest.raises(RuntimeError, match=match):
+        average.assert_averaged([known, unknown])
+    with pytest.raises(TypeError, match="`var_list` must be a list of var"):
+        average.assert_averaged(known)
+
+
 def test_none_in_a_function():
     swa = swa_tf.StochasticWeightAveraging()
     with pytest.raises(ValueError, match="`var_list` must be given"):

@@ -24,6 +24,31 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
+# --- Integers ---------------------------------------------------------------
+
+
+class TwoNorms(tf.keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first = layers.BatchNormalization()
+        self.second = layers.BatchNormalization()
+
+    def call(self, x, training=None):
+        return self.second(self.first(x, training=training), training=training)
+
+
+def test_integers_are_normalized_as_floats():
+    model = TwoNorms()
+    x = np.random.default_rng(0).integers(0, 256, [24, 4]).astype(np.uint8)
+    model(x)
+    swa_tf.refit_batch_norm(model, [tf.constant(x)])
+    mean, variance = x.mean(axis=0), x.var(axis=0)
+    close(model.first.moving_mean, mean)
+    close(model.first.moving_variance, variance)
+    np.testing.assert_allclose(model.second.moving_mean, 0.0, atol=1e-6)
+    close(model.second.moving_variance, variance / (variance + EPSILON))
+
+
 # --- Renormalization --------------------------------------------------------
 
 

@@ -88,6 +88,16 @@ def test_a_path_below_a_file():
         swa_tf.SWACallback(start_epoch=1, filepath=f"{__file__}/a.keras")
 
 
+def test_a_file_for_a_folder_and_a_folder_for_a_file(tmp_path):
+    file, folder = tmp_path / "model", tmp_path / "model.keras"
+    file.write_text("1")
+    folder.mkdir()
+    with pytest.raises(FileExistsError, match="`filepath` must be no file: "):
+        swa_tf.SWACallback(start_epoch=1, filepath=file)
+    with pytest.raises(FileExistsError, match="`filepath` must be no folder"):
+        swa_tf.SWACallback(start_epoch=1, filepath=folder)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
