@@ -10,6 +10,10 @@ made again while that file is there. So the same command goes on with a grid
 that was interrupted; a run that was killed goes on from its last epoch. A run
 that fails is reported, the others follow, and the exit status is 1.
 
+Small networks do not keep several threads busy. Two grids side by side, with
+other `--optimizers` or `--seeds` and `TF_NUM_INTRAOP_THREADS=1` for each, are
+ready sooner than one after the other.
+
 From all the files of `<name>` the tables are made: means and standard
 deviations over seeds, and paired differences with their 95 % intervals. They
 are printed, and written to `table.md` and, for programs, to `table.json`.

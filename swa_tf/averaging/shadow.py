@@ -87,6 +87,8 @@ class ShadowVariables(variables_lib.BoundModule):
 
     @n_calls.setter
     def n_calls(self, n_calls: int) -> None:
+        if self._when is None:
+            raise AttributeError("`n_calls` is there with a `when` only")
         self._n_calls.assign(n_calls)
 
     @property

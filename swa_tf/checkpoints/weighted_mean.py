@@ -58,7 +58,10 @@ class Average:
                 average += step
 
     def value(self) -> np.ndarray:
-        """Returns the average in the type of the arrays, rounded once."""
+        """Returns the average in the type of the arrays, to the nearest.
+
+        NumPy rounds to bfloat16 by way of float32, so a tie may go either way.
+        """
         return self._value.astype(self._dtype)
 
 

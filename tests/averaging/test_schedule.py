@@ -168,4 +168,7 @@ def test_a_schedule_that_is_always_due(due):
 
 
 def test_no_calls_are_counted_without_a_schedule():
-    assert swa_tf.StochasticWeightAveraging().n_calls is None
+    swa = swa_tf.StochasticWeightAveraging()
+    assert swa.n_calls is None
+    with pytest.raises(AttributeError, match="with a `when` only"):
+        swa.n_calls = 3
