@@ -83,18 +83,39 @@ def momentum(found):
     ]
 
 
+def small_curves(found):
+    mean = {way: lines["mean"] for way, lines in found["ways"].items()}
+    swa, last, decayed = (
+        mean[way] for way in ("swa_refit", "refit", "decayed_refit")
+    )
+    assert len(swa) == 6  # epochs 14, 16 to 24
+    assert all(a > b for a, b in zip(swa, last[-6:]))
+    ahead = [a > b for a, b in zip(swa, decayed)]
+    assert ahead == [True] * 4 + [False] * 2  # until epoch 20
+    return [
+        f"over {NUMBERS[len(found['seeds'])]} seeds",
+        f"epoch 20, with {swa[3]:.1f} against {decayed[3]:.1f} %",
+        f"behind them, with {swa[-1]:.1f} against {decayed[-1]:.1f} %",
+    ]
+
+
 @pytest.mark.parametrize(
     ("number", "expected"),
     enumerate((curves, plane, rays, refit, momentum), 1),
 )
 def test_numbers_of_a_caption(number, expected):
+    check_caption(f"Figure {number}", expected.__name__, expected)
+
+
+def test_numbers_of_the_caption_of_cifar10():
+    check_caption("CIFAR-10", "small/curves", small_curves)
+
+
+def check_caption(heading, name, expected):
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    section = re.split(
-        r"^## ", page.split(f"## Figure {number}\n")[1], flags=re.M
-    )
-    caption = " ".join(section[0].split())
-    name = expected.__name__
+    after = page.split(f"## {heading}\n")[1]
+    section = " ".join(re.split(r"^## ", after, flags=re.M)[0].split())
     path = ROOT / "benchmarks" / "results" / "figures" / f"{name}.json"
-    assert f"{name}.png" in caption
+    assert f"{name}.png" in section
     for phrase in expected(json.loads(path.read_text(encoding="utf-8"))):
-        assert phrase in caption, phrase
+        assert phrase in section, phrase

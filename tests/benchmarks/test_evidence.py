@@ -3,12 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
+from benchmarks.cifar10 import config
 from benchmarks.cifar10.evaluation import WAYS
 from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.table import kept, marks, pages
+from benchmarks.table import kept, marks, pages, plan
 from tests.benchmarks.table_results import result
 from tests.conftest import ROOT
 
@@ -63,6 +65,30 @@ def test_least_gain_over_the_last_weights():
     said = f"by {least:.1f} points or more in each of five seeds"
     assert said in " ".join(page.split())
     assert len(tests) == 5
+
+
+def chosen_by(pattern):
+    """The mean validation accuracy of averages, refit, by learning rate."""
+    found = {}
+    for path in (TABLES.parent / "choice").glob(pattern):
+        run = json.loads(path.read_text("utf-8"))
+        accuracy = run["final"]["validation"]["swa_refit"]["accuracy"]
+        assert run["seed"] > 100  # none that is reported
+        found.setdefault(run["flags"]["learning_rate"], []).append(accuracy)
+    return {rate: np.mean(each) for rate, each in found.items()}
+
+
+def test_rates_are_those_that_did_best_on_validation_images():
+    digits = chosen_by("digits-momentumw-*.json")
+    assert set(digits) == {0.2, 0.4, 0.6}
+    best = max(digits, key=digits.get)
+    assert best == config.PRESETS["digits"]["learning_rate"]
+    adamw = chosen_by("small-adamw-*.json")
+    best = max(adamw, key=adamw.get)
+    assert best == plan.SETTINGS["small"]["adamw"]["learning_rate"]
+    page = " ".join((ROOT / "docs" / "evidence.md").read_text("utf-8").split())
+    said = f"{adamw[0.001]:.2f} % of them at a rate of 0.001 and on"
+    assert f"{said} {adamw[0.01]:.2f} % at 0.01" in page
 
 
 _TABLE = "<!-- figures: results/table.md, Differences -->"
