@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -103,6 +104,8 @@ class AveragedModel(variables_lib.BoundModule):
         # Not integers: its seeds are to give noise of their own.
         sources = {v.ref(): v for v in variables if not v.dtype.is_integer}
         variables_lib.assign(_pairs(own, sources))
+        for pair in zip(*map(model_parts.layers, (model, clone))):
+            _copy_adapted(*pair)
         with ONE_AT_A_TIME:
             average._prepared(averaged, begin=False, given=own)
         sources |= {v.ref(): average.average(v) for v in averaged}
@@ -116,7 +119,9 @@ class AveragedModel(variables_lib.BoundModule):
         self._norms = untracked(list(zip(norms(model), norms(clone))))
         # For checkpoints: every variable of the clone that the average does
         # not save itself, also those that are no weights, such as seeds.
-        listed = map(compat.tf_variable, (*found, *clone.variables))
+        # Keras 2 lists vocabularies too, which are no variables.
+        known = (*found, *map(compat.tf_variable, clone.variables))
+        listed = [v for v in known if isinstance(v, tf.Variable)]
         averages = {each.ref() for _, each in average.averaged}
         others = {v.ref(): v for v in listed if v.ref() not in averages}
         self._variables_beside_average = list(others.values())
@@ -347,6 +352,18 @@ def _clone(
     for layer in model_parts.layers(clone):
         layer.trainable = False
     return clone, found
+
+
+def _copy_adapted(source: Any, target: Any) -> None:
+    """Copies what `adapt` has found, and a layer keeps beside variables."""
+    is_pair = source is not target and type(source) is type(target)
+    if is_pair and hasattr(source, "adapt"):
+        if hasattr(source, "save_assets"):  # it has a vocabulary
+            with tempfile.TemporaryDirectory() as folder:
+                source.save_assets(folder)
+                target.load_assets(folder)
+        if target.weights:  # from which it computes more; not Keras 3's bins
+            target.finalize_state()
 
 
 def _kinds(variables: list[Any]) -> list[Any]:

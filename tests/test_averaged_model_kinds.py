@@ -360,3 +360,33 @@ def test_its_statistics_are_the_newest_as_its_averages_are(
     saved.read(output)
     for own, newest in zip(averaged.model.get_weights(), found[1]):
         np.testing.assert_array_equal(own, newest)
+
+
+NUMBERS = tf.constant([[1.0], [3.0], [5.0], [11.0]])
+TEXTS = tf.constant([["a b"], ["b c"], ["c a"], ["a a"]])
+
+
+@pytest.mark.parametrize(
+    ("layer", "data"),
+    [
+        (layers.Normalization, NUMBERS),
+        (lambda: layers.Discretization(num_bins=3), NUMBERS),
+        (layers.IntegerLookup, tf.cast(NUMBERS, tf.int64)),
+        (layers.StringLookup, TEXTS),
+        (lambda: layers.TextVectorization(output_sequence_length=2), TEXTS),
+    ],
+)
+def test_a_clone_has_what_its_layers_were_adapted_to(layer, data):
+    """Keras's clone has none of it; bins and means are no variables."""
+    adapted = layer()
+    adapted.adapt(data)
+    inputs = tf.keras.Input([1], dtype=data.dtype.name)
+    to_float = layers.Rescaling(1.0)
+    dense = layers.Dense(1, kernel_initializer="ones")
+    model = tf.keras.Model(inputs, dense(to_float(adapted(inputs))))
+    expected = np.asarray(model(data))
+    averaged = swa_tf.AveragedModel(model, SWA())
+    np.testing.assert_array_equal(averaged(data), expected)
+    averaged.update()
+    np.testing.assert_array_equal(averaged(data), expected)
+    assert len(np.unique(expected)) > 1

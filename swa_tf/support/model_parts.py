@@ -30,8 +30,9 @@ NOT_OF_A_MODEL = (tf.keras.metrics.Metric, variables_lib.BoundModule)
 def weights(model: Any) -> list[Any]:
     """Returns the `tf.Variable`s of the model and of its parts, each once.
 
-    Left out is what Keras 2 counts as weights too: the state of metrics and of
-    averages, and the vocabularies of lookups.
+    Left out is what Keras 2 and TensorFlow count as weights too: the state of
+    metrics and of averages, the vocabularies of lookups, and the counters that
+    Keras 2 gives a layer that was adapted.
     """
     listed = getattr(model, "weights", getattr(model, "variables", ()))
     walked = list(walk(model))
@@ -39,7 +40,15 @@ def weights(model: Any) -> list[Any]:
     found = [v for v in (*listed, *walked) if isinstance(v, kinds)]
     by_ref = {v.ref(): v for v in map(compat.tf_variable, found)}
     others = [part for part in walked if isinstance(part, NOT_OF_A_MODEL)]
-    for variable in itertools.chain(*(part.variables for part in others)):
+    uncounted = [
+        value
+        for part in walked
+        if isinstance(part, _PARTS)
+        for value in map(vars(part).get, compat.uncounted_attributes(part))
+        if isinstance(value, kinds)
+    ]
+    states = (part.variables for part in others)
+    for variable in itertools.chain(uncounted, *states):
         by_ref.pop(compat.tf_variable(variable).ref(), None)
     return list(by_ref.values())
 

@@ -73,6 +73,14 @@ def test_nothing_else_is_a_weight():
     assert trained == {v.ref() for v in dense}
 
 
+def test_nothing_else_is_a_weight_of_a_module():
+    module = tf.Module()
+    module.parts = {"all": everything()}
+    found = set(swa_tf.copy_parameters(module))
+    expected = {f"parts/all/{name}" for name in WEIGHTS}
+    assert {name.replace("adapt_", "") for name in found} == expected
+
+
 def test_a_swap_leaves_everything_else():
     model = everything()
     swa = swa_tf.StochasticWeightAveraging()
