@@ -83,7 +83,9 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         same variables. With a schedule `when` the calls that are due average.
         Works in eager mode, in `tf.function`, in a v1 graph, and under
         `tf.distribute` in replica and cross-replica context (in replica
-        context not inside `tf.cond`: let `when` decide).
+        context not inside `tf.cond`: let `when` decide). In a function, call it
+        after what assigns the variables: then a step that fails before that, as
+        when the data end, is neither averaged nor counted.
 
         >>> variable = tf.Variable(1.0)
         >>> swa = swa_tf.StochasticWeightAveraging()
