@@ -157,7 +157,7 @@ def _rows(final: dict[str, Any]) -> list[tuple[str, list[str]]]:
         (
             label,
             [
-                f"{final[split][way][measure]:.{digits}f}"
+                _cell(final[split][way][measure], digits)
                 for split in _HEADINGS
                 for measure, (_, digits) in _MEASURES.items()
             ],
@@ -165,6 +165,11 @@ def _rows(final: dict[str, Any]) -> list[tuple[str, list[str]]]:
         for way, label in WAYS.items()
         if way in final["test"]
     ]
+
+
+def _cell(value: float, digits: int) -> str:
+    """Returns a number that fits the table: 0.0152 or 3.89e+05."""
+    return f"{value:.{digits}f}" if value < 1e4 else f"{value:.2e}"
 
 
 def _line(cells: Sequence[str]) -> str:

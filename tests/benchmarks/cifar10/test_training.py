@@ -106,6 +106,7 @@ def test_checkpoint_holds_everything(tmp_path, batch_norm, optimizer):
             "optimizer": optimizer,
             "batch_size": 240,
             "width": 1,
+            "epochs": 4,
         }
     )
     splits = data.load(settings)
