@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -19,7 +18,6 @@ from swa_tf.support import checks, compat, model_parts
 from swa_tf.support import variables as variables_lib
 
 _ONE_AT_A_TIME = threading.RLock()  # two models may share layers
-_FOREIGN = re.compile("(moving|running)_var(iance)?")  # of other libraries
 
 
 class ArgumentNames(NamedTuple):
@@ -225,13 +223,7 @@ class BatchNormRefit:
                 f"`{names.model}` must be built: call it once on a batch. "
                 f"Received a model with unbuilt layers: {', '.join(unbuilt)}"
             )
-        self._others = unbuilt + [
-            f"{part.name} ({type(part).__module__}.{type(part).__name__})"
-            for _, trainable, part in parts
-            if trainable is not False
-            and not isinstance(part, compat.batch_norm_layers())
-            and any(map(_FOREIGN.fullmatch, vars(part)))
-        ]
+        self._others = unbuilt + model_parts.other_batch_norms(self._model)
         self._pass = ForwardPass(self._call_model, built) if built else None
         self._parts = parts
         return self._pass

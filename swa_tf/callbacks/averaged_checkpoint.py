@@ -13,7 +13,7 @@ import tensorflow as tf
 from swa_tf.callbacks import other_callbacks, overrides
 from swa_tf.callbacks.callback import SWACallback
 from swa_tf.callbacks.fit_averages import monitor_op
-from swa_tf.support import checks, whole_files
+from swa_tf.support import checks, compat, whole_files
 
 
 class AveragedModelCheckpoint(
@@ -104,6 +104,10 @@ class AveragedModelCheckpoint(
                 f'`save_freq` must be "epoch" for `save_best_only` by {monitor}'
                 f": steps have no validation. Received: {self.save_freq!r}"
             )
+
+    def set_model(self, model: Any) -> None:
+        compat.check_keras("model", model)
+        super().set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
         running = other_callbacks.running_list()

@@ -17,8 +17,8 @@ from swa_tf.callbacks.fit_averages import (
     FitAverages,
     lacks_statistics,
 )
+from swa_tf.support import model_parts, whole_files
 from swa_tf.support import variables as variables_lib
-from swa_tf.support import whole_files
 
 
 class FitRun:
@@ -100,16 +100,8 @@ class FitRun:
                 preprocess=settings.preprocess,
                 verbose=settings.verbose,
             )
-        elif settings.variables.given != "floating" and lacks_statistics(
-            model, self._variables_to_average() if model.built else []
-        ):
-            warnings.warn(
-                "The model has batch-norm layers, whose statistics do not "
-                "belong to the averaged weights: give `SWACallback` "
-                "`refit_data`, such as the training data, unless all of them "
-                "are called with `training=False`.",
-                stacklevel=4,
-            )
+        if settings.variables.given != "floating":
+            self._warn_of_statistics()
         self.swapping = FitAverages(model, average, refit)
         self._best = None
         if settings.best_by is not None:
@@ -130,6 +122,29 @@ class FitRun:
         )
         others = other_callbacks.prepared(running.callbacks, settings.evaluate)
         undo.replace(running, "callbacks", [first, *others, last])
+
+    def _warn_of_statistics(self) -> None:
+        """Warns of batch-norm statistics that will not be the averages'."""
+        model = self._model
+        others = model_parts.other_batch_norms(model)
+        if others and not model_parts.batch_norm_layers(model, trainable=True):
+            warnings.warn(
+                "These batch norms are none of `tf.keras`: "
+                f"{', '.join(others)}. Their statistics do not belong to the "
+                "averaged weights, and no refit computes them: while the model "
+                "has its averages, call it in training mode on training data.",
+                stacklevel=5,
+            )
+        if not self._settings.refit and lacks_statistics(
+            model, self._variables_to_average() if model.built else []
+        ):
+            warnings.warn(
+                "The model has batch-norm layers, whose statistics do not "
+                "belong to the averaged weights: give `SWACallback` "
+                "`refit_data`, such as the training data, unless all of them "
+                "are called with `training=False`.",
+                stacklevel=5,
+            )
 
     def _variables_to_average(self) -> list[Any]:
         """The variables to average when `fit` began, which it compiles for."""

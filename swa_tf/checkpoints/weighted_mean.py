@@ -280,7 +280,8 @@ def warn(report: dict[str, Any]) -> None:
         warnings.warn(
             f"'{report['output']}' holds {whose}. "
             "After loading it, compute them anew: "
-            "`swa_tf.refit_batch_norm(model, dataset)`.",
+            "`swa_tf.refit_batch_norm(model, dataset)` or, for batch norms "
+            "that are none of `tf.keras`, calls of the model in training mode.",
             stacklevel=3,
         )
     names = report["guessed"]

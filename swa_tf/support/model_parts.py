@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ CONTAINERS = (Mapping, list, tuple, set)
 _PARTS = (tf.keras.layers.Layer, tf.Module, tf.keras.metrics.Metric)
 NOT_OF_A_MODEL = (tf.keras.metrics.Metric, variables_lib.BoundModule)
 """Parts whose state is no weight of the model that holds them."""
+_OTHER_STATISTIC = re.compile("(moving|running)_var(iance)?")
 
 
 def weights(model: Any) -> list[Any]:
@@ -74,6 +76,20 @@ def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:
     kinds: Any = compat.batch_norm_layers()
     found = (part for part in walk(model) if isinstance(part, kinds))
     return [layer for layer in found if layer.trainable or not trainable]
+
+
+def other_batch_norms(model: Any) -> list[str]:
+    """Returns the names of trainable batch norms that no refit computes.
+
+    They are of another library, and known by the name of their variance.
+    """
+    return [
+        f"{part.name} ({type(part).__module__}.{type(part).__name__})"
+        for part in walk(model)
+        if getattr(part, "trainable", True)
+        and not isinstance(part, compat.batch_norm_layers() + NOT_OF_A_MODEL)
+        and any(map(_OTHER_STATISTIC.fullmatch, vars(part)))
+    ]
 
 
 def walk(model: Any) -> Iterator[Any]:

@@ -265,6 +265,20 @@ def test_batch_norms_of_other_libraries(make):
         swa_tf.refit_batch_norm(model, [X])
 
 
+@pytest.mark.parametrize("refit_data", [None, [X]])
+@pytest.mark.parametrize("make", [ForeignBatchNorm, ForeignLayer])
+def test_fit_names_batch_norms_of_other_libraries(make, refit_data):
+    foreign = make()
+    name = rf"{foreign.name} \({__name__}.{make.__name__}\)"
+    model = Mixed(foreign, layers.Dense(1))
+    model(X)
+    model.compile("sgd", "mse", run_eagerly=True)
+    swa = swa_tf.SWACallback(0, refit_data=refit_data, verbose=0)
+    with pytest.warns(UserWarning, match=f"{name}.*no refit computes") as told:
+        model.fit(X, X[:, :1], verbose=0, callbacks=[swa])
+    assert not any("give `SWACallback`" in str(each.message) for each in told)
+
+
 def test_a_frozen_one_is_left_alone_in_silence():
     foreign = ForeignLayer(trainable=False)
     model = Mixed(foreign, layers.BatchNormalization())

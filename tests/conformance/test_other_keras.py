@@ -41,6 +41,14 @@ def test_fit(model):
         np.testing.assert_array_equal(a, b)
 
 
+def test_fit_with_files_of_the_averages(model):
+    swa = swa_tf.SWACallback(0, verbose=0)
+    checkpoint = swa_tf.AveragedModelCheckpoint(swa, "never_written.keras")
+    for callbacks in ([checkpoint], [checkpoint, swa]):
+        with pytest.raises(TypeError, match=MATCH.format("model")):
+            model.fit(X, X, verbose=0, callbacks=callbacks)
+
+
 def test_refit(model):
     with pytest.raises(TypeError, match=MATCH.format("model")):
         swa_tf.BatchNormRefit(model)
