@@ -55,6 +55,34 @@ def test_table_of_the_first_command():
         assert f"| {' | '.join([name, *figures])} |" in page
 
 
+def test_words_about_the_first_command():
+    run = json.loads(
+        (TABLES / "digits" / "momentumw-seed-0.json").read_text("utf-8")
+    )
+    accuracy = {
+        way: figures["accuracy"]
+        for way, figures in run["final"]["validation"].items()
+    }
+    lost = accuracy["decayed_refit"] - accuracy["decayed_moving"]
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert lost > 20.0
+    assert "the decayed weights end more than 20 percentage points" in readme
+    for one, other in zip(run["epochs"][19::5], run["decayed"][4::5]):
+        assert one["epoch"] == other["epoch"]
+        swa = one["validation"]["swa_refit"]["accuracy"]
+        assert abs(swa - other["validation"]["refit"]["accuracy"]) < 0.5
+    assert "about as good as the decayed weights from epoch 20 on" in readme
+    test = run["final"]["test"]
+    images = [
+        round(test[way]["accuracy"] * 3.59)
+        for way in ("swa_refit", "decayed_refit", "refit", "moving")
+    ]
+    assert images == [357, 357, 354, 331]
+    page = " ".join((ROOT / "docs" / "evidence.md").read_text("utf-8").split())
+    assert "each right on 357 of 359 test images" in page
+    assert "right on 354 with a refit, and on 331 without" in page
+
+
 def test_least_gain_over_the_last_weights():
     tests = [final["test"] for final in finals_of_digits()]
     least = min(
