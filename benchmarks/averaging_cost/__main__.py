@@ -5,9 +5,9 @@ r"""Measures averaging against one pass over memory, and against peers.
 
 prints tables of `apply`, of what other libraries have for it, of swapping the
 averages in and back, of first calls, of a refit against a forward pass, of
-training steps with and without averaging, and of the import. `--output_dir`
-gets `results.json`, `results.md` and `chart.png`. What is not installed is
-named as absent.
+training steps with and without averaging, also beside a live averaged model,
+and of the import. `--output_dir` gets `results.json`, `results.md` and
+`chart.png`. What is not installed is named as absent.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ PARTS = (
     "first_calls",
     "refit",
     "training",
+    "averaged_model",
     "imports",
 )
 MODELS = ("resnet34", "4x25M", "1000x64", "4x125M")
@@ -154,6 +155,9 @@ def run(
             resnet_costs.refit, *network, values["batches"], rounds
         ),
         "training": lambda: alone(resnet_costs.training, *network, 3 * rounds),
+        "averaged_model": lambda: alone(
+            resnet_costs.averaged_model, *network, 3 * rounds
+        ),
         "imports": lambda: import_times.measure(min(rounds, 5)),
     }
     contents = {

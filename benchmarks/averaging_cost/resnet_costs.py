@@ -16,6 +16,9 @@ _SHAPE, _CLASSES = (32, 32, 3), 10
 FORWARD, REFIT = "forward pass, as in training", "BatchNormRefit"
 STEP, AVERAGING_STEP = "training step", "training step with apply"
 STEP_THEN_APPLY = "training step, then apply"
+SECOND_MODEL_STEP = "training step with a second model's forward pass"
+AVERAGED_MODEL_STEP = "the same of an AveragedModel"
+UPDATING_STEP = "the same, and its update"
 
 
 class _Network(ResNet):
@@ -94,44 +97,91 @@ def training(
     Returns:
         What `timing.measure` does.
     """
-    model = _Network(width)
-    weights = model.trainable_variables
-    images = tf.random.normal([batch_size, *_SHAPE])
-    labels = tf.random.uniform([batch_size], 0, _CLASSES, tf.int32)
-    optimizer = tf.keras.optimizers.SGD(0.01, momentum=0.9)
-    if hasattr(optimizer, "build"):
-        optimizer.build(weights)
+    training = _Training(width, batch_size)
     inside = swa_tf.StochasticWeightAveraging()
     outside = swa_tf.StochasticWeightAveraging()
-
-    def train() -> None:
-        with tf.GradientTape() as tape:
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                labels, model(images, training=True)
-            )
-            loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, weights)
-        optimizer.apply_gradients(zip(gradients, weights))
-
-    plain = tf.function(train)
+    plain = tf.function(training.step)
 
     @tf.function
     def averaging() -> None:
-        train()
-        inside.apply(weights)
+        training.step()
+        inside.apply(training.weights)
 
     def then_apply() -> None:
         plain()
-        outside.apply(weights)
-
-    def maker(
-        step: Callable[[], None], warm_up: int = WARM_UP
-    ) -> Callable[[], timing.Step]:
-        return lambda: timing.Step(step, warm_up=warm_up)
+        outside.apply(training.weights)
 
     makers = {
-        STEP: maker(plain),
-        AVERAGING_STEP: maker(averaging),
-        STEP_THEN_APPLY: maker(then_apply, APPLY_WARM_UP),
+        STEP: _maker(plain),
+        AVERAGING_STEP: _maker(averaging),
+        STEP_THEN_APPLY: _maker(then_apply, APPLY_WARM_UP),
     }
     return timing.measure(makers, rounds, WARM_UP)
+
+
+def averaged_model(
+    width: int, batch_size: int, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Times a training step with a teacher: a plain model, and an averaged one.
+
+    Args:
+        width: Channels of the network's first stage.
+        batch_size: Images in a step.
+        rounds: How many steps of each count.
+
+    Returns:
+        What `timing.measure` does.
+    """
+    training = _Training(width, batch_size)
+    second = _Network(width)
+    ema = swa_tf.ExponentialMovingAverage(0.999)
+    averaged = swa_tf.AveragedModel(
+        training.model, ema, build=lambda: _Network(width)
+    )
+
+    @tf.function
+    def updating() -> None:
+        training.step(averaged)
+        averaged.update()
+
+    makers = {
+        SECOND_MODEL_STEP: _maker(tf.function(lambda: training.step(second))),
+        AVERAGED_MODEL_STEP: _maker(
+            tf.function(lambda: training.step(averaged))
+        ),
+        UPDATING_STEP: _maker(updating),
+    }
+    return timing.measure(makers, rounds, WARM_UP)
+
+
+class _Training:
+    """A ResNet-34, its optimizer, and the batch that each step is given."""
+
+    def __init__(self, width: int, batch_size: int) -> None:
+        self.model = _Network(width)
+        self.weights = self.model.trainable_variables
+        self._images = tf.random.normal([batch_size, *_SHAPE])
+        self._labels = tf.random.uniform([batch_size], 0, _CLASSES, tf.int32)
+        self._optimizer = tf.keras.optimizers.SGD(0.01, momentum=0.9)
+        if hasattr(self._optimizer, "build"):
+            self._optimizer.build(self.weights)
+
+    def step(self, teacher: Any = None) -> None:
+        """Takes a step; with a teacher, towards its predictions as well."""
+        with tf.GradientTape() as tape:
+            logits = self.model(self._images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                self._labels, logits
+            )
+            loss = tf.reduce_mean(losses)
+            if teacher is not None:
+                taught = tf.stop_gradient(teacher(self._images, training=False))
+                loss += tf.reduce_mean((logits - taught) ** 2)
+        gradients = tape.gradient(loss, self.weights)
+        self._optimizer.apply_gradients(zip(gradients, self.weights))
+
+
+def _maker(
+    step: Callable[[], Any], warm_up: int = WARM_UP
+) -> Callable[[], timing.Step]:
+    return lambda: timing.Step(step, warm_up=warm_up)

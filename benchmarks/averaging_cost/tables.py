@@ -24,7 +24,12 @@ from benchmarks.averaging_cost.report import (
     milliseconds,
     spread,
 )
-from benchmarks.averaging_cost.resnet_costs import FORWARD, REFIT, STEP
+from benchmarks.averaging_cost.resnet_costs import (
+    FORWARD,
+    REFIT,
+    SECOND_MODEL_STEP,
+    STEP,
+)
 from benchmarks.common import timing
 
 _AVERAGING = """\
@@ -91,7 +96,11 @@ def sheets(contents: Mapping[str, Any]) -> list[Sheet]:
                 _FIRST_CALLS,
             )
         )
-    for part, base in (("refit", FORWARD), ("training", STEP)):
+    for part, base in (
+        ("refit", FORWARD),
+        ("training", STEP),
+        ("averaged_model", SECOND_MODEL_STEP),
+    ):
         if part in contents:
             tables.append(
                 Sheet(

@@ -159,7 +159,8 @@ def test_scaling(tmp_path, capsys):
 def test_other_parts(tmp_path):
     values = parsed(
         averaging_cost,
-        *("--quick", "--parts=first_calls,refit,training,imports"),
+        "--quick",
+        "--parts=first_calls,refit,training,averaged_model,imports",
         f"--output_dir={tmp_path}/cost",
     )
     contents = averaging_cost.run(values, alone=here)
@@ -172,6 +173,7 @@ def test_other_parts(tmp_path):
     for name in (
         REFIT,
         resnet_costs.AVERAGING_STEP,
+        resnet_costs.UPDATING_STEP,
         "import swa_tf",
         "MobileNet",
     ):
