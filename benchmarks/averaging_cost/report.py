@@ -87,7 +87,7 @@ def publish(
         console.print(table)
     os.makedirs(directory, exist_ok=True)
     with open(f"{directory}/results.md", "w", encoding="utf-8") as file:
-        file.write(_markdown(title, sheets, contents))
+        file.write(markdown(title, sheets, contents))
     with matplotlib.rc_context({"figure.dpi": 120}):
         figure = Figure(figsize=(8.0, 5.0), layout="constrained")
         draw(figure)
@@ -97,10 +97,17 @@ def publish(
     print(f"The reports are in {directory}/")
 
 
-def _markdown(
+def markdown(
     title: str, sheets: Sequence[Sheet], contents: Mapping[str, Any]
 ) -> str:
-    """Returns the page: tables, the command that made them, and with what."""
+    """Returns the page of some figures.
+
+    Args:
+        title: Of the page.
+        sheets: Its tables.
+        contents: The figures, with the `command` and the `setting` that made
+            them.
+    """
     buffer = io.StringIO()
     for sheet in sheets:
         buffer.write(f"\n## {sheet.title}\n")

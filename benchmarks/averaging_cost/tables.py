@@ -67,7 +67,7 @@ def sheets(contents: Mapping[str, Any]) -> list[Sheet]:
                 f"Averaging {title}",
                 ("", "ms", "middle half", "/ floor", "/ apply"),
                 list(_averaging_rows(found)),
-                _AVERAGING,
+                _AVERAGING + _absent(found),
             )
         )
         tables.append(
@@ -139,6 +139,12 @@ def _present(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, found["ways"][name]
 
 
+def _absent(found: Mapping[str, Any]) -> str:
+    """Returns a sentence on the packages whose ways could not be measured."""
+    packages = sorted(set(found["absent"].values()))
+    return f"\nNot installed: {', '.join(packages)}." if packages else ""
+
+
 def _averaging_rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, figures in _present(found):
         times = added(figures)
@@ -148,8 +154,6 @@ def _averaging_rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
             digits(timing.ratio(times, figures["floor"])),
             digits(timing.ratio(times, figures["apply"])),
         ]
-    for name, package in found["absent"].items():
-        yield [name, "absent", f"no {package}", "", ""]
 
 
 def _memory_rows(found: Mapping[str, Any]) -> Iterator[list[str]]:

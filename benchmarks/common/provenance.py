@@ -25,9 +25,9 @@ def stack() -> dict[str, str]:
         "numpy": np.__version__,
         "swa_tf": swa_tf.__version__,
     }
-    if importlib.util.find_spec("tensorflow_addons"):
-        addons = importlib.metadata.version("tensorflow-addons")
-        versions["tensorflow_addons"] = addons
+    for package in ("tensorflow_addons", "torch"):
+        if importlib.util.find_spec(package):
+            versions[package] = importlib.metadata.version(package)
     return versions
 
 

@@ -7,6 +7,9 @@ is a section of a page of results, or without its name the whole page:
     <!-- figures: benchmarks/results/table/small/table.md, Differences -->
     <!-- end -->
 
+`table` in place of `figures` takes of a section its tables alone, without the
+notes below them.
+
 A number in a sentence or a cell is a value of a JSON file, by the keys that
 lead to it, with a format of Python. The mark stands on one line, which does not
 begin with `<!--`: both would end the paragraph.
@@ -25,9 +28,9 @@ from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
 
 _MARK = re.compile(
-    r"(<!-- (figures?):\s+(.+?)\s+-->)(.*?)(<!-- end\s+-->)", re.S
+    r"(<!-- (figures?|table):\s+(.+?)\s+-->)(.*?)(<!-- end\s+-->)", re.S
 )
-_BEGIN = re.compile(r"<!-- figures?:")
+_BEGIN = re.compile(r"<!-- (?:figures?|table):")
 
 
 def pages(root: str) -> Iterator[str]:
@@ -71,8 +74,12 @@ def renewed(text: str, root: str) -> str:
     def replaced(match: re.Match[str]) -> str:
         begin, kind, what, _, end = match.groups()
         what = " ".join(what.split())
-        if kind == "figures":
-            return f"{begin}\n\n{_section(what, root)}\n\n{end}"
+        if kind != "figure":
+            section = _section(what, root)
+            if kind == "table":
+                rows = section.splitlines()
+                section = "\n".join(row for row in rows if row[:1] == "|")
+            return f"{begin}\n\n{section}\n\n{end}"
         return f"{begin}{_number(what, root)}{end}"
 
     begun, ended = len(_BEGIN.findall(text)), len(_MARK.findall(text))

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from benchmarks.averaging_cost import report, scaling, tables
 from benchmarks.cifar10 import config
 from benchmarks.cifar10.evaluation import WAYS
 from benchmarks.common import files
@@ -119,6 +120,24 @@ def test_rates_are_those_that_did_best_on_validation_images():
     assert f"{said} {adamw[0.01]:.2f} % at 0.01" in page
 
 
+@pytest.mark.parametrize(
+    "path",
+    sorted((TABLES.parent / "cost").glob("*/results.json")),
+    ids=lambda path: path.parent.name,
+)
+def test_pages_of_costs_are_made_from_the_figures(path):
+    found = json.loads(path.read_text("utf-8"))
+    if "scaling" in found["command"]:
+        title = "How the cost of averaging grows"
+        for axis in scaling.AXES:
+            found[axis] = {int(n): ways for n, ways in found[axis].items()}
+        sheets = scaling.sheets(found)
+    else:
+        title, sheets = "What averaging costs", tables.sheets(found)
+    made = report.markdown(title, sheets, found)
+    assert path.with_suffix(".md").read_text("utf-8") == made
+
+
 _TABLE = "<!-- figures: results/table.md, Differences -->"
 _NUMBER = (
     "<!-- figure: results/table.json\n"
@@ -145,6 +164,12 @@ class TestMarks:
         assert re.search(r"SWA refit - last refit +\| \+2\.50 +\|", text)
         assert "## Command" not in text
         assert marks.renewed(text, str(root)) == text
+
+    def test_table_is_without_the_words_around_it(self, root):
+        (root / "a.md").write_text("## A\nOne:\n\n| x |\n|---|\n\nTwo.\n")
+        text = marks.renewed("<!-- table: a.md, A -->3<!-- end -->", str(root))
+        table = "| x |\n|---|"
+        assert text == f"<!-- table: a.md, A -->\n\n{table}\n\n<!-- end -->"
 
     @pytest.mark.parametrize("figure", ["+2.5<", "+2.50 ", "+12.50 "])
     def test_any_other_digit_is_found(self, figure, root):
