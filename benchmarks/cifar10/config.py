@@ -102,7 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs_before_swa": 12,
         "epochs": 24,
         "batch_size": 128,
-        "learning_rate": 0.1,
+        "learning_rate": 0.2,
         "swa_learning_rate": 0.01,
         "refit_samples": 1024,
         "evaluate_every": 2,

@@ -112,12 +112,21 @@ def test_rates_are_those_that_did_best_on_validation_images():
     assert set(digits) == {0.2, 0.4, 0.6}
     best = max(digits, key=digits.get)
     assert best == config.PRESETS["digits"]["learning_rate"]
+    page = " ".join((ROOT / "docs" / "evidence.md").read_text("utf-8").split())
+    momentumw = chosen_by("small-momentumw-*.json")
+    best = max(momentumw, key=momentumw.get)
+    assert best == config.PRESETS["small"]["learning_rate"]
+    assert (
+        f"MomentumW {momentumw[0.1]:.2f} % at 0.1, {momentumw[0.2]:.2f} % at "
+        f"0.2 and {momentumw[0.4]:.2f} % at 0.4"
+    ) in page
     adamw = chosen_by("small-adamw-*.json")
     best = max(adamw, key=adamw.get)
     assert best == plan.SETTINGS["small"]["adamw"]["learning_rate"]
-    page = " ".join((ROOT / "docs" / "evidence.md").read_text("utf-8").split())
-    said = f"{adamw[0.001]:.2f} % of them at a rate of 0.001 and on"
-    assert f"{said} {adamw[0.01]:.2f} % at 0.01" in page
+    said = (
+        f"AdamW {adamw[0.001]:.2f} % at 0.001 and {adamw[0.01]:.2f} % at 0.01"
+    )
+    assert said in page
 
 
 @pytest.mark.parametrize(
