@@ -166,7 +166,7 @@ def fit(strategy):
     with strategy.scope():
         model = make_model()
         model.layers[1].trainable = False
-        model.compile(tf.keras.optimizers.SGD(0.05), "mse")
+        model.compile(tf.keras.optimizers.SGD(0.05), "mse", jit_compile=False)
     swa = swa_tf.SWACallback(start_epoch=1, verbose=0)
     history = model.fit(
         dataset(),

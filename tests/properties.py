@@ -14,10 +14,20 @@ shapes = st.sampled_from(SHAPES)
 seeds = st.integers(0, 2**16)
 
 
-def numbers_of_cases(quick, thorough):
-    """Two parameters: `quick` cases, and `thorough` others that are slow."""
+def numbers_of_cases(quick, slow, exhaustive):
+    """Three parameters: `quick` cases, more that are slow, more again.
+
+    The cases of each number are others.
+    """
     return pytest.mark.parametrize(
-        "n_cases", [quick, pytest.param(thorough, marks=pytest.mark.slow)]
+        "n_cases",
+        [
+            quick,
+            pytest.param(slow, marks=pytest.mark.slow),
+            pytest.param(
+                exhaustive, marks=[pytest.mark.slow, pytest.mark.exhaustive]
+            ),
+        ],
     )
 
 

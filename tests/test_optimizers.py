@@ -304,7 +304,9 @@ def test_fit(loss_scale):
     optimizer = optimizers.MomentumW(0.1, 0.5, 0.05, weight_decay_on="kernels")
     if loss_scale:
         optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
-    model.compile(optimizer, tf.keras.losses.MeanSquaredError())
+    model.compile(
+        optimizer, tf.keras.losses.MeanSquaredError(), jit_compile=False
+    )
     model.fit(x, y, batch_size=8, epochs=4, verbose=0)
     expected = numpy_regression(x, y, kernel, bias, 4, 0.1, 0.5, 0.05)
     for actual, wanted in zip(model.get_weights(), expected):
@@ -482,6 +484,7 @@ def test_a_saved_model_needs_no_custom_objects(cls, tmp_path):
     model.compile(
         cls(schedules.LinearRamp(0.5, 0.1, 2, 4), weight_decay=0.25),
         tf.keras.losses.MeanSquaredError(),
+        jit_compile=False,
     )
     model.fit(x, y, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -496,6 +499,7 @@ def test_a_saved_model_goes_on_training(cls, tmp_path):
     model.compile(
         cls(0.125, weight_decay=0.25, weight_decay_on="kernels"),
         tf.keras.losses.MeanSquaredError(),
+        jit_compile=False,
     )
     model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     # Keras 2 writes no slots of optimizers like those of TensorFlow Addons

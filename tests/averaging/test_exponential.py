@@ -248,7 +248,7 @@ def test_swap_refit_and_save(tmp_path):
 def test_callback(unit):
     model = tf.keras.Sequential([tf.keras.layers.Dense(1, use_bias=False)])
     model.build([None, 1])
-    model.compile(tf.keras.optimizers.SGD(0.1), "mse")
+    model.compile(tf.keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
     x, y = np.ones([6, 1], np.float32), np.zeros([6, 1], np.float32)
     ema = EMA(0.75)
     seen = []

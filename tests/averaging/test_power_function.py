@@ -238,7 +238,7 @@ def test_swapped_and_copied():
 
 def test_in_fit():
     model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", run_eagerly=True)
     average = make()
     seen = []
     model.fit(

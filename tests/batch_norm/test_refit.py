@@ -90,7 +90,7 @@ def test_variance_of_the_object():
 
 def test_training_and_evaluating_in_between_trace_nothing_again():
     model = made()
-    model.compile("sgd", "mse", metrics=["mae"])
+    model.compile("sgd", "mse", metrics=["mae"], jit_compile=False)
     model.fit(X, Y, verbose=0)
     refit = swa_tf.BatchNormRefit(model)
     mean_of(refit)
@@ -137,7 +137,7 @@ def test_averaged_weights_refuse_a_refit(arguments, error, match):
 
 def test_a_callback_traces_once():
     model = made()
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     callback = swa_tf.SWACallback(
         start_epoch=0, refit_data=data(), evaluate="averaged", verbose=0
     )
@@ -249,7 +249,7 @@ def test_written_state_is_put_back_each_time():
 def freed(refit):
     """Whether a compiled model is freed after training, and a refit or not."""
     model = made()
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     model.fit(X, Y, verbose=0)
     gone = [weakref.ref(model)]
     if refit:

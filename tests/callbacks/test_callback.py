@@ -138,7 +138,9 @@ def test_three_steps_of_sgd():
 
     model = tf.keras.Sequential([tf.keras.Input([1]), Scalar()])
     model.compile(
-        tf.keras.optimizers.SGD(1.0), lambda y, output: tf.reduce_mean(output)
+        tf.keras.optimizers.SGD(1.0),
+        lambda y, output: tf.reduce_mean(output),
+        jit_compile=False,
     )
     ones = np.full([3, 1], 0.1, np.float32)
     swa = callback(None, start_step=0, refit_data=None, final_weights="trained")
@@ -360,7 +362,7 @@ def test_a_layer_unfrozen_in_training_waits_for_the_next_compile():
     """As in Keras, a compiled step goes on training a layer frozen later."""
     model = make_plain()
     model.layers[0].trainable = False
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     kernel = model.layers[0].kernel.numpy()
     unfreeze = keras_callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(

@@ -117,8 +117,8 @@ def test_killed_once(way, tmp_path):
 @pytest.mark.parametrize(
     ("way", "times"),
     [
-        ("loop", 7),
-        ("manager", 7),
+        exhaustive("loop", 7),
+        exhaustive("manager", 7),
         ("backup", 5),
         exhaustive("loop", 26),
         exhaustive("manager", 24),

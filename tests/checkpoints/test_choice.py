@@ -149,7 +149,7 @@ def test_model_checkpoint(form, tmp_path):
     seen = []
     inputs = tf.keras.layers.Input((2,))
     model = tf.keras.Model(inputs, tf.keras.layers.Dense(1)(inputs))
-    model.compile(tf.keras.optimizers.SGD(0.1), "mse")
+    model.compile(tf.keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
     model.fit(
         np.eye(2),
         np.ones((2, 1)),

@@ -19,12 +19,15 @@ from swa_tf.support import whole_files
 from tests import checkpoint_files, damage, programs
 from tests.checkpoint_files import (
     FORMS,
+    H5,
     KERAS,
     NAME,
     OBJECT,
+    WEIGHTS,
     command_line,
     contents,
 )
+from tests.fitting import exhaustive
 
 # Disks that are full, and folders that cannot be written to.
 
@@ -252,7 +255,10 @@ def run_and_signal(arguments, number, delay):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form",
+    [OBJECT, exhaustive(NAME), exhaustive(WEIGHTS), KERAS, exhaustive(H5)],
+)
 def test_killed_at_random_moments(form, tmp_path):
     rng = np.random.default_rng(0)
     values = [

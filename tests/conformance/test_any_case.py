@@ -25,7 +25,7 @@ def close(found, expected, error):
 # --- Averages of checkpoints ----------------------------------------------
 
 
-@properties.numbers_of_cases(20, 300)
+@properties.numbers_of_cases(20, 80, 300)
 def test_checkpoints(n_cases):
     forms = [checkpoint_files.OBJECT] * 3 + [checkpoint_files.WEIGHTS]
 
@@ -85,7 +85,7 @@ def test_checkpoints(n_cases):
 # --- Averages of workers --------------------------------------------------
 
 
-@properties.numbers_of_cases(8, 80)
+@properties.numbers_of_cases(8, 30, 80)
 def test_merged_workers(n_cases):
     @holds(
         n_cases,
@@ -144,7 +144,7 @@ def test_merged_workers(n_cases):
 # --- Refits ---------------------------------------------------------------
 
 
-@properties.numbers_of_cases(8, 150)
+@properties.numbers_of_cases(8, 40, 150)
 def test_splits_of_the_data(n_cases):
     """The same samples in any batches: the same for the first layer."""
     model = batch_norm_model.make(("float32", "float32"))

@@ -541,7 +541,7 @@ def dtype_of(variable):
     return compat.tf_variable(variable).dtype.base_dtype.name
 
 
-@properties.numbers_of_cases(4, 60)
+@properties.numbers_of_cases(4, 16, 60)
 def test_any_sequence(n_cases):
     stateful.run_state_machine_as_test(
         hypothesis.seed(n_cases)(Sequence),

@@ -7,6 +7,8 @@ import tensorflow as tf
 from tests import distributed
 from tests.fitting import exhaustive
 
+pytestmark = [pytest.mark.slow, pytest.mark.each_stack]
+
 
 def mirrored(replicas):
     return tf.distribute.MirroredStrategy(
@@ -40,7 +42,6 @@ def check(found, expected):
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2, exhaustive(4)])
 def test_a_loop_of_ones_own(replicas, on_one):
     strategy = mirrored(replicas)
@@ -55,7 +56,6 @@ def test_a_loop_of_ones_own(replicas, on_one):
                 np.testing.assert_array_equal(part.numpy(), parts[0].numpy())
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_one_goes_on_on_two(half_way, on_one):
     training = distributed.Training(mirrored(2))
     training.checkpoint.restore(half_way)
@@ -63,7 +63,6 @@ def test_a_checkpoint_of_one_goes_on_on_two(half_way, on_one):
     check(training.results(), on_one)
 
 
-@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_a_checkpoint_of_four_goes_on_on_one(on_one, tmp_path):
     before = distributed.Training(mirrored(4))
@@ -75,7 +74,6 @@ def test_a_checkpoint_of_four_goes_on_on_one(on_one, tmp_path):
     check(after.results(), on_one)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2, exhaustive(4)])
 def test_fit(replicas):
     found = distributed.fit(mirrored(replicas))

@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORKERS = 2
 SECONDS = 240  # before the test gives up; 20 are usual
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.each_stack]
 
 keras_2 = pytest.mark.skipif(
     compat.KERAS_3, reason="`fit` of Keras 3 knows one process only"

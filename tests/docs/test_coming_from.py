@@ -17,7 +17,9 @@ def trained(optimizer, *callbacks):
     model = tf.keras.Sequential(
         [tf.keras.Input([4]), tf.keras.layers.Dense(3, activation="softmax")]
     )
-    model.compile(optimizer, "sparse_categorical_crossentropy")
+    model.compile(
+        optimizer, "sparse_categorical_crossentropy", jit_compile=False
+    )
     model.fit(
         INPUTS,
         LABELS,

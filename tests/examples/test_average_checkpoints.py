@@ -76,6 +76,7 @@ def test_digits(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_svhn_of_files(tmp_path):
     _svhn(tmp_path)
     output = output_of(

@@ -61,6 +61,7 @@ def test_default(tmp_path):
     assert plot.read_bytes().startswith(PNG)
 
 
+@pytest.mark.exhaustive
 def test_one_epoch_of_real_images(shared_data):
     output = keras_fit(
         f"--data_dir={shared_data / 'mnist'}",

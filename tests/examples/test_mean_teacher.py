@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.examples.running import accuracies, assert_refused, output_of
+from tests.fitting import exhaustive
 
 NAME = "mean_teacher"
 MODELS = ["labels alone", "student", "teacher"]
@@ -14,7 +15,7 @@ MODELS = ["labels alone", "student", "teacher"]
     "flags",
     [
         ["--seed=17", "--seeds=1"],
-        pytest.param(["--seed=14", "--seeds=4"], marks=pytest.mark.slow),
+        exhaustive(["--seed=14", "--seeds=4"]),
     ],
 )
 def test_the_teacher_helps(flags):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.examples.running import accuracies, assert_refused, output_of
+from tests.fitting import exhaustive
 
 NAME = "parameter_dictionary"
 MODELS = [
@@ -33,7 +34,7 @@ def checked(output):
 @pytest.mark.parametrize(
     "flags",
     [
-        pytest.param([], marks=pytest.mark.slow),
+        exhaustive([]),
         ["--epochs=3", "--average_epochs=3"],
     ],
 )
@@ -44,6 +45,7 @@ def test_digits(flags):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_epoch_of_real_images(shared_data):
     found = checked(
         example(

@@ -401,7 +401,7 @@ def test_an_optimizer_that_is_not_built_has_its_counts():
 
 def test_no_name_in_an_optimizer_leads_to_a_weight_of_the_model():
     model = sequential()
-    model.compile(optimizers.Adam(), "mse")
+    model.compile(optimizers.Adam(), "mse", run_eagerly=True)
     model.fit(np.ones([1, 4, 4, 1]), np.ones([1, 1]), verbose=0)
     found = parameter_names.named_variables(model.optimizer)
     assert set(refs(found.values())).isdisjoint(refs(model.weights))

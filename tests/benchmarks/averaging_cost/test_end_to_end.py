@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
@@ -19,7 +17,7 @@ from benchmarks.averaging_cost.averagers import (
 )
 from benchmarks.averaging_cost.resnet_costs import REFIT
 from benchmarks.common.errors import BenchmarkError
-from tests.conftest import ROOT
+from tests import programs
 
 EMA, PLAIN = "tf.train.ExponentialMovingAverage", "plain formula"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -75,13 +73,7 @@ def test_unknown_and_too_large_models(script, argument, named):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["averaging_cost", "averaging_cost.scaling"])
 def test_mistakes_are_told_without_a_traceback(script):
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{script}", "something"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = programs.run_module(f"benchmarks.{script}", "something")
     assert done.returncode != 0
     assert "error: There are flags only. Received: something" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,11 +1,10 @@
 """The benchmark of checkpoint averages: its flags, and the committed result."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
+from tests import programs
 from tests.conftest import ROOT
 
 
@@ -20,13 +19,7 @@ from tests.conftest import ROOT
     ],
 )
 def test_bad_flags(arguments, named):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.checkpoint_averaging", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = programs.run_module("benchmarks.checkpoint_averaging", *arguments)
     assert done.returncode != 0
     assert named in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
