@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from swa_tf.checkpoints import paths, weighted_mean
-from swa_tf.checkpoints.paths import Path
+from swa_tf.checkpoints.paths import Path, must
 from swa_tf.support import checks, whole_files
 
 
@@ -166,15 +166,12 @@ def average_windows(
         wanted = f"at most {len(found)}, the number of inputs"
         raise checks.wrong("window", wanted, window)
     if len(set(names)) < len(names):
-        raise ValueError(
-            "`inputs` must have different names, which the results take. "
-            f"Received: {', '.join(sorted(names))}"
-        )
+        wanted = "have different names, which the results take"
+        raise must("inputs", wanted, ", ".join(sorted(names)))
     folder = os.fspath(output_dir).rstrip("/")
     if whole_files.is_there(folder):
-        raise FileExistsError(
-            f"`output_dir` must not exist. Received: output_dir='{folder}'"
-        )
+        received = f"output_dir='{folder}'"
+        raise must("output_dir", "not exist", received, FileExistsError)
     ends = range(window, len(found) + 1)
     written = [os.path.join(folder, names[end - 1]) for end in ends]
     options: dict[str, Any] = {
@@ -188,7 +185,6 @@ def average_windows(
     with whole_files.scratch_folder(folder) as scratch:
         parent, name = whole_files.split(folder)
         new = scratch / name
-        new.mkdir()
         for i, end in enumerate(ends):
 
             def scaled(done: int, total: int, i: int = i) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import math
+import os
 import pathlib
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from swa_tf.checkpoints import paths
 from swa_tf.support import whole_files
 
 _T = TypeVar("_T")
@@ -23,41 +26,7 @@ Values = Iterable[tuple[str, Union[np.ndarray, None]]]
 
 
 class DamagedError(ValueError):
-    """The error of a file that is damaged, which says how."""
-
-
-@contextlib.contextmanager
-def errors_as_damage(what: str) -> Iterator[None]:
-    """Turns what TensorFlow, h5py and zipfile raise into a DamagedError."""
-    try:
-        yield
-    except DamagedError:
-        raise
-    except (
-        DecodeError,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        tf.errors.OpError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise DamagedError(f"{what}: {whole_files.reason(error)}") from error
-
-
-@contextlib.contextmanager
-def errors_of(path: str, argument: str = "inputs") -> Iterator[None]:
-    """Turns an error of reading into one that says which input it is."""
-    try:
-        yield
-    except (DamagedError, OSError) as error:
-        raise ValueError(
-            f"`{argument}` must be whole checkpoints. "
-            f"Received: '{path}': {whole_files.reason(error)}"
-        ) from error
+    """The error of a checkpoint that is damaged, which says how."""
 
 
 def groups(
@@ -94,8 +63,7 @@ class Tensor(NamedTuple):
     def is_float(self) -> bool:
         """Whether it is averaged: floating point, complex included."""
         return self.dtype is not None and (
-            self.dtype.kind in "fc"
-            or self.dtype.name.startswith(("bfloat", "float"))
+            self.dtype.kind in "fc" or "float" in self.dtype.name
         )
 
     def __str__(self) -> str:
@@ -116,8 +84,13 @@ class Kinds(NamedTuple):
 class Checkpoint(abc.ABC):
     """A checkpoint whose tensors are known, and their values not yet read.
 
+    Args:
+        path: Its path.
+        argument: The argument that named it, for errors.
+
     Attributes:
         form: The kind of file, in words.
+        files: The files that it lies in; the main one is last.
         tensors: All tensors, by their key in the file.
         kinds: Which of them are no weights.
         places: The places of keys that differ between processes.
@@ -127,9 +100,50 @@ class Checkpoint(abc.ABC):
     tensors: dict[str, Tensor]
     kinds: Kinds
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, argument: str) -> None:
+        self.path, self._argument = path, argument
+        self.files = paths.files(path)
         self.places: dict[str, tuple[int, int]] = {}
+        if not self.files:
+            wanted = "be checkpoints that exist"
+            raise paths.must(argument, wanted, f"'{path}'", FileNotFoundError)
+        with self.errors_named("it cannot be opened"):
+            for file in self.files:
+                remote = whole_files.is_remote(file)
+                # To read a pipe would never end.
+                if not (remote or stat.S_ISREG(os.stat(file).st_mode)):
+                    raise self.damaged(f"{os.path.basename(file)} is no file")
+        main = path if paths.suffix(path) else f"{path}.index"
+        if self.files[-1] not in (path, main):
+            raise self.damaged(f"{os.path.basename(main)} is missing")
+
+    def damaged(self, how: str) -> Exception:
+        """Returns the error to raise for this checkpoint."""
+        received = f"'{self.path}': {how}"
+        wanted = "be whole checkpoints"
+        return paths.must(self._argument, wanted, received, DamagedError)
+
+    @contextlib.contextmanager
+    def errors_named(self, what: str) -> Iterator[None]:
+        """Turns what TensorFlow, h5py and zipfile raise into that error."""
+        try:
+            yield
+        except DamagedError:
+            raise
+        except (
+            DecodeError,
+            EOFError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            tf.errors.OpError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            reason = whole_files.reason(error)
+            raise self.damaged(f"{what}: {reason}") from error
 
     def name(self, key: str) -> str:
         """Returns a key as it is shown to users."""
@@ -149,8 +163,11 @@ class Checkpoint(abc.ABC):
         return []
 
     @abc.abstractmethod
-    def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yields the values of some tensors, or raises a DamagedError."""
+    def read(self, keys: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields some keys and their values, or raises a DamagedError.
+
+        It does not hold a value any more when it reads the next one.
+        """
 
     @abc.abstractmethod
     def write(

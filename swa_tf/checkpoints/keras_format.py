@@ -21,11 +21,8 @@ import tensorflow as tf
 from swa_tf.checkpoints import paths, recognized_by_name
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
-    DamagedError,
     Tensor,
     Values,
-    errors_as_damage,
-    errors_of,
 )
 from swa_tf.support import whole_files
 
@@ -39,8 +36,9 @@ class Hdf5Checkpoint(Checkpoint):
 
     form = "HDF5 file"
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, argument: str) -> None:
+        super().__init__(path, argument)
+        self._check_archive()
         self.tensors = {}
         extents: list[tuple[int, int, str]] = []
         with self._opened() as file:
@@ -54,17 +52,17 @@ class Hdf5Checkpoint(Checkpoint):
         extents.sort()
         for (_, end, key), (start, _, other) in zip(extents, extents[1:]):
             if start < end:
-                raise DamagedError(f"'{key}' and '{other}' lie in one place")
+                raise self.damaged(f"'{key}' and '{other}' lie in one place")
         self.kinds = recognized_by_name.of_keras(self.tensors)
 
-    def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
+    def read(self, keys: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
         with self._opened() as file:
             for key in keys:
                 value = np.asarray(file[key][()])
                 if value.dtype.kind == "V":  # as HDF5 stores bfloat16
                     value = value.view(tf.bfloat16.as_numpy_dtype)
-                yield value
-            del value  # before the next one is read
+                yield key, value
+                del value  # before the next one is read
 
     def write(
         self, path: pathlib.Path, values: Values, dropped: set[str]
@@ -81,20 +79,25 @@ class Hdf5Checkpoint(Checkpoint):
             return
         with self._part() as part:
             whole_files.reserve(path, part.seek(0, io.SEEK_END))
-        with errors_of(self.path), self._opened() as old:
-            with h5py.File(path, "w") as new:
-                _copy(old, new, self.tensors.keys(), dropped)
+        with self._opened() as old, h5py.File(path, "w") as new:
+            _copy(old, new, self.tensors.keys(), dropped)
+
+    def _check_archive(self) -> None:
+        """Raises if what the HDF5 file lies in is damaged."""
+
+    def _place(self, file: Any) -> tuple[int, int]:
+        """Returns where the HDF5 file begins in a file, and its size."""
+        return 0, file.seek(0, io.SEEK_END) or file.tell()
 
     @contextlib.contextmanager
     def _part(self) -> Iterator[Any]:
         """Opens the HDF5 file as a file of bytes."""
         with _open(self.path) as file:
-            size = file.seek(0, io.SEEK_END) or file.tell()
-            yield io.BufferedReader(_Part(file, 0, size))
+            yield io.BufferedReader(_Part(file, *self._place(file)))
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
-        with errors_as_damage("it is no whole HDF5 file"):
+        with self.errors_named("it is no whole HDF5 file"):
             with self._part() as part, h5py.File(part, "r") as file:
                 yield file
 
@@ -104,18 +107,18 @@ class KerasCheckpoint(Hdf5Checkpoint):
 
     form = ".keras file"
 
-    def __init__(self, path: str) -> None:
-        with errors_as_damage("it is no whole zip file"), _open(path) as file:
+    def _check_archive(self) -> None:
+        what = "it is no whole zip file"
+        with self.errors_named(what), _open(self.path) as file:
             archive = zipfile.ZipFile(file)
             damaged = archive.testzip()  # compares the checksums
             if damaged:
-                raise DamagedError(f"the checksum of {damaged} is wrong")
+                raise ValueError(f"the checksum of {damaged} is wrong")
             if archive.getinfo(_WEIGHTS).compress_type != zipfile.ZIP_STORED:
-                raise DamagedError(
+                raise self.damaged(
                     f"its {_WEIGHTS} is compressed, which Keras does not do; "
                     "load and save it with Keras"
                 )
-        super().__init__(path)
 
     def write(
         self, path: pathlib.Path, values: Values, dropped: set[str]
@@ -130,42 +133,40 @@ class KerasCheckpoint(Hdf5Checkpoint):
                 else:
                     target.writestr(member, source.read(member))
 
-    @contextlib.contextmanager
-    def _part(self) -> Iterator[Any]:
-        with _open(self.path) as file:
-            member = zipfile.ZipFile(file).getinfo(_WEIGHTS)
-            file.seek(member.header_offset + 26)
-            name, extra = struct.unpack("<HH", file.read(4))
-            start = member.header_offset + 30 + name + extra
-            yield io.BufferedReader(_Part(file, start, member.file_size))
+    def _place(self, file: Any) -> tuple[int, int]:
+        member = zipfile.ZipFile(file).getinfo(_WEIGHTS)
+        file.seek(member.header_offset + 26)
+        name, extra = struct.unpack("<HH", file.read(4))
+        return member.header_offset + 30 + name + extra, member.file_size
 
 
-class ShardedCheckpoint(Hdf5Checkpoint):
+class ShardedCheckpoint(Checkpoint):
     """A `.weights.json` file, which lists `.weights.h5` shards beside it."""
 
     form = "sharded .weights.json"
 
-    def __init__(self, path: str) -> None:
-        self.path, self.tensors, self.places = path, {}, {}
-        with errors_as_damage("it is no list of shards"):
+    def __init__(self, path: str, argument: str) -> None:
+        super().__init__(path, argument)
+        self.tensors = {}
+        with self.errors_named("it is no list of shards"):
             with tf.io.gfile.GFile(path) as file:
                 self._config = json.load(file)
             weight_map = self._config["weight_map"]
             for group, names in weight_map.items():
                 weight_map[group] = [names] if isinstance(names, str) else names
             names = set().union(*weight_map.values())
-        there = {whole_files.split(f)[1]: f for f in paths.files(path)[:-1]}
+        there = {whole_files.split(f)[1]: f for f in self.files[:-1]}
         lost = ", ".join(sorted(map(str, names - there.keys())))
         if lost:
-            raise DamagedError(f"its shards {lost} are missing")
+            raise self.damaged(f"its shards {lost} are missing")
         self._shards, self._shard_of = {}, {}
         for name in sorted(names):
-            shard = self._shards[name] = Hdf5Checkpoint(there[name])
+            shard = self._shards[name] = Hdf5Checkpoint(there[name], argument)
             self._shard_of.update(dict.fromkeys(shard.tensors, name))
             self.tensors.update(shard.tensors)
         self.kinds = recognized_by_name.of_keras(self.tensors)
 
-    def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
+    def read(self, keys: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
         for name, some in itertools.groupby(keys, self._shard_of.__getitem__):
             yield from self._shards[name].read(some)
 
@@ -226,10 +227,10 @@ def _datasets(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     for name in group:
         key = f"{path}{name}"
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise DamagedError(f"'{key}' is a link, where Keras has none")
+            raise ValueError(f"'{key}' is a link, where Keras has none")
         item = group[name]
         if h5py.h5o.get_info(item.id).rc > 1:
-            raise DamagedError(f"'{key}' has another name as well")
+            raise ValueError(f"'{key}' has another name as well")
         if isinstance(item, h5py.Group):
             yield from _datasets(item, f"{key}/")
         elif isinstance(item, h5py.Dataset):
@@ -251,12 +252,12 @@ def _copy(old: Any, new: Any, keys: Collection[str], dropped: set[str]) -> None:
 
 def _tensor(key: str, dataset: Any) -> Tensor:
     if dataset.is_virtual or dataset.external:
-        raise DamagedError(f"'{key}' lies in another file")
+        raise ValueError(f"'{key}' lies in another file")
     dtype: Any = dataset.dtype
     if dtype == "V2" and str(dataset.attrs.get("dtype")) == "bfloat16":
         dtype = np.dtype(tf.bfloat16.as_numpy_dtype)  # as Keras 3 marks it
     elif dtype.kind == "V":
-        raise DamagedError(
+        raise ValueError(
             f"'{key}' is of no known type; Keras 2 writes bfloat16 so, and "
             "cannot read it itself"
         )
@@ -267,7 +268,7 @@ def _tensor(key: str, dataset: Any) -> Tensor:
     if dataset.shape is None:
         return Tensor((), None)
     if dataset.nbytes > _MAX_COMPRESSION * dataset.file.id.get_filesize():
-        raise DamagedError(f"'{key}' is larger than its file can hold")
+        raise ValueError(f"'{key}' is larger than its file can hold")
     return Tensor(dataset.shape, dtype)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Union
 
 import tensorflow as tf
+from google.protobuf import text_format
 
 from swa_tf.support import checks, whole_files
 
@@ -23,11 +24,21 @@ SHARDED = ".weights.json"
 SUFFIXES = (".weights.h5", SHARDED, ".h5", ".hdf5", ".keras")
 """The suffixes of Keras's files. Other paths are prefixes of several files."""
 
+STATE = "checkpoint"
+"""TensorFlow's file that says which checkpoint of a folder is the latest."""
+
 _SAVED_MODEL = "/variables/variables"  # the checkpoint in such a folder
 
 _DATA = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")  # `.meta`: no data
 _NUMBER = re.compile(r"\d+(?:\.\d+)*(?:e[+-]\d+)?")
+
+
+def must(
+    argument: str, what: str, received: str, error: type[Exception] = ValueError
+) -> Exception:
+    """Returns the error to raise for an argument, or for what it names."""
+    return error(f"`{argument}` must {what}. Received: {received}")
 
 
 def checkpoints_in(
@@ -151,10 +162,8 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
     given = []
     for path in inputs:
         if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(
-                f"`{argument}` must be a list of paths. "
-                f"Received: {path!r} in it"
-            )
+            received = f"{path!r} in it"
+            raise must(argument, "be a list of paths", received, TypeError)
         given.append(os.fspath(path))
     # For `ckpt-*` a shell gives both the index and the data of a checkpoint.
     paths = list(dict.fromkeys(_PART.sub("", path) for path in given))
@@ -166,15 +175,14 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
             f"Received twice: '{twice[0]}'"
         )
     if not paths:
-        raise ValueError(
-            f"`{argument}` must hold at least one checkpoint. Received: none"
-        )
+        raise must(argument, "hold at least one checkpoint", "none")
     for path in paths:
         if tf.io.gfile.isdir(path) and files(path)[-1:] in ([], [path]):
-            raise ValueError(
-                f"`{argument}` must be a list of checkpoints, or one directory "
-                "(for the command, as --checkpoint_dir). "
-                f"Received: the directory '{path}' in a list"
+            raise must(
+                argument,
+                "be a list of checkpoints, or one directory (for the command, "
+                "as --checkpoint_dir)",
+                f"the directory '{path}' in a list",
             )
     return paths
 
@@ -197,11 +205,9 @@ def in_directory(folder: str) -> list[str]:
     """Returns the checkpoints in a directory, the oldest first."""
     there = whole_files.names_in(folder)
     if not tf.io.gfile.isdir(folder):
-        raise FileNotFoundError(
-            "`directory` must be a folder with checkpoints. "
-            f"Received: directory='{folder}'"
-        )
-    names = prefixes(there)
+        wanted = "a folder with checkpoints"
+        raise checks.wrong("directory", wanted, folder, FileNotFoundError)
+    names = _prefixes(there)
     for name in itertools.filterfalse(_DATA.search, there):
         if suffix(name):
             names.add(name)
@@ -213,7 +219,7 @@ def in_directory(folder: str) -> list[str]:
             names.remove(name)
         shards = files(os.path.join(folder, name))[:-1]
         names -= {os.path.basename(shard) for shard in shards}
-    state = set(listed(folder))
+    state = set(_listed(folder))
     # The first version of `Saver` writes one file of no particular name.
     names |= {name for name in state & there if not _PART.search(name)}
     forms = {f"*{suffix(name)}" for name in names}
@@ -234,10 +240,8 @@ def in_directory(folder: str) -> list[str]:
         paths = [os.path.join(folder, name) for name in sorted(names)]
         return in_order(checked(paths, "directory"))
     found = ", ".join(sorted(received)) or "no checkpoint"
-    raise ValueError(
-        f"`directory` must {wanted}, or give a list of paths. "
-        f"Received: directory='{folder}' {how} {found}"
-    )
+    found = f"directory='{folder}' {how} {found}"
+    raise must("directory", f"{wanted}, or give a list of paths", found)
 
 
 def in_order(paths: list[str]) -> list[str]:
@@ -286,28 +290,21 @@ def checked_output(output: Any, paths: list[str]) -> str:
         or os.path.basename(output) in ("", ".", "..")
     ):
         ending = wanted or "a name without suffix"
-        raise ValueError(
-            f"`output` must end in {ending}, as the inputs do. "
-            f"Received: output='{output}'"
-        )
+        ending = f"end in {ending}, as the inputs do"
+        raise must("output", ending, f"output='{output}'")
     for parent in pathlib.Path(output).parents:
         if parent.exists() and not parent.is_dir():
-            raise ValueError(
-                "`output` must be in a folder. "
-                f"Received: output='{output}', and '{parent}' is a file"
-            )
+            received = f"output='{output}', and '{parent}' is a file"
+            raise must("output", "be in a folder", received)
     for path in [*files(output), *files(f"{output}.json")]:
-        raise FileExistsError(
-            "`output` must not exist. "
-            f"Received: output='{output}', and there is '{path}'"
-        )
+        received = f"output='{output}', and there is '{path}'"
+        raise must("output", "not exist", received, FileExistsError)
     return output
 
 
 def _real(path: str) -> str:
     """Returns the path of a checkpoint without symbolic links."""
-    there = [] if whole_files.is_remote(path) else files(path)
-    return os.path.realpath([path, *there][-1])
+    return os.path.realpath([path, *files(path)][-1])
 
 
 def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
@@ -316,19 +313,42 @@ def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
     return [p for i, p in enumerate(paths) if reals.index(reals[i]) < i]
 
 
-def prefixes(names: Iterable[str]) -> set[str]:
+def _prefixes(names: Iterable[str]) -> set[str]:
     """Returns the names of TensorFlow's checkpoints by those of their files."""
     return {_DATA.sub("", name) for name in names if _DATA.search(name)}
 
 
-def listed(folder: str) -> list[str]:
-    """Returns the names in the file `checkpoint`, which TensorFlow keeps."""
+def _listed(folder: str) -> list[str]:
+    """Returns the names in the file `checkpoint` of a folder."""
     try:
         state = tf.train.get_checkpoint_state(folder)
     except (tf.errors.OpError, ValueError, OSError):
         state = None
     paths = [] if state is None else state.all_model_checkpoint_paths
     return [os.path.basename(path) for path in paths]
+
+
+def state_with_latest(output: str) -> str | None:
+    """Returns a text for the file `checkpoint`, with an average as the latest.
+
+    The average, of TensorFlow's form, is not yet at its path `output`. None
+    where the file must stay as it is: a training run that looks for its latest
+    checkpoint must not go on from an average, nor delete it as an old one. So
+    there must be nothing but averages in the folder, each with its report.
+    """
+    folder, name = whole_files.split(output)
+    there = whole_files.names_in(folder)
+    listed = [n for n in _listed(folder) if f"{n}.index" in there]
+    if (
+        suffix(output)
+        or (STATE in there and not listed)  # it is of others, or unreadable
+        or any(f"{other}.json" not in there for other in _prefixes(there))
+    ):
+        return None
+    state = tf.compat.v1.train.generate_checkpoint_state_proto(
+        ".", name, [*listed, name]
+    )
+    return text_format.MessageToString(state)
 
 
 def _written(path: str) -> int:

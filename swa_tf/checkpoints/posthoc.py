@@ -11,8 +11,7 @@ import numpy as np
 
 from swa_tf.averaging import gamma_of
 from swa_tf.checkpoints import paths, weighted_mean
-from swa_tf.checkpoints.checkpoint import errors_of
-from swa_tf.checkpoints.paths import Path
+from swa_tf.checkpoints.paths import Path, must
 from swa_tf.support import checks
 
 _MAX_PROFILE_ERROR = 0.05  # from which on a warning says so
@@ -149,15 +148,16 @@ def posthoc_average(
 def _width_and_n_models(path: str) -> tuple[float, int]:
     """Returns the width and count of the average that a snapshot holds."""
     checkpoint = weighted_mean.opened(path, "snapshots")
-    with errors_of(path, "snapshots"):
-        saved = checkpoint.saved_averages()
+    saved = checkpoint.saved_averages()
     held = [state for _, state in saved if state["swapped"]]
     widths = [state.get("layout", {}).get("relative_width") for state in held]
     if len(widths) != 1 or widths[0] is None:
-        raise ValueError(
-            "`snapshots` must be checkpoints written inside `averaged_weights` "
-            "of a `PowerFunctionAverage` that is in them, or `snapshot_widths` "
-            f"and `snapshot_n_models` must be given. Received: '{path}'"
+        raise must(
+            "snapshots",
+            "be checkpoints written inside `averaged_weights` of a "
+            "`PowerFunctionAverage` that is in them, or `snapshot_widths` and "
+            "`snapshot_n_models` must be given",
+            f"'{path}'",
         )
     return widths[0], held[0]["n_models"]
 

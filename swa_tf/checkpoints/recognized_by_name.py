@@ -21,16 +21,15 @@ _STATE = re.compile(
 _STATISTIC = re.compile(r"(^|/)moving_(mean|variance)(:0|/|$)")
 
 # Of name-based checkpoints of TensorFlow.
+_NAMES = "Adam|AdamW|Adamax|Nadam|RMSProp|Adagrad|Adadelta|Ftrl|LAMB|Lion"
 _SLOT = re.compile(
-    r"/(?:Adam|AdamW|Adamax|Nadam|Momentum|MomentumW|RMSProp|Adagrad|Adadelta"
-    r"|Ftrl|LAMB|Lion|adam_[mv]|m|v|vhat|momentum|rms|mg|accumulator|linear"
-    r"|StochasticWeightAveraging)(?:_\d+)?$",
+    rf"/(?:{_NAMES}|Momentum|MomentumW|adam_[mv]|m|v|vhat|rms|mg|accumulator"
+    r"|linear|StochasticWeightAveraging)(?:_\d+)?$",
     re.IGNORECASE,
 )
 _POWER = re.compile(r"(^|/)beta\d_power(_\d+)?$")
 _OPTIMIZER = re.compile(
-    r"^(?:training/)?(?:Adam|AdamW|Adamax|Nadam|SGD|SGDW|RMSprop|Adagrad"
-    r"|Adadelta|Ftrl|LAMB|Lion|Adafactor)(?:_\d+)?/",
+    rf"^(?:training/)?(?:{_NAMES}|SGD|SGDW|Adafactor)(?:_\d+)?/",
     re.IGNORECASE,
 )
 

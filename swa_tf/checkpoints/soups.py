@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from swa_tf.checkpoints import paths, weighted_mean
-from swa_tf.checkpoints.paths import Path
+from swa_tf.checkpoints.paths import Path, must
 from swa_tf.support import checks, whole_files
 
 
@@ -160,10 +160,9 @@ def greedy_soup(
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise TypeError(
-                "`metric` must return a number. "
-                f"Received: {value!r} for '{path}'"
-            ) from None
+            received = f"{value!r} for '{path}'"
+            error = must("metric", "return a number", received, TypeError)
+            raise error from None
 
     average(found, output, dry_run=True)  # errors come before evaluations
     alone = {path: measured(path) for path in found}
@@ -172,10 +171,8 @@ def greedy_soup(
     )
     best = alone[order[0]]
     if math.isnan(best):
-        raise ValueError(
-            "`metric` must return a number for at least one input. "
-            "Received: NaN for each"
-        )
+        wanted = "return a number for at least one input"
+        raise must("metric", wanted, "NaN for each")
     soup, trials = [order[0]], [Trial(order[0], best, best, added=True)]
     with whole_files.scratch_folder(output) as scratch:
         for i, path in enumerate(order[1:]):

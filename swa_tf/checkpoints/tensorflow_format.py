@@ -17,11 +17,9 @@ import tensorflow as tf
 from swa_tf.checkpoints import object_graph, paths, recognized_by_name
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
-    DamagedError,
     Kinds,
     Tensor,
     Values,
-    errors_as_damage,
     groups,
 )
 from swa_tf.support import whole_files
@@ -34,17 +32,17 @@ class TensorFlowCheckpoint(Checkpoint):
 
     form = "TensorFlow checkpoint"
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, argument: str) -> None:
+        super().__init__(path, argument)
         self._read_from = path
         if re.search(r"[*?\[\\]", path) and not whole_files.is_remote(path):
             # TensorFlow would take the path for a pattern.
             self._links = tempfile.TemporaryDirectory()
             self._read_from = os.path.join(self._links.name, "checkpoint")
-            for file in paths.files(path):
+            for file in self.files:
                 link = self._read_from + file[len(path) :]
                 os.symlink(os.path.abspath(file), link)
-        with errors_as_damage("its index cannot be read"):
+        with self.errors_named("its index cannot be read"):
             reader = self._reader()
             shapes = reader.get_variable_to_shape_map()
             self._dtypes = reader.get_variable_to_dtype_map()
@@ -54,7 +52,7 @@ class TensorFlowCheckpoint(Checkpoint):
         }
         self._graph: object_graph.ObjectGraph | None = None
         if object_graph.KEY in self.tensors:
-            with errors_as_damage("its object graph cannot be decoded"):
+            with self.errors_named("its object graph cannot be decoded"):
                 self._graph = object_graph.ObjectGraph(
                     self.string(object_graph.KEY), self.tensors.keys()
                 )
@@ -81,28 +79,28 @@ class TensorFlowCheckpoint(Checkpoint):
 
     def string(self, key: str) -> bytes:
         """Returns the one string of a scalar tensor."""
-        (value,) = self.read([key])
+        ((_, value),) = self.read([key])
         if not isinstance(value.item(), bytes):
-            raise DamagedError(f"'{key}' is no string")
+            raise self.damaged(f"'{key}' is no string")
         return value.item()
 
     def saved_averages(self) -> list[tuple[Any, dict[str, Any]]]:
         found = []
-        with errors_as_damage("the state of its average cannot be read"):
+        with self.errors_named("the state of its average cannot be read"):
             for keys in self._graph.averages if self._graph else ():
                 state = json.loads(self.string(keys.state))
-                (n_models,) = self.read([keys.n_models])
+                ((_, n_models),) = self.read([keys.n_models])
                 found.append((keys, {**state, "n_models": int(n_models)}))
         return found
 
-    def read(self, keys: Iterable[str]) -> Iterator[np.ndarray]:
+    def read(self, keys: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
         reader = self._reader()
         # The first version of `Saver` writes one file, which it compresses.
         data = paths.files(self.path)[:-1]
         sizes = [tf.io.gfile.stat(file).length for file in data]
         at_most = sum(sizes) if data else math.inf
         for key in keys:
-            with errors_as_damage(f"'{self.name(key)}' cannot be read"):
+            with self.errors_named(f"'{self.name(key)}' cannot be read"):
                 if self.tensors[key].nbytes > at_most:
                     raise ValueError("it is larger than the data files")
                 if self._dtypes[key].is_numpy_compatible:
@@ -115,7 +113,7 @@ class TensorFlowCheckpoint(Checkpoint):
                         (tensor,) = self._restored([key])
                         _run(tensor.op)
                     value = np.empty(0)
-            yield value
+            yield key, value
             del value  # before the next one is read
 
     def write(

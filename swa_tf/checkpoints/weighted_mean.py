@@ -7,30 +7,29 @@ import json
 import os
 import pathlib
 import re
-import stat
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from swa_tf.checkpoints import paths, state_file
-from swa_tf.checkpoints.checkpoint import (
-    Checkpoint,
-    DamagedError,
-    Tensor,
-    errors_of,
-    groups,
-)
+from swa_tf.checkpoints import paths
+from swa_tf.checkpoints.checkpoint import Checkpoint, Tensor, groups
 from swa_tf.checkpoints.keras_format import (
     Hdf5Checkpoint,
     KerasCheckpoint,
     ShardedCheckpoint,
 )
+from swa_tf.checkpoints.paths import must
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import checks, whole_files
 
 _BLOCK = 1 << 15  # numbers averaged at a time; in float64 they fit in a cache
+_FORMS: dict[str, type[Checkpoint]] = {
+    "": TensorFlowCheckpoint,
+    ".keras": KerasCheckpoint,
+    paths.SHARDED: ShardedCheckpoint,
+}
 _MAX_GROUP = 1 << 25  # numbers that are held in float64 at a time
 
 
@@ -74,15 +73,11 @@ def merge(
     output: str,
     coefficients: Sequence[float] | None = None,
     *,
-    optimizer_slots: str,
-    from_newest: Iterable[re.Pattern[str]],
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
     about: dict[str, Any] | None = None,
-    argument: str = "inputs",
-    newest: str | None = None,
-    averages_batch_norm: bool = True,
     is_latest: bool = True,
+    **how: Any,
 ) -> dict[str, Any]:
     """Averages checkpoints with the c of each, and writes the result.
 
@@ -91,24 +86,12 @@ def merge(
     - coefficients: The c of each input, also below 0, but for the first c = 1;
       by default 1 / (n + 1).
     - about: What joins the report.
-    - argument: The name of `inputs` in errors.
-    - newest: The newest of `inputs`, where it is known.
-    - averages_batch_norm: Whether batch-norm statistics are averaged, or come
-      from the newest: a variance must not come out below 0.
     - is_latest: Whether `tf.train.latest_checkpoint` is to find the result.
+    - how: Further arguments of `_Plan`.
     """
     if coefficients is None:
         coefficients = [1.0 / (i + 1) for i in range(len(inputs))]
-    checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
-    plan = _Plan(
-        argument,
-        inputs,
-        coefficients,
-        optimizer_slots == "drop",
-        from_newest,
-        newest or paths.in_order(inputs)[-1],
-        averages_batch_norm,
-    )
+    plan = _Plan(inputs, coefficients, **how)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat()
     name = os.path.basename(output)
     report = {"output": name, **plan.report(), **(about or {}), "written": now}
@@ -129,14 +112,12 @@ def merge(
         as_json = scratch / f"{name}.json"
         as_json.write_text(json.dumps(report, indent=1), encoding="utf-8")
         written = [as_json, *map(pathlib.Path, paths.files(os.fspath(new)))]
-        state = None
-        if is_latest and not paths.suffix(output):
-            state = state_file.with_latest(output)
+        state = paths.state_with_latest(output) if is_latest else None
         if state is not None:
-            written.append(scratch / state_file.NAME)
+            written.append(scratch / paths.STATE)
             written[-1].write_text(state, encoding="utf-8")
         folder = whole_files.split(output)[0]
-        whole_files.move(written, folder, replaces=state_file.NAME)
+        whole_files.move(written, folder, replaces=paths.STATE)
     return report
 
 
@@ -144,40 +125,88 @@ class _Plan:
     """The tensors to average, to take from the newest, and to drop.
 
     Keys are those of the newest checkpoint; each has twins in the others.
+
+    Its arguments are those of `average_checkpoints` and `merge`, and these:
+
+    - argument: The name of `inputs` in errors.
+    - newest: The newest of `inputs`, where it is known.
+    - averages_batch_norm: Whether batch-norm statistics are averaged, or come
+      from the newest: a variance must not come out below 0.
     """
 
     def __init__(
         self,
-        argument: str,
         inputs: list[str],
         coefficients: Sequence[float],
-        drops_slots: bool,
+        *,
+        optimizer_slots: str,
         from_newest: Iterable[re.Pattern[str]],
-        newest_path: str,
-        averages_batch_norm: bool,
+        argument: str = "inputs",
+        newest: str | None = None,
+        averages_batch_norm: bool = True,
     ) -> None:
-        checkpoints = [opened(path, argument) for path in inputs]
-        newest = checkpoints[inputs.index(newest_path)]
-        names = _unmatched(checkpoints, from_newest)
-        averaged = _weights(newest, names)
-        self._batch_norm = newest.kinds.batch_norm & averaged
-        if not averages_batch_norm:
-            averaged -= self._batch_norm
-        if not averaged:
-            raise ValueError(
-                f"`{argument}` must hold weights of floating point to average. "
-                f"Received: none in '{newest.path}'"
-            )
-        twins = [
-            _twins(argument, newest, averaged, c, names) for c in checkpoints
-        ]
+        checks.choice("optimizer_slots", optimizer_slots, ("keep", "drop"))
         self._argument = argument
+        checkpoints = [opened(path, argument) for path in inputs]
+        at = inputs.index(newest or paths.in_order(inputs)[-1])
+        self.newest = checkpoints[at]
+        self._names = _unmatched(checkpoints, from_newest)
+        self._averaged = self._weights(self.newest)
+        self._batch_norm = self.newest.kinds.batch_norm & self._averaged
+        if not averages_batch_norm:
+            self._averaged -= self._batch_norm
+        if not self._averaged:
+            wanted = "hold weights of floating point to average"
+            raise must(argument, wanted, f"none in '{self.newest.path}'")
+        twins = map(self._twins, checkpoints)
         self._inputs = [*zip(checkpoints, twins, coefficients)]
-        self.newest, self._averaged = newest, averaged
         tensors = [t for c in checkpoints for t in c.tensors.values()]
         self.n_bytes = sum(tensor.nbytes for tensor in tensors)
-        self.dropped = newest.kinds.slots if drops_slots else set()
-        self._others = newest.tensors.keys() - averaged - self.dropped
+        drops = optimizer_slots == "drop"
+        self.dropped = self.newest.kinds.slots if drops else set()
+        others = self.newest.tensors.keys() - self._averaged
+        self._others = others - self.dropped
+
+    def _weights(self, checkpoint: Checkpoint) -> set[str]:
+        """Returns the keys of the weights that no pattern matches."""
+        floats = {
+            key
+            for key, tensor in checkpoint.tensors.items()
+            if tensor.is_float and checkpoint.name(key) in self._names
+        }
+        return floats - checkpoint.kinds.slots - checkpoint.kinds.state
+
+    def _twins(self, other: Checkpoint) -> dict[str, str]:
+        """Returns the keys in `other`; raises if its weights differ."""
+        newest, argument = self.newest, self._argument
+        if other.form != newest.form:
+            forms = [f"'{c.path}' ({c.form})" for c in (other, newest)]
+            raise must(argument, "be of one form", " and ".join(forms))
+        twins = newest.twins(other)
+        ours = newest.tensors
+        floats = {twin for key, twin in twins.items() if ours[key].is_float}
+        theirs = {key: other.tensors[twin] for key, twin in twins.items()}
+        pairs = [
+            (newest.name(key), ours[key], theirs.get(key))
+            for key in sorted(self._averaged)
+        ] + [
+            (other.name(key), None, other.tensors[key])
+            for key in sorted(self._weights(other) - floats)
+        ]
+        differ = [
+            f"'{name}' {its or 'missing'} instead of {wanted or 'none'}"
+            for name, wanted, its in pairs
+            if str(its) != str(wanted)
+        ]
+        if differ:
+            more = " and more" if len(differ) > 3 else ""
+            raise must(
+                argument,
+                "hold the same tensors, apart from what `from_newest` matches",
+                f"'{other.path}' with {', '.join(differ[:3])}{more}, "
+                f"against '{newest.path}'",
+            )
+        return twins
 
     def report(self) -> dict[str, Any]:
         """Returns what the plan says, for users."""
@@ -218,7 +247,7 @@ class _Plan:
         for checkpoint, keys, _ in self._inputs:
             averaged = {keys[key] for key in self._averaged}
             others = sorted(checkpoint.tensors.keys() - averaged)
-            for key, _ in read(checkpoint, others, self._argument):
+            for key, _ in checkpoint.read(others):
                 advance(checkpoint.tensors[key])
 
     def values(
@@ -232,7 +261,7 @@ class _Plan:
             averages: dict[str, Average] = {}
             for checkpoint, keys, c in self._inputs:
                 key_of = {keys[key]: key for key in group}
-                for twin, weight in read(checkpoint, key_of, self._argument):
+                for twin, weight in checkpoint.read(key_of):
                     key = key_of[twin]
                     if key in averages:
                         averages[key].update(weight, c)
@@ -250,22 +279,20 @@ class _Plan:
 
     def _check_finite(self, key: str, average: np.ndarray) -> None:
         """Raises if an average is NaN or infinite where the newest is not."""
-        with np.errstate(all="ignore"):
-            dtype = np.result_type(average.dtype, np.float64)
-            if np.isfinite(average.sum(dtype=dtype)):
-                return
-        ((_, value),) = read(self.newest, [key], self._argument)
+        if np.isfinite(average).all():
+            return
+        ((_, value),) = self.newest.read([key])
         spoilt = np.isfinite(value) & ~np.isfinite(average)
         for checkpoint, keys, _ in self._inputs if spoilt.any() else ():
-            ((_, value),) = read(checkpoint, [keys[key]], self._argument)
+            ((_, value),) = checkpoint.read([keys[key]])
             if not np.isfinite(value[spoilt]).all():
-                raise NotFiniteError(
-                    f"`{self._argument}` must be finite where the newest is, "
-                    "or their average is not. "
-                    f"Received: '{checkpoint.path}' with NaN "
-                    f"or infinity in '{self.newest.name(key)}'. Leave that "
-                    "input out or, if this is no weight, name it in "
-                    "`from_newest`."
+                raise must(
+                    self._argument,
+                    "be finite where the newest is, or their average is not",
+                    f"'{checkpoint.path}' with NaN or infinity in "
+                    f"'{self.newest.name(key)}'. Leave that input out or, if "
+                    "this is no weight, name it in `from_newest`.",
+                    NotFiniteError,
                 )
 
 
@@ -297,37 +324,7 @@ def warn(report: dict[str, Any]) -> None:
 
 def opened(path: str, argument: str = "inputs") -> Checkpoint:
     """Opens a checkpoint, or raises an error that says why it is none."""
-    files = paths.files(path)
-    if not files:
-        raise FileNotFoundError(
-            f"`{argument}` must be checkpoints that exist. Received: '{path}'"
-        )
-    with errors_of(path, argument):
-        for file in files:
-            remote = whole_files.is_remote(file)
-            # To read a pipe would never end.
-            if not (remote or stat.S_ISREG(os.stat(file).st_mode)):
-                raise DamagedError(f"{os.path.basename(file)} is no file")
-        suffix = paths.suffix(path)
-        main = path if suffix else f"{path}.index"
-        if files[-1] not in (path, main):
-            raise DamagedError(f"{os.path.basename(main)} is missing")
-        if not suffix:
-            return TensorFlowCheckpoint(path)
-        forms = {".keras": KerasCheckpoint, paths.SHARDED: ShardedCheckpoint}
-        return forms.get(suffix, Hdf5Checkpoint)(path)
-
-
-def read(
-    checkpoint: Checkpoint, keys: Collection[str], argument: str = "inputs"
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields keys and values of a checkpoint, with errors that name it."""
-    values = checkpoint.read(keys)
-    for key in keys:
-        with errors_of(checkpoint.path, argument):
-            value = next(values)
-        yield key, value
-        del value  # before the next one is read
+    return _FORMS.get(paths.suffix(path), Hdf5Checkpoint)(path, argument)
 
 
 def patterns(from_newest: Iterable[str]) -> list[re.Pattern[str]]:
@@ -340,10 +337,11 @@ def patterns(from_newest: Iterable[str]) -> list[re.Pattern[str]]:
         try:
             compiled.append(re.compile(pattern))
         except (re.error, TypeError) as error:
-            raise ValueError(
-                "`from_newest` must hold regular expressions. "
-                f"Received: {pattern!r}: {error}"
-            ) from None
+            wanted, received = (
+                "hold regular expressions",
+                f"{pattern!r}: {error}",
+            )
+            raise must("from_newest", wanted, received) from None
     return compiled
 
 
@@ -355,57 +353,7 @@ def _unmatched(
     for pattern in from_newest:
         found = set(filter(pattern.search, names))
         if not found:
-            raise ValueError(
-                "`from_newest` must match names of tensors. Received: "
-                f"{pattern.pattern!r}, which matches none of those left"
-            )
+            received = f"{pattern.pattern!r}, which matches none of those left"
+            raise must("from_newest", "match names of tensors", received)
         names -= found
     return names
-
-
-def _weights(checkpoint: Checkpoint, names: set[str]) -> set[str]:
-    """Returns the keys of the weights that have one of these names."""
-    return {
-        key
-        for key, tensor in checkpoint.tensors.items()
-        if tensor.is_float and checkpoint.name(key) in names
-    } - (checkpoint.kinds.slots | checkpoint.kinds.state)
-
-
-def _twins(
-    argument: str,
-    newest: Checkpoint,
-    averaged: set[str],
-    other: Checkpoint,
-    names: set[str],
-) -> dict[str, str]:
-    """Returns the keys in another checkpoint; raises if its weights differ."""
-    if other.form != newest.form:
-        raise ValueError(
-            f"`{argument}` must be of one form. "
-            f"Received: '{other.path}' ({other.form}) and "
-            f"'{newest.path}' ({newest.form})"
-        )
-    twins = newest.twins(other)
-    floats = {twin for k, twin in twins.items() if newest.tensors[k].is_float}
-    theirs = {key: other.tensors[twin] for key, twin in twins.items()}
-    pairs = [
-        (newest.name(key), newest.tensors[key], theirs.get(key))
-        for key in sorted(averaged)
-    ] + [
-        (other.name(key), None, other.tensors[key])
-        for key in sorted(_weights(other, names) - floats)
-    ]
-    differ = [
-        f"'{name}' {its or 'missing'} instead of {ours or 'none'}"
-        for name, ours, its in pairs
-        if str(its) != str(ours)
-    ]
-    if differ:
-        more = " and more" if len(differ) > 3 else ""
-        raise ValueError(
-            f"`{argument}` must hold the same tensors, apart from what "
-            f"`from_newest` matches. Received: '{other.path}' with "
-            f"{', '.join(differ[:3])}{more}, against '{newest.path}'"
-        )
-    return twins

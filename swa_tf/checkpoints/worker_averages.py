@@ -11,7 +11,8 @@ import numpy as np
 
 from swa_tf.averaging import StochasticWeightAveraging
 from swa_tf.checkpoints import paths, weighted_mean
-from swa_tf.checkpoints.checkpoint import Tensor, errors_of
+from swa_tf.checkpoints.checkpoint import Tensor
+from swa_tf.checkpoints.paths import must
 from swa_tf.support import checks
 from swa_tf.support import variables as variables_lib
 
@@ -118,9 +119,7 @@ def _checked_others(
                 f"Received twice: {other.name}"
             )
     if not others:
-        raise ValueError(
-            "`others` must hold at least one average. Received: others=[]"
-        )
+        raise must("others", "hold at least one average", "others=[]")
     return live, paths.checked(files, "others") if files else []
 
 
@@ -131,10 +130,8 @@ def _in_memory(argument: str, swa: StochasticWeightAveraging) -> _Average:
             "`averaged_weights` before `merge_averages`."
         )
     if not swa.averaged:
-        raise ValueError(
-            f"`{argument}` must have its variables: call `apply` or `build` "
-            f"first. Received: {swa.name}, which has none yet"
-        )
+        wanted = "have its variables: call `apply` or `build` first"
+        raise must(argument, wanted, f"{swa.name}, which has none yet")
     names = [name for name, _ in swa.averaged]
     averages = [variables_lib.components(v)[0] for _, v in swa.averaged]
     tensors = [
@@ -147,15 +144,15 @@ def _in_memory(argument: str, swa: StochasticWeightAveraging) -> _Average:
 
 def _of_checkpoint(path: str) -> _Average:
     checkpoint = weighted_mean.opened(path, "others")
-    with errors_of(path, "others"):
-        saved = checkpoint.saved_averages()
+    saved = checkpoint.saved_averages()
     # Others weigh their models otherwise, and do not merge.
-    found = [pair for pair in saved if pair[1].get("kind", _KIND) == _KIND]
+    found = [pair for pair in saved if pair[1].get("kind") == _KIND]
     if len(found) != 1:
-        raise ValueError(
-            "`others` must be checkpoints of `tf.train.Checkpoint` that hold "
-            f"one {_KIND} each (of several, restore one and give that). "
-            f"Received: '{path}' with {len(found) or 'none'}"
+        raise must(
+            "others",
+            f"be checkpoints of `tf.train.Checkpoint` that hold one {_KIND} "
+            "each (of several, restore one and give that)",
+            f"'{path}' with {len(found) or 'none'}",
         )
     ((keys, state),) = found
     if state["swapped"]:
@@ -163,18 +160,15 @@ def _of_checkpoint(path: str) -> _Average:
         raise checks.wrong("others", wanted, path)
     names = [name for name, _ in state["averaged"]]
     tensors = [checkpoint.tensors[key] for key in keys.averages]
-    read = weighted_mean.read(checkpoint, keys.averages, "others")
-    values = (value for _, value in read)
+    values = (value for _, value in checkpoint.read(keys.averages))
     return _Average(path, state["n_models"], names, tensors, values)
 
 
 def _check_joins(average: _Average, target: _Average) -> None:
     """Raises unless `average` has models, of the variables of `target`."""
     if average.n_models == 0:
-        raise ValueError(
-            "`others` must have averaged at least one model. "
-            f"Received: '{average.name}', which has averaged none"
-        )
+        received = f"'{average.name}', which has averaged none"
+        raise must("others", "have averaged at least one model", received)
     names, wanted = average.names, target.names
     reordered = names != wanted and sorted(names) == sorted(wanted)
     if reordered or average.tensors != target.tensors:

@@ -143,7 +143,7 @@ def move(
     there.
     """
     moves: list[tuple[str, str]] = []
-    replaced = False
+    replaced: bool | None = None  # until the renames begin
     with errors_named(folder or "."):
         try:
             if is_remote(folder):
@@ -156,6 +156,7 @@ def move(
                     tf.io.gfile.copy(os.fspath(file), moves[-1][0])
                 else:
                     moves.append((os.fspath(file), target))
+            replaced = False
             for source, target in moves:
                 if is_there(target):
                     replaced = split(target)[1] == replaces
@@ -167,7 +168,7 @@ def move(
                 raise  # what was there is gone, and all is done
             for source, target in moves:
                 left = target  # what is no longer at its source
-                if is_there(source):
+                if replaced is None or is_there(source):
                     if not is_remote(folder):
                         continue  # it goes with the scratch folder
                     left = source

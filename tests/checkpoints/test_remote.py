@@ -187,6 +187,27 @@ def test_a_failure_leaves_nothing(
     assert listed(f"{ram}/run") == before
 
 
+def test_a_failed_copy_takes_nothing_of_other_averages(
+    ram, tmp_path, monkeypatch
+):
+    """The file `checkpoint` names them until it is replaced."""
+    paths = write(OBJECT, f"{ram}/run", tmp_path)
+    swa_tf.average_checkpoints(paths, f"{ram}/averages/a")
+    before, copy = listed(f"{ram}/averages"), tf.io.gfile.copy
+
+    def fails(source, target, **kwargs):
+        if os.path.basename(source) == "checkpoint":
+            raise tf.errors.ResourceExhaustedError(None, None, "it is full")
+        copy(source, target, **kwargs)
+
+    monkeypatch.setattr(tf.io.gfile, "copy", fails)
+    with pytest.raises(OSError, match="it is full"):
+        swa_tf.average_checkpoints(paths, f"{ram}/averages/b")
+    assert listed(f"{ram}/averages") == before
+    latest = tf.train.latest_checkpoint(f"{ram}/averages")
+    assert latest == f"{ram}/averages/a"
+
+
 def test_what_counts_is_there_last(ram, tmp_path, monkeypatch):
     paths = write(OBJECT, f"{ram}/run", tmp_path)
     rename, moved = tf.io.gfile.rename, []
