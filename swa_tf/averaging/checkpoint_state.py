@@ -61,7 +61,7 @@ class CheckpointState(tf.train.experimental.PythonState):
 
     def assertions(self, name: str) -> list[tf.Operation]:
         """Returns ops that raise the same when a graph runs."""
-        if self.variable is None or tf.executing_eagerly():
+        if self.variable is None:
             return []
         # Not `assert_equal`, whose many ops would be most of a small graph.
         is_live = tf.logical_not(self.variable)

@@ -26,6 +26,7 @@ class Argument(NamedTuple):
     name: str
     wanted: str
     below: float
+    scalar: str = "a scalar"
     rounded: Callable[[Any], Any] = float32
 
     def given(self, value: Any) -> Any:
@@ -34,8 +35,6 @@ class Argument(NamedTuple):
         if value is None:
             return None
         if tf.is_tensor(value):
-            if value.shape.rank not in (0, None):
-                raise checks.wrong(self.name, "a scalar", value)
             dtype = value.dtype.base_dtype
             if not (dtype.is_floating or dtype.is_integer):
                 raise checks.wrong(self.name, self.wanted, value)
@@ -51,16 +50,28 @@ class Argument(NamedTuple):
     def check(self, value: Any) -> list[tf.Operation]:
         """Raises unless `value` is right; in a graph, gives assertions."""
         right = self.allows(value)
+        if tf.TensorShape(right.shape).rank not in (0, None):
+            raise checks.wrong(self.name, self.scalar, value)
         if tf.is_tensor(right) and not hasattr(right, "numpy"):
             name = f"{self.name}_must_be_a_scalar"
             right = tf.ensure_shape(right, [], name=name)
             message = f"`{self.name}` must be {self.wanted}. Received:"
             return [tf.debugging.Assert(right, [message, value])]
-        if len(right.shape) > 0:
-            raise checks.wrong(self.name, "a scalar", value)
         if not right:
             raise checks.wrong(self.name, self.wanted, value)
         return []
+
+    def read(self, value: Any) -> Any:
+        """Returns `value`, rounded, once it is known to be right.
+
+        A wrong one raises, in a graph when it runs. Where XLA leaves the error
+        out it is NaN, and the update moves nothing.
+        """
+        with tf.control_dependencies(assertions := self.check(value)):
+            rounded = self.rounded(value)
+            if not assertions:
+                return rounded
+            return tf.where(self.allows(value), rounded, math.nan)
 
     def allows(self, value: Any) -> Any:
         """Whether `value` is right: a boolean tensor or one of NumPy."""
@@ -74,7 +85,11 @@ NUM_UPDATES = Argument(
 )
 
 _OF_MODELS = Argument(
-    "decay", "a function whose values are in [0, 1)", 1.0, rounded=tf.identity
+    "decay",
+    "a function whose values are in [0, 1)",
+    1.0,
+    "a function whose values are scalars",
+    rounded=tf.identity,
 )
 
 
@@ -89,11 +104,7 @@ def of_models(function: Callable[[tf.Tensor], Any], n_models: Any) -> tf.Tensor:
     else:
         number = checks.real("decay", value, _OF_MODELS.wanted)
         decay = tf.constant(number, tf.float64)
-    if decay.shape.rank not in (0, None):
-        wanted = "a function whose values are scalars"
-        raise checks.wrong("decay", wanted, value)
-    with tf.control_dependencies(_OF_MODELS.check(decay)):
-        return tf.identity(decay)
+    return _OF_MODELS.read(decay)
 
 
 def scaled_decay(decay: float, batch_size_ratio: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterable
@@ -10,10 +9,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import has_begun, rounding
-from swa_tf.averaging.decay import DECAY, NUM_UPDATES, float32, of_models
+from swa_tf.averaging import has_begun, v1_graph
+from swa_tf.averaging.decay import DECAY, NUM_UPDATES, of_models
 from swa_tf.averaging.schedule import AveragingSchedule
-from swa_tf.averaging.update import Update
+from swa_tf.averaging.update import ListUpdate
 from swa_tf.averaging.weight_average import WeightAverage
 from swa_tf.support import checks
 from swa_tf.support import variables as variables_lib
@@ -132,13 +131,14 @@ class ExponentialMovingAverage(WeightAverage):
         self._warm_up = warm_up
         self._debiased = untracked({})
         self._debias_variables: list[tf.Variable] = []
-        super().__init__(name, when, device, skip_nonfinite)
+        super().__init__(name, when, device, skip_nonfinite=skip_nonfinite)
 
     def _reset_ops(self) -> list[Any]:
-        if self._average_of.value:
-            self._checked([key.deref() for key in self._average_of.value])
+        variables = self._averaged_variables()
+        if variables:
+            self._checked(variables)
         return [
-            self._assign_initial_values(self._average_of.value),
+            self._assign_initial_values(variables),
             *(v.assign(tf.zeros_like(v)) for v in self._debias_variables),
             *super()._reset_ops(),
         ]
@@ -146,16 +146,17 @@ class ExponentialMovingAverage(WeightAverage):
     def _check_each_averaged(self, variables: list[Any]) -> list[Any]:
         if self._begun is None:
             return []
-        begun = self._have_begun(variables)
+        begun = has_begun.read(self._begun, len(self._averages))
         if tf.executing_eagerly():
-            each = zip(variables, begun.numpy())
-            variables = [v for v, has_begun in each if not has_begun]
+            have_begun = dict(zip(self._average_of.value, begun.numpy()))
+            variables = [v for v in variables if not have_begun[v.ref()]]
         message = (
             f"{self.name} has not averaged each of these variables yet, or "
             f"not since `reset`: {variables_lib.describe(variables)}. Call "
             "`apply` with them first, or swap a list without them."
         )
         if not tf.executing_eagerly():
+            begun = tf.gather(begun, self._indices(variables))
             data = [message, "begun:", begun]
             return [tf.debugging.Assert(tf.reduce_all(begun), data)]
         if variables:
@@ -184,25 +185,16 @@ class ExponentialMovingAverage(WeightAverage):
             c = 1.0 - of_models(self._decay.value, n_models)
         else:
             # In float32, for the bits of TensorFlow's class.
-            decay = float32(self._decay.value)
+            decay = DECAY.read(self._decay.value)
             c = tf.cast(1.0 - decay, tf.float64)
         if self._num_updates.value is not None:
-            n = float32(self._num_updates.value)
+            n = NUM_UPDATES.read(self._num_updates.value)
             c_n = tf.cast(1.0 - (1.0 + n) / (10.0 + n), tf.float64)
             c = tf.maximum(c, c_n)
         if self._warm_up is not None:
             n = tf.cast(n_models, tf.float64)
             c = tf.maximum(c, self._warm_up / (n + self._warm_up))
-        # Where XLA leaves assertions out, a wrong number moves nothing.
-        for argument, value in self._unchecked():
-            c = tf.where(argument.allows(value), c, tf.zeros_like(c))
         return c
-
-    def _unchecked(self) -> list[tuple[Any, Any]]:
-        """Returns the arguments that an update may find to be wrong."""
-        decay, num_updates = self._decay.value, self._num_updates.value
-        given = [(DECAY, decay), (NUM_UPDATES, num_updates)]
-        return [pair for pair in given if tf.is_tensor(pair[1])]
 
     def _starts_as_tensorflow(self) -> bool:
         """Whether the first update moves an average that is there before it."""
@@ -210,18 +202,20 @@ class ExponentialMovingAverage(WeightAverage):
 
     def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
         if self._begun is not None:
-            return ~self._have_begun(variables)
+            begun = has_begun.read(self._begun, len(self._averages))
+            return ~tf.gather(begun, self._indices(variables))
         if self._starts_as_tensorflow():
             return False
         return super()._is_first(variables, n_models)
 
-    def _have_begun(self, variables: list[Any]) -> Any:
-        begun = has_begun.read(self._begun, len(self._averages))
-        return tf.gather(begun, self._indices(variables))
-
     def _indices(self, variables: list[Any]) -> list[int]:
-        index = {key: i for i, key in enumerate(self._average_of.value)}
-        return [index[variable.ref()] for variable in variables]
+        """Returns the places in `_begun` of the averages of `_pairs`."""
+        place = {key: i for i, key in enumerate(self._average_of.value)}
+        return [
+            place[variable.ref()]
+            for variable in variables
+            for _ in variables_lib.components(self.average(variable))
+        ]
 
     def _counts(self) -> list[tf.Variable]:
         counts = super()._counts()
@@ -245,17 +239,15 @@ class ExponentialMovingAverage(WeightAverage):
         n_before = len(self._averages)
         super()._make_averages(variables, begin, *given)
         if self._begun is None:
-            for key in list(self._average_of.value)[n_before:]:
-                tensor = key.deref()
-                if self._zero_debias and not isinstance(tensor, tf.Variable):
-                    self._make_debias_variables(tensor)
+            tensors = self._averaged_variables()[n_before:]
+            self._debias(v for v in tensors if not isinstance(v, tf.Variable))
             return
         with tf.init_scope():
             n_known = max(n_before, len(self._state.restored))
-            joined = list(self._average_of.value)[n_known:]
+            joined = self._averaged_variables()[n_known:]
             # A variable made in the present trace has no value yet.
             has_value = tf.compat.v1.is_variable_initialized
-            there = [bool(has_value(key.deref())) for key in joined]
+            there = [bool(has_value(variable)) for variable in joined]
             if self._state.was_restored:
                 # A checkpoint restored before it had averages for them.
                 self._assign_initial_values(itertools.compress(joined, there))
@@ -266,82 +258,48 @@ class ExponentialMovingAverage(WeightAverage):
             begun = [starts and is_there for is_there in there]
             has_begun.join(self._begun, begun, n_known)
 
+    def _debias(self, tensors: Iterable[tf.Tensor]) -> None:
+        for tensor in tensors if self._zero_debias else ():
+            counted = self._starts_as_tensorflow()
+            made = v1_graph.DebiasedTensor(self.average(tensor), counted)
+            self._debias_variables.extend(made.variables)
+            self._debiased.value[tensor.ref()] = made
+
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
-        if callable(self._decay.value) and tf.executing_eagerly():
-            of_models(self._decay.value, self.n_models)  # before any change
-        assertions = []
-        if unchecked := self._unchecked():
-            # In a scope, to leave the names of the caller's ops as they are.
-            with tf.name_scope(self._own_name("checks")):
-                for argument, value in unchecked:
-                    assertions += argument.check(value)
-        with tf.control_dependencies(assertions):
-            return super()._apply(var_list)
+        given = self._decay.value, self._num_updates.value
+        may_be_wrong = any(tf.is_tensor(v) or callable(v) for v in given)
+        if may_be_wrong and tf.executing_eagerly():
+            self.coefficient(self.n_models)  # raises before any change
+        return super()._apply(var_list)
 
-    def _make_debias_variables(self, tensor: tf.Tensor) -> None:
-        """Makes the variables for a tensor's average, which starts at zero."""
-        v1 = tf.compat.v1
-        progress = "local_step" if self._starts_as_tensorflow() else "share"
-        average: Any = self.average(tensor)
-        with tf.init_scope(), v1.variable_scope(average.op.name):
-            make = functools.partial(
-                v1.get_variable,
-                dtype=average.dtype,
-                initializer=v1.zeros_initializer(),
-                trainable=False,
-                use_resource=True,
-            )
-            made = [make("biased", average.shape), make(progress, [])]
-        self._debias_variables.extend(made)
-        self._debiased.value[tensor.ref()] = made
+    def _pairs(self, variables: list[Any]) -> list[tuple[tf.Variable, Any]]:
+        debiased = self._debiased.value  # whose `biased` moves instead
+        return [
+            (debiased[w.ref()].biased if w.ref() in debiased else average, w)
+            for average, w in super()._pairs(variables)
+        ]
 
-    def _move(
-        self,
-        variables: list[Any],
-        c: tf.Tensor,
-        n_models: tf.Tensor,
-        update: Update | None,
-    ) -> Any:
-        debiased = self._debiased.value
-        plain = [v for v in variables if v.ref() not in debiased]
-        moved = [super()._move(plain, c, n_models, update)]
+    def _move(self, update: ListUpdate, c: tf.Tensor, n_models: Any) -> Any:
+        moved = [super()._move(update, c, n_models)]
+        variables, debiased = update.variables, self._debiased.value
         if self._begun is not None:
             # Averages that are swapped in have c = 0, and begin later.
             indices, n_averages = self._indices(variables), len(self._averages)
             moved.append(
                 has_begun.begin(self._begun, indices, c > 0, n_averages)
             )
-        for tensor in variables:
-            if tensor.ref() in debiased:
-                moved += self._move_debiased(tensor, c, n_models)
+        elif debiased:
+            with tf.control_dependencies(moved):
+                for key in [v.ref() for v in variables if v.ref() in debiased]:
+                    moved += debiased[key].divide(c)
         return tf.group(*moved)
 
-    def _move_debiased(
-        self, tensor: tf.Tensor, c: tf.Tensor, n_models: tf.Tensor
-    ) -> list[Any]:
-        average: Any = self.average(tensor)
-        biased, progress = self._debiased.value[tensor.ref()]
-        before, weight = biased.read_value(), tf.cast(tensor, biased.dtype)
-        threshold = rounding.threshold(n_models)
-        value = rounding.moved(before, weight, c, threshold)
-        done = progress.read_value()
-        if self._starts_as_tensorflow():
-            done += 1.0
-            share = 1.0 - tf.pow(1.0 - c, tf.cast(done, c.dtype))
-        else:
-            share = done = done + tf.cast(c, done.dtype) * (1.0 - done)
-        return [
-            biased.assign(value),
-            progress.assign(done),
-            average.assign(value / tf.cast(share, value.dtype)),
-        ]
-
-    def _assign_initial_values(self, keys: Iterable[Any]) -> Any:
+    def _assign_initial_values(self, variables: Iterable[Any]) -> Any:
         """Assigns each average its weight, or 0 to that of a tensor."""
         pairs: list[tuple[Any, Any]] = []
-        for key in keys:
-            value, average = key.deref(), self._average_of.value[key]
-            if not isinstance(value, tf.Variable):
-                value = tf.zeros_like(average)
+        for variable in variables:
+            average: Any = self.average(variable)
+            is_tensor = not isinstance(variable, tf.Variable)
+            value = tf.zeros_like(average) if is_tensor else variable
             pairs.append((average, value))
         return variables_lib.assign(variables_lib.component_pairs(pairs))

@@ -75,7 +75,7 @@ class PowerFunctionAverage(WeightAverage):
     ) -> None:
         self._gamma = gamma_of("relative_width", relative_width)
         self._relative_width = float(relative_width)
-        super().__init__(name, when, device, skip_nonfinite)
+        super().__init__(name, when, device, skip_nonfinite=skip_nonfinite)
 
     @property
     def relative_width(self) -> float:

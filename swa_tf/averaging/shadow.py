@@ -1,17 +1,16 @@
-"""Shadow variables; those of v1 graphs are made as TensorFlow makes its own."""
+"""Shadow variables: makes them, checks them, and gives them out."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import variable_checks
+from swa_tf.averaging import v1_graph, variable_checks
 from swa_tf.averaging.checkpoint_state import CheckpointState
 from swa_tf.averaging.schedule import AveragingSchedule
-from swa_tf.averaging.update_cache import UpdateCache
+from swa_tf.averaging.update import UpdateCache
 from swa_tf.support import checks, compat
 from swa_tf.support import variables as variables_lib
 
@@ -27,6 +26,7 @@ class ShadowVariables(variables_lib.BoundModule):
         name: Any = ...,
         when: AveragingSchedule | None = None,
         device: str | None = None,
+        *,
         skip_nonfinite: bool = False,
     ) -> None:
         super().__init__()
@@ -320,6 +320,9 @@ class ShadowVariables(variables_lib.BoundModule):
         counts = (self._n_models, self._n_calls, self._n_skipped)
         return [v for v in counts if v is not None]
 
+    def _averaged_variables(self) -> list[Any]:
+        return [key.deref() for key in self._average_of.value]
+
     def _checked(self, var_list: Iterable[Any]) -> list[Any]:
         """Returns the `tf.Variable`s of `var_list`, or raises."""
         variables = variables_lib.checked_list(
@@ -333,7 +336,7 @@ class ShadowVariables(variables_lib.BoundModule):
         if self._average_of.value:
             variable_checks.check_graph(variables, self._graph)
             if not self._takes_others:
-                averaged = [key.deref() for key in self._average_of.value]
+                averaged = self._averaged_variables()
                 variable_checks.check_same(variables, averaged)
             variable_checks.check_shapes(variables, averages)
         return variables
@@ -362,10 +365,9 @@ class ShadowVariables(variables_lib.BoundModule):
         """Makes the shadow variables that are not there yet, all or none."""
         if variables_lib.outermost_graph() is not self._graph:
             self._make_count()
-        averaged = [key.deref() for key in self._average_of.value]
         new = [v for v in variables if self.average(v) is None]
         if new:
-            self._state.note([*averaged, *new])
+            self._state.note([*self._averaged_variables(), *new])
             made = {v.ref(): self._taken_or_made(v, given or {}) for v in new}
             self._average_of.value.update(made)
         # Also those of a call that was interrupted before this.
@@ -377,9 +379,17 @@ class ShadowVariables(variables_lib.BoundModule):
     ) -> tf.Variable:
         average = given.get(variable.ref())
         dtype = variables_lib.dtype_of_average(variable)
-        if average is None or self._device or average.dtype != dtype:
-            average = _made(variable, self.name, self._device)
-        return average
+        if average is not None and not self._device and average.dtype == dtype:
+            return average
+        if self._graph is not None:
+            return v1_graph.made(variable, self.name, self._device)
+        strategy = variables_lib.strategy_of(variable)
+        with tf.init_scope():
+            value = tf.cast(variables_lib.initial_value(variable), dtype)
+            place = tf.device(self._device or variable.device)
+            with strategy.scope() if strategy else place:
+                name = f"{compat.variable_name(variable)}/{self.name}"
+                return tf.Variable(value, trainable=False, name=name)
 
     def _make_count(self) -> None:
         """Makes the variables of the object, outside any function."""
@@ -430,55 +440,3 @@ def _checked_when(when: Any) -> AveragingSchedule | None:
         wanted = "a `swa_tf.AveragingSchedule` or None"
         raise checks.wrong("when", wanted, when, TypeError)
     return when
-
-
-def _made(variable: Any, suffix: str, device: str | None = None) -> tf.Variable:
-    """Returns a new average that starts as `variable`, by default beside it."""
-    dtype = variables_lib.dtype_of_average(variable)
-    name = f"{compat.variable_name(variable)}/{suffix}"
-    if not isinstance(variable, tf.Variable):
-        # Not `tf.device(None)`, which would leave the caller's device.
-        with tf.device(device) if device else contextlib.nullcontext():
-            return _of_tensor(variable, dtype, name)
-    strategy = variables_lib.strategy_of(variable)
-    v1 = tf.compat.v1
-    with tf.init_scope():
-        value = tf.cast(variables_lib.initial_value(variable), dtype)
-        place = device or variable.device
-        with strategy.scope() if strategy else tf.device(place):
-            if tf.executing_eagerly():
-                return tf.Variable(value, trainable=False, name=name)
-            # Beside the variable: TensorFlow may be free to choose where.
-            beside: Any = contextlib.nullcontext()
-            if not (strategy or device):
-                graph = v1.get_default_graph()
-                beside = graph.colocate_with(variable.op)
-            with beside:
-                average = _graph_variable(value, name)
-        compat.copy_slices_and_sharding(variable, average, suffix)
-        v1.add_to_collection(v1.GraphKeys.MOVING_AVERAGE_VARIABLES, variable)
-    return average
-
-
-def _of_tensor(tensor: tf.Tensor, dtype: tf.DType, name: str) -> tf.Variable:
-    """Returns the average, now zeros, of a tensor of a v1 graph."""
-    with tf.init_scope():
-        if tensor.shape.is_fully_defined():
-            # Named, or the caller's next `tf.zeros` would get another name.
-            zeros = tf.zeros(tensor.shape, dtype, name=f"{name}/zeros")
-        else:
-            zeros = tf.zeros(tf.shape(tensor), dtype)
-        return _graph_variable(zeros, name)
-
-
-def _graph_variable(value: tf.Tensor, name: str) -> tf.Variable:
-    v1 = tf.compat.v1
-    with v1.variable_scope(None, default_name=name) as scope:
-        scope.set_partitioner(None)
-        return v1.get_variable(
-            "",
-            initializer=value,
-            trainable=False,
-            use_resource=True,
-            validate_shape=value.shape.is_fully_defined(),
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from swa_tf.support import variables as variables_lib
 COMPILED_ELEMENTS = 16384
 
 _MAX_STACKED = 128
+_MAX_CACHED_LISTS = 8
 _MAX_CACHED_FUNCTIONS = 512
 
 
@@ -46,6 +48,41 @@ class Update:
             else:
                 updated += _op_by_op(bundle, own_c, threshold, zero)
         return tf.group(*updated)
+
+
+@dataclasses.dataclass
+class ListUpdate:
+    """The update of a list of variables that was given to `apply`."""
+
+    variables: list[Any]
+    move: Update
+    given: Sequence[Any] = ()  # the list, in the cache
+    n_op_by_op: int = 0  # how often it ran op by op
+    traced: Callable[[], Any] | None = None
+
+
+class UpdateCache:
+    """The updates used last, by the identities of the variables given."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], ListUpdate] = {}
+
+    def __deepcopy__(self, memo: Any) -> UpdateCache:
+        return UpdateCache()  # of the variables of the copy
+
+    def get(self, given: Sequence[Any]) -> ListUpdate | None:
+        """Returns the update of the same variables, or None."""
+        key = tuple(map(id, given))
+        if key in self._known:
+            self._known[key] = self._known.pop(key)  # now the latest
+        return self._known.get(key)
+
+    def add(self, given: Sequence[Any], update: ListUpdate) -> None:
+        """Adds an update, which keeps its variables and so their identities."""
+        update.given = [*given]
+        self._known[tuple(map(id, given))] = update
+        if len(self._known) > _MAX_CACHED_LISTS:
+            del self._known[next(iter(self._known))]
 
 
 class _Kind(NamedTuple):
@@ -101,38 +138,26 @@ def _coefficients(c: Any, places: list[int]) -> Any:
 def _op_by_op(
     bundle: _Bundle, c: Any, threshold: Any, zero: tf.Tensor | None
 ) -> list[Any]:
-    """Updates a bundle by operations of TensorFlow; in a graph returns them."""
+    """Updates a bundle, stacked, by operations; in a graph returns the last."""
     dtype = bundle.averages[0].dtype
     # Read before the device is chosen: only the weight is sent there.
     weights = [variables_lib.read(weight) for weight in bundle.weights]
     with tf.device(bundle.averages[0].device):
-        if isinstance(c, float) and c == 1.0:
-            values = [tf.cast(weight, dtype) for weight in weights]
+        averages = [variables_lib.read(average) for average in bundle.averages]
+        if len(averages) == 1:
+            weight = tf.cast(weights[0], dtype)
+            values = [rounding.moved(averages[0], weight, c, threshold, zero)]
         else:
-            averages = [variables_lib.read(v) for v in bundle.averages]
-            values = _moved(averages, weights, c, threshold, zero)
+            average, weight = tf.stack(averages), tf.stack(weights)
+            weight = tf.cast(weight, dtype)
+            if not isinstance(c, float) and len(c.shape):
+                c = tf.reshape(c, [-1, *[1] * (len(average.shape) - 1)])
+            moved = rounding.moved(average, weight, c, threshold, zero)
+            values = tf.unstack(moved)
     return [
         variables_lib.write(average, value)
         for average, value in zip(bundle.averages, values)
     ]
-
-
-def _moved(
-    averages: list[tf.Tensor],
-    weights: list[tf.Tensor],
-    c: Any,
-    threshold: Any,
-    zero: tf.Tensor | None,
-) -> list[tf.Tensor]:
-    """Returns the averages moved: several are stacked to do it at once."""
-    dtype = averages[0].dtype
-    if len(averages) == 1:
-        weight = tf.cast(weights[0], dtype)
-        return [rounding.moved(averages[0], weight, c, threshold, zero)]
-    average, weight = tf.stack(averages), tf.cast(tf.stack(weights), dtype)
-    if not isinstance(c, float) and len(c.shape):
-        c = tf.reshape(c, [-1, *[1] * (len(average.shape) - 1)])
-    return tf.unstack(rounding.moved(average, weight, c, threshold, zero))
 
 
 def _compiled(

@@ -112,18 +112,17 @@ def check_shapes(variables: list[Any], averages: list[Any]) -> None:
             raise variables_lib.wrong(wanted, [variable])
 
 
-def ready(variables: list[Any], averages: list[Any]) -> list[tf.Tensor]:
-    """Returns, in a graph, tensors that are there when all weights are.
+def ready(pairs: list[tuple[Any, tf.Variable]]) -> list[Any]:
+    """Returns tensors of a graph that are there when all weights are.
 
-    Where a step fails, as after the last batch, an update that waits for them
-    neither averages nor counts: a `tf.function` reads a variable after what
-    assigns it. (In a v1 graph the caller orders them.) Checks unknown shapes.
+    Given weights with their averages. Where a step fails, as after the last
+    batch, an update that waits for them neither averages nor counts: a
+    `tf.function` reads a variable after what assigns it. (In a v1 graph the
+    caller orders them.) Checks unknown shapes.
     """
-    if tf.executing_eagerly():
-        return []
     in_v1 = variables_lib.outermost_graph() is not None
     tensors = []
-    for variable, average in zip(variables, averages):
+    for variable, average in pairs:
         if not isinstance(variable, tf.Variable):
             tensors.append(variable)
         elif not variable.shape.is_fully_defined():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,8 +13,7 @@ import tensorflow as tf
 from swa_tf.averaging import variable_checks
 from swa_tf.averaging.schedule import checked_due
 from swa_tf.averaging.shadow import ShadowVariables
-from swa_tf.averaging.update import Update
-from swa_tf.averaging.update_cache import CachedUpdate
+from swa_tf.averaging.update import ListUpdate, Update
 from swa_tf.support import checks
 from swa_tf.support import variables as variables_lib
 
@@ -154,50 +153,59 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 var_list = tf.compat.v1.trainable_variables()
             if tf.executing_eagerly():
                 return self._apply_eagerly(var_list)
-            return self._update(self._prepared(var_list))
+            update = self._list_update(var_list)
+            name = "average" if self.name is None else self.name
+            with tf.name_scope(name) as scope:
+                pairs = [(v, self.average(v)) for v in update.variables]
+                checks = variable_checks.ready(pairs)
+                checks += self._state.assertions(self.name)
+                with tf.control_dependencies([tf.group(*checks)]):
+                    updated = self._update(update, self._state.live())
+                return tf.group(updated, name=scope)
+
+    def _list_update(self, var_list: Iterable[Any]) -> ListUpdate:
+        variables = self._prepared(var_list)
+        return ListUpdate(variables, Update(self._pairs(variables)))
 
     def _apply_eagerly(self, var_list: Iterable[Any]) -> None:
         """Applies op by op at first, and by a traced function later."""
         if not isinstance(var_list, (list, tuple)):
             var_list = self._checked(var_list)  # can be iterated over once
-        known = self._lists.get(var_list)
-        if known is None:
-            variables = self._prepared(var_list)
-            update = Update(self._pairs(variables))
-            known = CachedUpdate([*var_list], variables, update)
-            if all(v.shape.is_fully_defined() for v in variables):
-                self._lists.add(known)
-        if known.n_op_by_op < _MAX_UNTRACED_UPDATES:
-            self._update_op_by_op(known)
+        update = self._lists.get(var_list)
+        if update is None:
+            update = self._list_update(var_list)
+            if all(v.shape.is_fully_defined() for v in update.variables):
+                self._lists.add(var_list, update)
+        if update.n_op_by_op < _MAX_UNTRACED_UPDATES:
+            self._update_op_by_op(update)
             return
-        if known.traced is None:
-            variables, update = known.variables, known.update
+        if update.traced is None:
 
             @tf.function(autograph=False)
             def traced() -> None:
-                self._update(variables, update)
+                self._update(update)
 
             # A `tf.function` would warn of each new average that it traces.
-            known.traced = traced.get_concrete_function()
-        known.traced()
+            update.traced = traced.get_concrete_function()
+        update.traced()
 
-    def _update_op_by_op(self, known: CachedUpdate) -> None:
+    def _update_op_by_op(self, update: ListUpdate) -> None:
         """Updates all averages, or none if it is interrupted."""
         if self._when is not None:
             n_before = int(variables_lib.read(self._n_calls))
             if not checked_due(self._when, n_before):
                 self._n_calls.assign_add(1)
                 return
-        restore = self._snapshot(known.variables)
+        restore = self._snapshot(update.variables)
         try:
-            self._update(known.variables, known.update)
+            self._update(update)
         except BaseException:
             try:
                 restore()
             finally:  # again, in case a second interrupt came
                 restore()
             raise
-        known.n_op_by_op += 1
+        update.n_op_by_op += 1
 
     def _snapshot(self, variables: list[Any]) -> Callable[[], None]:
         """Returns a function that takes the next eager update back."""
@@ -209,74 +217,45 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         averages = map(self.average, variables)
         return variables_lib.component_pairs(zip(averages, variables))
 
-    def _update(
-        self, variables: list[Any], update: Update | None = None
-    ) -> Any:
-        """Averages `variables` in, where it is due."""
-        averages = [self.average(variable) for variable in variables]
-        is_own = update is not None  # made by `_apply`, after checks
-        checks: list[Any] = []
-        named: Any = contextlib.nullcontext()  # where nobody sees the names
-        if not is_own:
-            checks += variable_checks.ready(variables, averages)
-            checks += self._state.assertions(self.name)
-            named = tf.name_scope("average" if self.name is None else self.name)
-        with named as scope:
-            with tf.control_dependencies(checks):
-                due, skipped = self._due(), None
-                if self._skips:
-                    due, skipped = _split_by_finite(due, variables)
-                live = tf.ones([], tf.int64) if is_own else self._state.live()
-                if self._graph is None:
-                    n_models = self._n_models.read_value()
-                else:  # where an EMA does not need it to be initialized
-                    n_models = variables_lib.initial_value(self._n_models)
+    def _update(self, update: ListUpdate, live: Any = 1) -> Any:
+        """Averages a list in, where it is due; nothing if `live` is 0."""
+        if self._graph is None:
+            n_models = self._n_models.read_value()
+        else:  # where an EMA does not need it to be initialized
+            n_models = variables_lib.initial_value(self._n_models)
+        given = self.coefficient(n_models)
+        given = tf.convert_to_tensor(given, tf.float64)
+        given.shape.assert_has_rank(0)
 
-            def average() -> Any:
-                c = tf.convert_to_tensor(self.coefficient(n_models), tf.float64)
-                c.shape.assert_has_rank(0)
-                first = self._is_first(variables, n_models)
-                if first is not False:
-                    c = tf.where(first, tf.ones_like(c), c)
-                # For XLA, which leaves assertions out.
-                inside = tf.logical_and(c >= 0.0, c <= 1.0)
-                c = tf.where(inside, c, tf.zeros_like(c))
-                c *= tf.cast(live, c.dtype)
-                return self._move(variables, c, n_models, update)
+        def average() -> Any:
+            first = self._is_first(update.variables, n_models)
+            c = tf.where(first, tf.ones_like(given), given)
+            # For XLA, which leaves assertions out.
+            inside = tf.logical_and(c >= 0.0, c <= 1.0)
+            c = tf.where(inside, c, tf.zeros_like(c))
+            return self._move(update, c * tf.cast(live, c.dtype), n_models)
 
-            with tf.control_dependencies([n_models]):
-                always = due is True
-                moved = average() if always else tf.cond(due, average, tf.no_op)
-            with tf.control_dependencies([] if moved is None else [moved]):
-                counted = self._n_models.assign(
-                    n_models + tf.cast(due, tf.int64) * live
-                )
-                if skipped is not None:
-                    n_skipped = tf.cast(skipped, tf.int64) * live
-                    counted = counted, self._n_skipped.assign_add(n_skipped)
-            return tf.group(counted, name=scope)
+        with tf.control_dependencies([n_models, given]):
+            due, skipped = self._due(), None
+            if self._skips:
+                due, skipped = _split_by_finite(due, update.variables)
+            always = due is True
+            moved = average() if always else tf.cond(due, average, tf.no_op)
+        with tf.control_dependencies([] if moved is None else [moved]):
+            n_new = tf.cast(due, tf.int64) * live
+            counted = [self._n_models.assign(n_models + n_new)]
+            if skipped is not None:
+                n_skipped = tf.cast(skipped, tf.int64) * live
+                counted.append(self._n_skipped.assign_add(n_skipped))
+        return counted
 
     def _is_first(self, variables: list[Any], n_models: tf.Tensor) -> Any:
-        """Whether averages start as the weight: all, or each in a vector."""
+        """Whether averages start as the weight: all, or each of the pairs."""
         return tf.equal(n_models, 0)
 
-    def _move(
-        self,
-        variables: list[Any],
-        c: tf.Tensor,
-        n_models: tf.Tensor,
-        update: Update | None,
-    ) -> Any:
-        """Updates averages, with one `c` or a vector for `variables`."""
-        if c.shape.rank:
-            places = [
-                place
-                for place, variable in enumerate(variables)
-                for _ in variables_lib.components(self.average(variable))
-            ]
-            c = tf.gather(c, places)
-        update = update or Update(self._pairs(variables))
-        return update(c, n_models)
+    def _move(self, update: ListUpdate, c: tf.Tensor, n_models: Any) -> Any:
+        """Moves averages by `c`: one number, or a vector for `_pairs`."""
+        return update.move(c, n_models)
 
     def _due(self) -> Any:
         """Counts this call, and returns whether it averages."""
@@ -300,14 +279,11 @@ def check_average(argument: str, value: Any) -> None:
 
 def _split_by_finite(due: Any, variables: list[Any]) -> tuple[Any, Any]:
     """Returns whether a model that is due is averaged, or is left out."""
-
-    def finite() -> tf.Tensor:
-        return variables_lib.all_finite(variables)
-
+    finite = functools.partial(variables_lib.all_finite, variables)
     if due is True:
         taken = finite()
-        return taken, tf.logical_not(taken)
-    taken = tf.cond(due, finite, lambda: tf.constant(False))
+    else:
+        taken = tf.cond(due, finite, lambda: tf.constant(False))
     return taken, tf.logical_and(due, tf.logical_not(taken))
 
 

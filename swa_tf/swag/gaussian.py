@@ -83,7 +83,7 @@ class SWAGaussian(WeightAverage):
             raise checks.wrong("rank", "an integer >= 2, or 0", rank)
         self._variances: list[tf.Variable] = []
         self._deviations: list[tf.Variable] = []
-        super().__init__(name, when, device, skip_nonfinite)
+        super().__init__(name, when, device, skip_nonfinite=skip_nonfinite)
 
     def coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         """Returns 1 / (n_models + 1), which gives each model equal weight.
@@ -219,13 +219,8 @@ class SWAGaussian(WeightAverage):
         """Returns which row of the deviations the next update writes."""
         return tf.math.floormod(n_models, self._rank)
 
-    def _move(
-        self,
-        variables: list[Any],
-        c: tf.Tensor,
-        n_models: tf.Tensor,
-        update: Any,
-    ) -> Any:
+    def _move(self, update: Any, c: tf.Tensor, n_models: tf.Tensor) -> Any:
+        variables = update.variables
         pairs = zip(self._pairs(variables), self._spread(variables))
         settings = rounding.settings(c, n_models)
         _, _, zero = settings
@@ -249,7 +244,7 @@ class SWAGaussian(WeightAverage):
                     value = tf.where(c > 0.0, deviation, old)
                     updated.append(_write_row(deviations, row, value))
         with tf.control_dependencies(updated):  # they need the old mean
-            return super()._move(variables, c, n_models, update)
+            return super()._move(update, c, n_models)
 
 
 def _write_row(deviations: Any, row: tf.Tensor, value: tf.Tensor) -> Any:
