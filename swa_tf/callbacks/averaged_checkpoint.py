@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from swa_tf.callbacks import other_callbacks, overrides
 from swa_tf.callbacks.callback import SWACallback
-from swa_tf.callbacks.fit_averages import monitor_op
 from swa_tf.support import checks, compat, whole_files
 
 
@@ -117,18 +116,19 @@ class AveragedModelCheckpoint(
                 "`swa_callback` must be among the callbacks of the same `fit`. "
                 f"Received: swa_callback={self.swa_callback!r}, which is not"
             )
-        validates = self.swa_callback._settings.evaluate != "trained"
-        if self._compares_averages and not validates:
+        super().on_train_begin(logs)
+
+    def check_fit(self, evaluate: str) -> None:
+        if self._compares_averages and evaluate == "trained":
             raise ValueError(
                 f"`monitor` must not be {self.monitor!r} with a `SWACallback` "
                 'that has evaluate="trained": it logs no such figure'
             )
-        super().on_train_begin(logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.save_freq == "epoch":
             return
-        self.swa_callback._run.swapping.forget_statistics()
+        self.swa_callback.fit_run.swapping.forget_statistics()
         hook = super().on_train_batch_end
         if int(self.swa_callback.averages.n_models) > 0:
             self._run(hook, batch, logs)
@@ -139,7 +139,7 @@ class AveragedModelCheckpoint(
         self.best, self.verbose = best, verbose
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if not self.swa_callback._run.has_averages_after(epoch):
+        if not self.swa_callback.fit_run.has_averages_after(epoch):
             return
         known = (logs or {}).get(self.monitor) is not None
         if self.save_best_only and not known and self.save_freq == "epoch":
@@ -150,7 +150,9 @@ class AveragedModelCheckpoint(
             )
             return
         if self.monitor_op is None:  # which Keras 3 knows after an epoch
-            self.monitor_op = monitor_op(self.model, self.monitor, self.mode)
+            self.monitor_op = compat.monitor_op(
+                self.model, self.monitor, self.mode
+            )
         self._run(super().on_epoch_end, epoch, logs)
 
     def _run(self, hook: Callable[..., Any], *args: Any) -> None:
@@ -170,10 +172,11 @@ class AveragedModelCheckpoint(
         **arguments: Any,
     ) -> None:
         undo.close()  # for what writes the model calls its methods
-        if not self.swa_callback._run.has_averages_after(None):
+        run = self.swa_callback.fit_run
+        if not run.has_averages_after(None):
             return
         is_file = filepath.endswith((".keras", ".h5"))
-        with self.swa_callback._run.swapping.swapped_in():
+        with run.swapping.swapped_in():
             if whole_files.is_remote(filepath) or not is_file:
                 write(filepath, **arguments)
                 return

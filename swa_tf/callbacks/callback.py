@@ -121,7 +121,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.averages: Any = None
-        self._run: Any = None  # the `FitRun` of the present or last `fit`
+        self.fit_run: Any = None  # the `FitRun` of the present or last `fit`
         if unit is None:
             unit = "epoch" if start_step is None else "step"
         checks.choice("unit", unit, ("epoch", "step"))
@@ -139,21 +139,20 @@ class SWACallback(tf.keras.callbacks.Callback):
             leaves = final_weights == "averaged" or filepath is not None
             arguments.check_best(monitor, mode, evaluate, leaves)
         own = getattr(averages, "when", None)
-        given = start_epoch, start_step, average_period, unit
-        when = arguments.plan(*given, None, None, own=own, epochs=1).when or own
-        if when is None and averages is None:
+        manual = start_epoch is None and start_step is None and own is None
+        if manual and averages is None:
             raise ValueError(
                 "`start_epoch` or `start_step` must be given, or `averages` "
                 "for the manual mode. Received none of them"
             )
-        ignored = average_period != 1 or swa_learning_rate is not None
-        if when is None and ignored:
+        if manual and (average_period != 1 or swa_learning_rate is not None):
             warnings.warn(
                 "Without `start_epoch`, `average_period` and "
                 "`swa_learning_rate` are ignored: this is the manual mode.",
                 stacklevel=2,
             )
             swa_learning_rate = None
+        given = start_epoch, start_step, average_period, unit
         plan = functools.partial(
             arguments.plan, *given, swa_learning_rate, schedule
         )
@@ -194,7 +193,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         others = (self.model, settings.variables, settings.preprocess)
         for each in (*others, *settings.refit.values()):
             memo.setdefault(id(each), each)
-        memo[id(self._run)] = None  # the copy has not been fit
+        memo[id(self.fit_run)] = None  # the copy has not been fit
         copied = memo[id(self)] = copy.copy(self)
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
         return copied
@@ -210,18 +209,18 @@ class SWACallback(tf.keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         n_epochs = (getattr(self, "params", None) or {}).get("epochs")
         run = FitRun(self, self._settings, self._saved, n_epochs)
-        self._run, self.averages = run, run.averages
+        self.fit_run, self.averages = run, run.averages
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self._run.is_alone:
-            self._run.begin_epoch(epoch)
+        if self.fit_run.is_alone:
+            self.fit_run.begin_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._run.end_epoch(epoch)
+        self.fit_run.end_epoch(epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._run.is_alone:
-            self._run.finish()
+        if self.fit_run.is_alone:
+            self.fit_run.finish()
 
     def on_test_begin(self, logs: Any = None) -> None:
         if self._saved.average is None:  # outside of `fit`

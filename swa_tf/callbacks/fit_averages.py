@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -97,15 +96,6 @@ def lacks_statistics(model: Any, averaged: list[Any]) -> bool:
     return bool(layers) and not (statistics and statistics <= known)
 
 
-def monitor_op(model: Any, monitor: str, mode: str) -> Callable[..., Any]:
-    """Returns what Keras calls an improvement of a figure in the logs.
-
-    A figure of the averages is judged as that of the trained weights is.
-    """
-    metric = re.sub("^swa_val_", "val_", monitor)
-    return compat.monitor_op(model, metric, mode)
-
-
 class Best(NamedTuple):
     """A validation of averages, and all weights of the model in it."""
 
@@ -137,7 +127,9 @@ class BestAverages:
         self.check_monitor(results)
         figure = float(results[self.monitor])
         if self._improves is None:
-            self._improves = monitor_op(self._model, self.monitor, self._mode)
+            self._improves = compat.monitor_op(
+                self._model, self.monitor, self._mode
+            )
         if math.isnan(figure):
             return
         if self.found is None or self._improves(figure, self.found.figure):

@@ -71,6 +71,12 @@ class FitRun:
         """Checks the model, and replaces what Keras would not call."""
         model, settings, undo = self._model, self._settings, self._undo
         undo.begin(model)
+        running = other_callbacks.running_list()
+        self.is_alone = running is None
+        checkpoints = other_callbacks.checkpoints_of(running, callback)
+        for each in checkpoints:
+            each.check_fit(settings.evaluate)
+        self._saved.checkpoints = checkpoints
         average: Any = settings.averages or StochasticWeightAveraging()
         self.averages = average
         plan = settings.plan(own=average.when, epochs=self._n_epochs)
@@ -91,8 +97,6 @@ class FitRun:
             average.n_calls = overrides.NOT_STARTED
         elif plan.when is not None:
             average.n_calls = 0
-        running = other_callbacks.running_list()
-        self.is_alone = running is None
         refit = dict(settings.refit)
         if refit:
             refit["refit"] = BatchNormRefit(
@@ -107,9 +111,6 @@ class FitRun:
         if settings.best_by is not None:
             self._best = BestAverages(model, *settings.best_by)
         self._saved.best = self._best
-        self._saved.checkpoints = other_callbacks.checkpoints_of(
-            running, callback
-        )
         self._saved.attach(average)
         undo.replace(model, "evaluate", self._validation(running))
         if self._counted == "step":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import importlib.util
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -172,12 +173,14 @@ else:
             self._load(string_value)
 
 
-def monitor_op(model: Any, metric: str, mode: str) -> Callable[..., Any]:
-    """Returns what Keras calls an improvement of a metric of `model`.
+def monitor_op(model: Any, monitor: str, mode: str) -> Callable[..., Any]:
+    """Returns what Keras calls an improvement of a figure in the logs.
 
-    With `mode="auto"` Keras 2 goes by the name, and Keras 3 by the metric,
-    which is there after the first epoch; it raises if there is none.
+    A figure of averages is judged as that of the trained weights is. With
+    `mode="auto"` Keras 2 goes by the name, and Keras 3 by the metric, which is
+    there after the first epoch; it raises if there is none.
     """
+    metric = re.sub("^swa_val_", "val_", monitor)
     callback = tf.keras.callbacks.ModelCheckpoint(
         "never.keras", metric, mode=mode, save_freq=sys.maxsize
     )
