@@ -48,15 +48,12 @@ class FitRun:
         saved: resume.SavedAverage,
         n_epochs: int | None,
     ) -> None:
-        self._model, self._settings, self._saved = (
-            callback.model,
-            settings,
-            saved,
-        )
+        self._model = callback.model
+        self._settings, self._saved = settings, saved
         self._n_epochs = n_epochs
         self._weights: list[Any] = []
         self._results: dict[str, Any] = {}  # of averages, for the logs
-        self._epoch: int | None = None  # none has begun
+        self._epoch: Any = None  # none has begun
         self._warned_of_averages = False
         self._n_left_out = 0  # epochs that were due, with weights not finite
         self._undo = overrides.Overrides()
@@ -239,32 +236,24 @@ class FitRun:
             if self._settings.evaluate == "trained":
                 return evaluate(*args, **kwargs)
             if not self.swapping.are_there():
-                trained = averaged = evaluate(*args, **kwargs)
+                trained = evaluate(*args, **kwargs)
+                self._results = _named(trained)
                 if self._best is not None:
-                    self._best.check_monitor(_named(averaged))
-            elif self._settings.evaluate == "averaged":
-                trained = averaged = self._evaluate_averages(
-                    evaluate, args, kwargs
-                )
-            else:
+                    self._best.check_monitor(self._results)
+                return trained
+            trained = None
+            if self._settings.evaluate == "both":
                 trained = evaluate(*args, **kwargs)
                 # The other callbacks are not called a second time.
                 kwargs["callbacks"] = tf.keras.callbacks.CallbackList()
-                averaged = self._evaluate_averages(evaluate, args, kwargs)
-            self._results = _named(averaged)
-            return trained
+            with self.swapping.swapped_in():
+                averaged = evaluate(*args, **kwargs)
+                self._results = _named(averaged)
+                if self._best is not None:
+                    self._best.compare(self._epoch, self._results)
+            return averaged if trained is None else trained
 
         return validation
-
-    def _evaluate_averages(
-        self, evaluate: Callable[..., Any], args: Any, kwargs: Any
-    ) -> dict[str, Any]:
-        """Evaluates the averages, and keeps them if they are the best."""
-        with self.swapping.swapped_in():
-            averaged: dict[str, Any] = evaluate(*args, **kwargs)
-            if self._best is not None and self._epoch is not None:
-                self._best.compare(self._epoch, _named(averaged))
-        return averaged
 
     def finish(self, logs: Any = None) -> None:
         """Runs after the `on_train_end` of every other callback."""
