@@ -143,13 +143,15 @@ def _op_by_op(
     # Read before the device is chosen: only the weight is sent there.
     weights = [variables_lib.read(weight) for weight in bundle.weights]
     with tf.device(bundle.averages[0].device):
-        averages = [variables_lib.read(average) for average in bundle.averages]
-        if len(averages) == 1:
+        if isinstance(c, float) and c == 1.0:  # the first update, half the work
+            values = [tf.cast(weight, dtype) for weight in weights]
+        elif len(weights) == 1:
+            average = variables_lib.read(bundle.averages[0])
             weight = tf.cast(weights[0], dtype)
-            values = [rounding.moved(averages[0], weight, c, threshold, zero)]
+            values = [rounding.moved(average, weight, c, threshold, zero)]
         else:
-            average, weight = tf.stack(averages), tf.stack(weights)
-            weight = tf.cast(weight, dtype)
+            average = tf.stack([variables_lib.read(v) for v in bundle.averages])
+            weight = tf.cast(tf.stack(weights), dtype)
             if not isinstance(c, float) and len(c.shape):
                 c = tf.reshape(c, [-1, *[1] * (len(average.shape) - 1)])
             moved = rounding.moved(average, weight, c, threshold, zero)
