@@ -116,19 +116,18 @@ class AveragedModelCheckpoint(
                 "`swa_callback` must be among the callbacks of the same `fit`. "
                 f"Received: swa_callback={self.swa_callback!r}, which is not"
             )
-        super().on_train_begin(logs)
-
-    def check_fit(self, evaluate: str) -> None:
-        if self._compares_averages and evaluate == "trained":
+        validates = self.swa_callback._settings.evaluate != "trained"
+        if self._compares_averages and not validates:
             raise ValueError(
                 f"`monitor` must not be {self.monitor!r} with a `SWACallback` "
                 'that has evaluate="trained": it logs no such figure'
             )
+        super().on_train_begin(logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.save_freq == "epoch":
             return
-        self.swa_callback.fit_run.swapping.forget_statistics()
+        self.swa_callback._run.swapping.forget_statistics()
         hook = super().on_train_batch_end
         if int(self.swa_callback.averages.n_models) > 0:
             self._run(hook, batch, logs)
@@ -139,7 +138,7 @@ class AveragedModelCheckpoint(
         self.best, self.verbose = best, verbose
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if not self.swa_callback.fit_run.has_averages_after(epoch):
+        if not self.swa_callback._run.has_averages_after(epoch):
             return
         known = (logs or {}).get(self.monitor) is not None
         if self.save_best_only and not known and self.save_freq == "epoch":
@@ -172,7 +171,7 @@ class AveragedModelCheckpoint(
         **arguments: Any,
     ) -> None:
         undo.close()  # for what writes the model calls its methods
-        run = self.swa_callback.fit_run
+        run = self.swa_callback._run
         if not run.has_averages_after(None):
             return
         is_file = filepath.endswith((".keras", ".h5"))

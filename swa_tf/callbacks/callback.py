@@ -121,7 +121,7 @@ class SWACallback(tf.keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.averages: Any = None
-        self.fit_run: Any = None  # the `FitRun` of the present or last `fit`
+        self._run: Any = None  # the `FitRun` of the present or last `fit`
         if unit is None:
             unit = "epoch" if start_step is None else "step"
         checks.choice("unit", unit, ("epoch", "step"))
@@ -193,7 +193,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         others = (self.model, settings.variables, settings.preprocess)
         for each in (*others, *settings.refit.values()):
             memo.setdefault(id(each), each)
-        memo[id(self.fit_run)] = None  # the copy has not been fit
+        memo[id(self._run)] = None  # the copy has not been fit
         copied = memo[id(self)] = copy.copy(self)
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
         return copied
@@ -209,18 +209,18 @@ class SWACallback(tf.keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         n_epochs = (getattr(self, "params", None) or {}).get("epochs")
         run = FitRun(self, self._settings, self._saved, n_epochs)
-        self.fit_run, self.averages = run, run.averages
+        self._run, self.averages = run, run.averages
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self.fit_run.is_alone:
-            self.fit_run.begin_epoch(epoch)
+        if self._run.is_alone:
+            self._run.begin_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.fit_run.end_epoch(epoch)
+        self._run.end_epoch(epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self.fit_run.is_alone:
-            self.fit_run.finish()
+        if self._run.is_alone:
+            self._run.finish()
 
     def on_test_begin(self, logs: Any = None) -> None:
         if self._saved.average is None:  # outside of `fit`

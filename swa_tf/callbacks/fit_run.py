@@ -53,7 +53,7 @@ class FitRun:
         self._n_epochs = n_epochs
         self._weights: list[Any] = []
         self._results: dict[str, Any] = {}  # of averages, for the logs
-        self._epoch: Any = None  # none has begun
+        self._epoch: int | None = None  # none has begun
         self._warned_of_averages = False
         self._n_left_out = 0  # epochs that were due, with weights not finite
         self._undo = overrides.Overrides()
@@ -70,10 +70,9 @@ class FitRun:
         undo.begin(model)
         running = other_callbacks.running_list()
         self.is_alone = running is None
-        checkpoints = other_callbacks.checkpoints_of(running, callback)
-        for each in checkpoints:
-            each.check_fit(settings.evaluate)
-        self._saved.checkpoints = checkpoints
+        self._saved.checkpoints = other_callbacks.checkpoints_of(
+            running, callback
+        )
         average: Any = settings.averages or StochasticWeightAveraging()
         self.averages = average
         plan = settings.plan(own=average.when, epochs=self._n_epochs)
@@ -249,7 +248,7 @@ class FitRun:
             with self.swapping.swapped_in():
                 averaged = evaluate(*args, **kwargs)
                 self._results = _named(averaged)
-                if self._best is not None:
+                if self._best is not None and self._epoch is not None:
                     self._best.compare(self._epoch, self._results)
             return averaged if trained is None else trained
 

@@ -19,9 +19,6 @@ class WritesAverages:
     swa_callback: Any
     best: Any  # the best value of its figure so far, or None
 
-    def check_fit(self, evaluate: str) -> None:
-        """Raises, before training, if it needs another `evaluate`."""
-
 
 def running_list() -> Any:
     """Returns the `CallbackList` of the innermost `fit`, or None.

@@ -368,6 +368,19 @@ def test_a_callback_that_validates_no_averages(tmp_path):
         fit(make_plain(), swa, keeps)
 
 
+@pytest.mark.parametrize("swa_first", [True, False])
+def test_a_callback_that_validates_none_called_by_hand(swa_first, tmp_path):
+    swa = callback(0, evaluate="trained")
+    keeps = checkpoint(swa, tmp_path, save_best_only=True)
+    model = make_plain()
+    swa.set_model(model)
+    keeps.set_model(model)
+    if swa_first:
+        swa.on_train_begin()
+    with pytest.raises(ValueError, match="must not be 'swa_val_loss'"):
+        keeps.on_train_begin()
+
+
 def test_a_copy_writes_the_averages_of_the_copy(tmp_path):
     """Tuners copy all callbacks, for each trial."""
     swa = callback(0)

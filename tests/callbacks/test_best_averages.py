@@ -153,6 +153,19 @@ def test_without_validation_the_last_averages_stay():
     assert_same(weights(model), weights(plain))
 
 
+def test_a_validation_before_the_first_epoch_is_not_compared():
+    """In a loop of the user's that calls the callbacks, in the manual mode."""
+    model = make_plain()
+    averages = swa_tf.StochasticWeightAveraging()
+    swa = best_callback(None, averages=averages, refit_data=None)
+    callbacks = keras_callbacks.CallbackList([swa], model=model, epochs=1)
+    callbacks.on_train_begin()
+    averages.apply(model.trainable_variables)
+    model.evaluate(X, Y, verbose=0, callbacks=callbacks, return_dict=True)
+    with pytest.warns(UserWarning, match="no validation of averages"):
+        callbacks.on_train_end()
+
+
 @pytest.mark.parametrize("start", [0, 5])
 def test_a_figure_that_is_not_there_raises_after_the_first_epoch(start):
     """Also where no averages are there yet: the figures have those names."""
