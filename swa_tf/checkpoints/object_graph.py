@@ -87,7 +87,8 @@ class ObjectGraph:
             if children.keys() >= _AVERAGE:
                 averages = list(self._below(children["_averages"]))
                 state = state.union(*map(self._below, children.values()))
-                if "_state" in children:
+                # Only exponential averages have `_begun`; they do not merge.
+                if "_state" in children and "_begun" not in children:
                     for n_models, saved in zip(
                         self._keys(children["_n_models"]),
                         self._keys(children["_state"]),

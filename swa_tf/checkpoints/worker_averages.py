@@ -146,7 +146,7 @@ def _of_checkpoint(path: str) -> _Average:
     checkpoint = weighted_mean.opened(path, "others")
     saved = checkpoint.saved_averages()
     # Others weigh their models otherwise, and do not merge.
-    found = [pair for pair in saved if pair[1].get("kind") == _KIND]
+    found = [pair for pair in saved if pair[1].get("kind", _KIND) == _KIND]
     if len(found) != 1:
         raise must(
             "others",

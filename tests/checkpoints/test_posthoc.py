@@ -387,6 +387,20 @@ def test_which_of_two_averages_is_in_the_model(tmp_path):
     assert report["profile_error"] < 1e-6
 
 
+def test_an_exponential_average_is_in_another_model(tmp_path):
+    weight, other = tf.Variable([1.0, 2.0]), tf.Variable(3.0)
+    average = swa_tf.PowerFunctionAverage(WIDTHS[0])
+    ema = swa_tf.ExponentialMovingAverage(0.9)
+    average.apply([weight])
+    ema.apply([other])
+    held = {"weight": weight, "other": other, "average": average, "ema": ema}
+    with swa_tf.averaged_weights(average, [weight]):
+        with swa_tf.averaged_weights(ema, [other]):
+            path = tf.train.Checkpoint(**held).write(str(tmp_path / "ckpt"))
+    report = swa_tf.posthoc_average([path], WIDTHS[0], tmp_path / "x")
+    assert report["profile_error"] < 1e-6
+
+
 # The command line.
 
 

@@ -71,6 +71,26 @@ def test_averages(written_on):
         )
 
 
+@pytest.mark.parametrize("written_on", STACKS)
+def test_merged_averages(written_on):
+    """The files do not say of which kind their averages are."""
+    expected = _expected(written_on)["averages"]["swa"]
+    path = str(DATA / written_on / "averages")
+    state = tf.train.load_checkpoint(path).get_tensor(
+        "swa/_state/.ATTRIBUTES/py_state"
+    )
+    weights = [
+        tf.Variable(np.full(np.shape(value), 2.0, np.float32), name=name)
+        for value, (name, _) in zip(expected, json.loads(state)["averaged"])
+    ]
+    swa = swa_tf.StochasticWeightAveraging()
+    swa.apply(weights)
+    swa_tf.merge_averages(swa, [path])
+    assert int(swa.n_models) == 1 + 3
+    merged = [np.add(2.0, 3 / 4 * np.subtract(b, 2.0)) for b in expected]
+    _assert_close(_averages(swa, weights), merged)
+
+
 @pytest.mark.parametrize("written_on", READABLE)
 def test_checkpoint_of_a_training(written_on):
     expected = _expected(written_on)["averages"]
