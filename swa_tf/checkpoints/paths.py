@@ -304,7 +304,9 @@ def checked_output(output: Any, paths: list[str]) -> str:
 
 def _real(path: str) -> str:
     """Returns the path of a checkpoint without symbolic links."""
-    return os.path.realpath([path, *files(path)][-1])
+    # Remote file systems have no links, and a listing is a request.
+    there = [] if whole_files.is_remote(path) else files(path)
+    return os.path.realpath([path, *there][-1])
 
 
 def _twice(paths: list[str], real: Callable[[str], str]) -> list[str]:
@@ -331,19 +333,20 @@ def _listed(folder: str) -> list[str]:
 def state_with_latest(output: str) -> str | None:
     """Returns a text for the file `checkpoint`, with an average as the latest.
 
-    The average, of TensorFlow's form, is not yet at its path `output`. None
-    where the file must stay as it is: a training run that looks for its latest
-    checkpoint must not go on from an average, nor delete it as an old one. So
-    there must be nothing but averages in the folder, each with its report.
+    The average is not yet at its path `output`. None where the file must stay
+    as it is: it lists TensorFlow's form only, and a training run that looks for
+    its latest checkpoint must not go on from an average, nor delete it as an
+    old one. So there must be nothing but averages in the folder, each with its
+    report.
     """
+    if suffix(output):
+        return None
     folder, name = whole_files.split(output)
     there = whole_files.names_in(folder)
     listed = [n for n in _listed(folder) if f"{n}.index" in there]
-    if (
-        suffix(output)
-        or (STATE in there and not listed)  # it is of others, or unreadable
-        or any(f"{other}.json" not in there for other in _prefixes(there))
-    ):
+    if STATE in there and not listed:  # it is of others, or cannot be read
+        return None
+    if any(f"{other}.json" not in there for other in _prefixes(there)):
         return None
     state = tf.compat.v1.train.generate_checkpoint_state_proto(
         ".", name, [*listed, name]
