@@ -42,8 +42,8 @@ class Hdf5Checkpoint(Checkpoint):
         self.tensors = {}
         extents: list[tuple[int, int, str]] = []
         with self._opened() as file:
-            for key, dataset in _datasets(file):
-                self.tensors[key] = _tensor(key, dataset)
+            for key, dataset in self._datasets(file):
+                self.tensors[key] = self._tensor(key, dataset)
                 start = dataset.id.get_offset()
                 if start is not None:
                     end = start + dataset.id.get_storage_size()
@@ -81,6 +81,42 @@ class Hdf5Checkpoint(Checkpoint):
             whole_files.reserve(path, part.seek(0, io.SEEK_END))
         with self._opened() as old, h5py.File(path, "w") as new:
             _copy(old, new, self.tensors.keys(), dropped)
+
+    def _datasets(
+        self, group: Any, path: str = ""
+    ) -> Iterator[tuple[str, Any]]:
+        for name in group:
+            key = f"{path}{name}"
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise self.damaged(f"'{key}' is a link, where Keras has none")
+            item = group[name]
+            if h5py.h5o.get_info(item.id).rc > 1:
+                raise self.damaged(f"'{key}' has another name as well")
+            if isinstance(item, h5py.Group):
+                yield from self._datasets(item, f"{key}/")
+            elif isinstance(item, h5py.Dataset):
+                yield key, item
+
+    def _tensor(self, key: str, dataset: Any) -> Tensor:
+        if dataset.is_virtual or dataset.external:
+            raise self.damaged(f"'{key}' lies in another file")
+        dtype: Any = dataset.dtype
+        if dtype == "V2" and str(dataset.attrs.get("dtype")) == "bfloat16":
+            dtype = np.dtype(tf.bfloat16.as_numpy_dtype)  # as Keras 3 marks it
+        elif dtype.kind == "V":
+            raise self.damaged(
+                f"'{key}' is of no known type; Keras 2 writes bfloat16 so, and "
+                "cannot read it itself"
+            )
+        elif dtype.hasobject:  # strings
+            dtype = None
+        else:
+            dtype = dtype.newbyteorder("=")  # files may differ in it
+        if dataset.shape is None:
+            return Tensor((), None)
+        if dataset.nbytes > _MAX_COMPRESSION * dataset.file.id.get_filesize():
+            raise self.damaged(f"'{key}' is larger than its file can hold")
+        return Tensor(dataset.shape, dtype)
 
     def _check_archive(self) -> None:
         """Raises if what the HDF5 file lies in is damaged."""
@@ -223,20 +259,6 @@ def _open(path: str) -> Any:
     return open(path, "rb")
 
 
-def _datasets(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    for name in group:
-        key = f"{path}{name}"
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"'{key}' is a link, where Keras has none")
-        item = group[name]
-        if h5py.h5o.get_info(item.id).rc > 1:
-            raise ValueError(f"'{key}' has another name as well")
-        if isinstance(item, h5py.Group):
-            yield from _datasets(item, f"{key}/")
-        elif isinstance(item, h5py.Dataset):
-            yield key, item
-
-
 def _copy(old: Any, new: Any, keys: Collection[str], dropped: set[str]) -> None:
     """Copies a group without dropped keys, and groups that hold no others."""
     for name, value in old.attrs.items():
@@ -248,28 +270,6 @@ def _copy(old: Any, new: Any, keys: Collection[str], dropped: set[str]) -> None:
             old.copy(name, new)
         elif not below <= dropped:
             _copy(old[name], new.create_group(name), below, dropped)
-
-
-def _tensor(key: str, dataset: Any) -> Tensor:
-    if dataset.is_virtual or dataset.external:
-        raise ValueError(f"'{key}' lies in another file")
-    dtype: Any = dataset.dtype
-    if dtype == "V2" and str(dataset.attrs.get("dtype")) == "bfloat16":
-        dtype = np.dtype(tf.bfloat16.as_numpy_dtype)  # as Keras 3 marks it
-    elif dtype.kind == "V":
-        raise ValueError(
-            f"'{key}' is of no known type; Keras 2 writes bfloat16 so, and "
-            "cannot read it itself"
-        )
-    elif dtype.hasobject:  # strings
-        dtype = None
-    else:
-        dtype = dtype.newbyteorder("=")  # files may differ in it
-    if dataset.shape is None:
-        return Tensor((), None)
-    if dataset.nbytes > _MAX_COMPRESSION * dataset.file.id.get_filesize():
-        raise ValueError(f"'{key}' is larger than its file can hold")
-    return Tensor(dataset.shape, dtype)
 
 
 def _assign(values: Values, file_of: Callable[[str], Any]) -> None:

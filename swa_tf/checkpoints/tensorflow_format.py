@@ -35,14 +35,14 @@ class TensorFlowCheckpoint(Checkpoint):
     def __init__(self, path: str, argument: str) -> None:
         super().__init__(path, argument)
         self._read_from = path
-        if re.search(r"[*?\[\\]", path) and not whole_files.is_remote(path):
-            # TensorFlow would take the path for a pattern.
-            self._links = tempfile.TemporaryDirectory()
-            self._read_from = os.path.join(self._links.name, "checkpoint")
-            for file in self.files:
-                link = self._read_from + file[len(path) :]
-                os.symlink(os.path.abspath(file), link)
         with self.errors_named("its index cannot be read"):
+            if re.search(r"[*?\[\\]", path) and not whole_files.is_remote(path):
+                # TensorFlow would take the path for a pattern.
+                self._links = tempfile.TemporaryDirectory()
+                self._read_from = os.path.join(self._links.name, "checkpoint")
+                for file in self.files:
+                    link = self._read_from + file[len(path) :]
+                    os.symlink(os.path.abspath(file), link)
             reader = self._reader()
             shapes = reader.get_variable_to_shape_map()
             self._dtypes = reader.get_variable_to_dtype_map()

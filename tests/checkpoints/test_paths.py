@@ -1,13 +1,16 @@
 """The files of a checkpoint, the newest one, and places for a result."""
 
+import errno
 import os
 import pathlib
+import shutil
 
 import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
+import swa_tf
 from swa_tf.checkpoints import paths as paths_lib
 
 DATA = ".data-00000-of-00001"
@@ -203,6 +206,24 @@ def test_a_checkpoint_named_twice(inputs, twice, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="once") as error:
         paths_lib.resolved(inputs)
     assert str(error.value).endswith(f"Received twice: '{twice}'")
+
+
+def test_a_path_like_a_pattern_where_no_links_can_be(tmp_path, monkeypatch):
+    """As on Windows, where each path looks like one."""
+
+    def refuses(*args):
+        raise OSError(errno.EPERM, "no privilege")
+
+    path = tf.train.Checkpoint(w=tf.Variable(1.0)).write(str(tmp_path / "a"))
+    (tmp_path / "[b]").mkdir()
+    for part in _bundle(""):
+        shutil.copy(f"{path}{part}", tmp_path / "[b]" / f"c{part}")
+    monkeypatch.setattr(os, "symlink", refuses)
+    named = str(tmp_path / "[b]" / "c")
+    with pytest.raises(ValueError, match="`inputs` must be whole") as error:
+        swa_tf.average_checkpoints([named], tmp_path / "out")
+    assert f"Received: '{named}': " in str(error.value)
+    assert str(error.value).endswith("no privilege")
 
 
 @pytest.mark.parametrize("inputs", [[], iter(())])
