@@ -35,6 +35,8 @@ class Argument(NamedTuple):
         if value is None:
             return None
         if tf.is_tensor(value):
+            if value.shape.rank not in (0, None):
+                raise checks.wrong(self.name, self.scalar, value)
             dtype = value.dtype.base_dtype
             if not (dtype.is_floating or dtype.is_integer):
                 raise checks.wrong(self.name, self.wanted, value)

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import has_begun, v1_graph
-from swa_tf.averaging.decay import DECAY, NUM_UPDATES, of_models
+from swa_tf.averaging.decay import DECAY, NUM_UPDATES, float32, of_models
 from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update import ListUpdate
 from swa_tf.averaging.weight_average import WeightAverage
@@ -185,16 +185,25 @@ class ExponentialMovingAverage(WeightAverage):
             c = 1.0 - of_models(self._decay.value, n_models)
         else:
             # In float32, for the bits of TensorFlow's class.
-            decay = DECAY.read(self._decay.value)
+            decay = float32(self._decay.value)
             c = tf.cast(1.0 - decay, tf.float64)
         if self._num_updates.value is not None:
-            n = NUM_UPDATES.read(self._num_updates.value)
+            n = float32(self._num_updates.value)
             c_n = tf.cast(1.0 - (1.0 + n) / (10.0 + n), tf.float64)
             c = tf.maximum(c, c_n)
         if self._warm_up is not None:
             n = tf.cast(n_models, tf.float64)
             c = tf.maximum(c, self._warm_up / (n + self._warm_up))
+        # Where XLA leaves assertions out, a wrong number moves nothing.
+        for argument, value in self._unchecked():
+            c = tf.where(argument.allows(value), c, tf.zeros_like(c))
         return c
+
+    def _unchecked(self) -> list[tuple[Any, Any]]:
+        """Returns the arguments that an update may find to be wrong."""
+        decay, num_updates = self._decay.value, self._num_updates.value
+        given = [(DECAY, decay), (NUM_UPDATES, num_updates)]
+        return [pair for pair in given if tf.is_tensor(pair[1])]
 
     def _starts_as_tensorflow(self) -> bool:
         """Whether the first update moves an average that is there before it."""
@@ -266,11 +275,16 @@ class ExponentialMovingAverage(WeightAverage):
             self._debiased.value[tensor.ref()] = made
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
-        given = self._decay.value, self._num_updates.value
-        may_be_wrong = any(tf.is_tensor(v) or callable(v) for v in given)
-        if may_be_wrong and tf.executing_eagerly():
-            self.coefficient(self.n_models)  # raises before any change
-        return super()._apply(var_list)
+        if callable(self._decay.value) and tf.executing_eagerly():
+            of_models(self._decay.value, self.n_models)  # before any change
+        assertions = []
+        if unchecked := self._unchecked():
+            # In a scope, to leave the names of the caller's ops as they are.
+            with tf.name_scope(self._own_name("checks")):
+                for argument, value in unchecked:
+                    assertions += argument.check(value)
+        with tf.control_dependencies(assertions):
+            return super()._apply(var_list)
 
     def _pairs(self, variables: list[Any]) -> list[tuple[tf.Variable, Any]]:
         debiased = self._debiased.value  # whose `biased` moves instead

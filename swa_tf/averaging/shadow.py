@@ -26,7 +26,6 @@ class ShadowVariables(variables_lib.BoundModule):
         name: Any = ...,
         when: AveragingSchedule | None = None,
         device: str | None = None,
-        *,
         skip_nonfinite: bool = False,
     ) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.weight_average import WeightAverage
 
 
@@ -39,8 +40,7 @@ class StochasticWeightAveraging(WeightAverage):
     weights average to themselves.
 
     Args:
-        name: Suffix of the names of the shadow variables; by default the name
-            of the class.
+        name: Suffix of the names of the shadow variables.
         when: The automatic mode: `apply` is called after every step (or
             epoch) and averages when this schedule says so. None is the manual
             mode: each call averages.
@@ -58,6 +58,16 @@ class StochasticWeightAveraging(WeightAverage):
         https://arxiv.org/abs/1803.05407. The form with c is the running mean
         of Welford 1962.
     """
+
+    def __init__(
+        self,
+        name: str = "StochasticWeightAveraging",
+        when: AveragingSchedule | None = None,
+        device: str | None = None,
+        *,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        super().__init__(name, when, device, skip_nonfinite)
 
     def coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
         """Returns 1 / (n_models + 1), which gives each model equal weight.

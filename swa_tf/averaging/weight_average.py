@@ -219,26 +219,26 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
 
     def _update(self, update: ListUpdate, live: Any = 1) -> Any:
         """Averages a list in, where it is due; nothing if `live` is 0."""
+        due, skipped = self._due(), None
+        if self._skips:
+            due, skipped = _split_by_finite(due, update.variables)
         if self._graph is None:
             n_models = self._n_models.read_value()
         else:  # where an EMA does not need it to be initialized
             n_models = variables_lib.initial_value(self._n_models)
-        given = self.coefficient(n_models)
-        given = tf.convert_to_tensor(given, tf.float64)
-        given.shape.assert_has_rank(0)
 
         def average() -> Any:
+            c = tf.convert_to_tensor(self.coefficient(n_models), tf.float64)
+            c.shape.assert_has_rank(0)
             first = self._is_first(update.variables, n_models)
-            c = tf.where(first, tf.ones_like(given), given)
+            if first is not False:
+                c = tf.where(first, tf.ones_like(c), c)
             # For XLA, which leaves assertions out.
             inside = tf.logical_and(c >= 0.0, c <= 1.0)
             c = tf.where(inside, c, tf.zeros_like(c))
             return self._move(update, c * tf.cast(live, c.dtype), n_models)
 
-        with tf.control_dependencies([n_models, given]):
-            due, skipped = self._due(), None
-            if self._skips:
-                due, skipped = _split_by_finite(due, update.variables)
+        with tf.control_dependencies([n_models]):
             always = due is True
             moved = average() if always else tf.cond(due, average, tf.no_op)
         with tf.control_dependencies([] if moved is None else [moved]):

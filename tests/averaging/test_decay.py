@@ -90,6 +90,29 @@ def test_bad_arguments(arguments, error, match):
         EMA(**arguments)
 
 
+@pytest.mark.parametrize("name", ["decay", "num_updates"])
+def test_a_tensor_of_a_graph_that_is_no_scalar(name):
+    with tf.Graph().as_default():
+        arguments = {"decay": 0.5, name: tf.constant([0.5])}
+        with pytest.raises(ValueError, match=f"`{name}` must be a scalar"):
+            EMA(**arguments)
+
+
+def test_wrong_num_updates_move_nothing_where_xla_leaves_the_error_out():
+    num_updates, v = tf.Variable(5.0), tf.Variable(1.0)
+    ema = EMA(0.5, num_updates)
+
+    @tf.function(jit_compile=True)
+    def update():
+        ema.apply([v])
+
+    update()
+    v.assign(9.0)
+    num_updates.assign(-5.0)
+    update()
+    assert float(ema.average(v)) == 1.0
+
+
 @pytest.mark.parametrize(
     "decay",
     [

@@ -113,6 +113,40 @@ def test_an_average_of_the_users_own_compiled_after_50():
     np.testing.assert_allclose(average, expected, 0, 12 * 2.0**-23)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_only_calls_that_average_ask_for_the_coefficient(compiled):
+    asked, variable = tf.Variable(0), tf.Variable(1.0)
+
+    class Half(swa_tf.WeightAverage):
+        def coefficient(self, n_models):
+            asked.assign_add(1)
+            return 0.5
+
+    average = Half(when=swa_tf.AveragingSchedule(period=2), skip_nonfinite=True)
+
+    def update():
+        average.apply([variable])
+
+    update = tf.function(update) if compiled else update
+    for value in (1.0, 2.0, float("nan"), 3.0, 4.0):
+        variable.assign(value)
+        update()
+    assert (int(average.n_models), int(average.n_skipped)) == (2, 1)
+    assert int(asked) == 2
+
+
+def test_arguments_of_the_base_by_place():
+    class Half(swa_tf.WeightAverage):
+        def __init__(self):
+            super().__init__("half", None, None, True)
+
+        def coefficient(self, n_models):
+            return 0.5
+
+    average = Half()
+    assert (average.name, int(average.n_skipped)) == ("half", 0)
+
+
 def test_an_average_of_the_users_own_is_resumed_and_swapped(tmp_path):
     values = [float(value) for value in (1.0, 4.0, 8.0)]
     variable = tf.Variable(0.0)

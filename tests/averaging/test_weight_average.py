@@ -195,6 +195,13 @@ def test_default_names_are_those_of_the_class():
     )
 
 
+def test_a_subclass_keeps_the_names_of_variables_in_files():
+    class Mine(swa_tf.StochasticWeightAveraging):
+        pass
+
+    assert Mine().name == "StochasticWeightAveraging"
+
+
 def test_two_objects_live_side_by_side():
     variable = tf.Variable(1.0)
     one, two = (swa_tf.StochasticWeightAveraging() for _ in range(2))
