@@ -96,6 +96,50 @@ def test_least_gain_over_the_last_weights():
     assert len(tests) == 5
 
 
+def test_words_about_cifar10():
+    """Where the means lie, and where chance does not explain it."""
+    small = json.loads((TABLES / "small" / "table.json").read_text("utf-8"))
+
+    def accuracy(optimizer, difference, found=small):
+        found = found[optimizer]["differences"][difference]["accuracy"]
+        low, high = found["interval"]
+        return found["mean"], low > 0.0 or high < 0.0
+
+    def each(difference):
+        return [
+            accuracy(optimizer, difference)
+            for optimizer in ("momentum", "momentumw", "adam", "adamw")
+        ]
+
+    means, proven = zip(*each("swa_refit-refit"))
+    assert min(means) > 0.0
+    assert proven == (False, False, False, True)
+    assert [f"{means[i]:.1f}" for i in (1, 3)] == ["0.7", "0.8"]
+    assert f"{min(means):.1f} to {max(means):.1f}" == "0.7 to 1.9"
+    low, high = small["momentumw"]["differences"]["swa_refit-refit"]["loss"][
+        "interval"
+    ]
+    assert low < high < 0.0
+    older = TABLES / "small-rate-0.1" / "table.json"
+    older = json.loads(older.read_text("utf-8"))
+    assert accuracy("momentumw", "swa_refit-refit", older)[1]
+    means, proven = zip(*each("swa_refit-decayed_refit"))
+    assert max(means) < 0.0
+    assert proven == (False, True, True, True)
+    assert [f"{means[i]:.1f}" for i in (1, 3)] == ["-0.9", "-0.9"]
+    means, proven = zip(*each("refit-moving"))
+    assert 8.5 < min(means) < max(means) < 13.5
+    assert all(proven)
+    assert not any(proven for _, proven in each("decayed_refit-decayed_moving"))
+    large = json.loads((TABLES / "large" / "table.json").read_text("utf-8"))
+    gain, less = (
+        large["momentumw"]["differences"][difference]["accuracy"]["mean"]
+        for difference in ("swa_refit-refit", "swa_refit-decayed_refit")
+    )
+    assert gain > max(mean for mean, _ in each("swa_refit-refit"))
+    assert abs(less) < 0.2
+
+
 def chosen_by(pattern):
     """The mean validation accuracy of averages, refit, by learning rate."""
     found = {}
