@@ -124,13 +124,7 @@ def averaged_model(
 ) -> dict[str, dict[str, Any]]:
     """Times a training step with a teacher: a plain model, and an averaged one.
 
-    Args:
-        width: Channels of the network's first stage.
-        batch_size: Images in a step.
-        rounds: How many steps of each count.
-
-    Returns:
-        What `timing.measure` does.
+    The arguments, and what it returns, are those of `training`.
     """
     training = _Training(width, batch_size)
     second = _Network(width)

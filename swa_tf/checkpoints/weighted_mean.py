@@ -337,10 +337,8 @@ def patterns(from_newest: Iterable[str]) -> list[re.Pattern[str]]:
         try:
             compiled.append(re.compile(pattern))
         except (re.error, TypeError) as error:
-            wanted, received = (
-                "hold regular expressions",
-                f"{pattern!r}: {error}",
-            )
+            received = f"{pattern!r}: {error}"
+            wanted = "hold regular expressions"
             raise must("from_newest", wanted, received) from None
     return compiled
 

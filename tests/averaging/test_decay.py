@@ -98,6 +98,23 @@ def test_a_tensor_of_a_graph_that_is_no_scalar(name):
             EMA(**arguments)
 
 
+@pytest.mark.parametrize(
+    "decay", [lambda: tf.Variable(0.5), lambda: lambda n_models: 0.5]
+)
+def test_an_eager_update_asks_for_one_coefficient(decay):
+    n_asked = []
+
+    class Counting(EMA):
+        def coefficient(self, n_models):
+            n_asked.append(int(n_models))
+            return super().coefficient(n_models)
+
+    ema, v = Counting(decay()), tf.Variable(1.0)
+    for _ in range(3):
+        ema.apply([v])
+    assert n_asked == [0, 1, 2]
+
+
 def test_wrong_num_updates_move_nothing_where_xla_leaves_the_error_out():
     num_updates, v = tf.Variable(5.0), tf.Variable(1.0)
     ema = EMA(0.5, num_updates)
