@@ -41,6 +41,7 @@ import contextlib
 import io
 import os
 import pkgutil
+import re
 import signal
 import sys
 import traceback
@@ -57,6 +58,18 @@ from rich.text import Text
 from swa_tf import checkpoints
 
 _LARGE = 1 << 28  # bytes to read, from which on a bar shows the progress
+
+# The flags of the arguments that errors name, where the names differ.
+_FLAG_OF = {
+    "inputs": "checkpoints",
+    "snapshots": "checkpoints",
+    "directory": "checkpoint_dir",
+    "last": "num_last_checkpoints",
+    "output": "output_path",
+    "output_dir": "output_path",
+    "metric": "soup_metric",
+    "mode": "soup_mode",
+}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
@@ -171,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
             )
             _run(argv[1:], console, errors)
     except (OSError, TypeError, ValueError) as error:
-        _say(errors, "error", error, "red")
+        _say(errors, "error", _with_flags(str(error)), "red")
         return 1
     _print(report.getvalue(), errors)
     return 0
@@ -311,6 +324,18 @@ def _say(
     console: Console, label: str, said: object, color: str = "yellow"
 ) -> None:
     console.print(Text(f"{label}:", f"bold {color}"), str(said))
+
+
+def _with_flags(said: str) -> str:
+    """Returns an error of the library with flags in place of arguments."""
+
+    def flag(found: re.Match[str]) -> str:
+        argument = found[1] or found[3]
+        name = _FLAG_OF.get(argument, argument)
+        return f"--{name}{found[2] or ''}" if name in FLAGS else found[0]
+
+    named = r"`(\w+)(\[\d+\])?`|(?<=Received: )(\w+)(?=[\[=])"
+    return re.sub(named, flag, said)
 
 
 def _print(text: str, errors: Console) -> None:

@@ -70,12 +70,16 @@ class DebiasedTensor:
         v1, dtype = tf.compat.v1, average.dtype
         name = "local_step" if counted else "share"
         with tf.init_scope(), v1.variable_scope(average.op.name):
-            zero = v1.zeros_initializer()
+            zeros = tf.zeros_like(average.initial_value), tf.zeros([], dtype)
             self.biased, self._progress = self.variables = [
                 v1.get_variable(
-                    each, shape, dtype, zero, trainable=False, use_resource=True
+                    each,
+                    initializer=zero,
+                    trainable=False,
+                    use_resource=True,
+                    validate_shape=zero.shape.is_fully_defined(),
                 )
-                for each, shape in (("biased", average.shape), (name, []))
+                for each, zero in zip(("biased", name), zeros)
             ]
 
     def divide(self, c: tf.Tensor) -> list[Any]:

@@ -81,6 +81,17 @@ class Kinds(NamedTuple):
     batch_norm: set[str]  # batch-norm statistics
 
 
+class SavedAverage(NamedTuple):
+    """A `WeightAverage` in a checkpoint."""
+
+    keys: list[str]  # of its averages, in their order
+    names: list[str]  # of the variables that they are of
+    n_models: int
+    swapped: bool  # whether it was written inside `averaged_weights`
+    kind: str | None  # the name of the class; old files do not say it
+    layout: dict[str, Any]
+
+
 class Checkpoint(abc.ABC):
     """A checkpoint whose tensors are known, and their values not yet read.
 
@@ -131,6 +142,7 @@ class Checkpoint(abc.ABC):
         except DamagedError:
             raise
         except (
+            AttributeError,
             DecodeError,
             EOFError,
             LookupError,
@@ -158,8 +170,8 @@ class Checkpoint(abc.ABC):
         places = {key: mine.get(key, key) for key in self.tensors}
         return {k: keys[place] for k, place in places.items() if place in keys}
 
-    def saved_averages(self) -> list[tuple[Any, dict[str, Any]]]:
-        """Returns the keys and the state of each `WeightAverage` in it."""
+    def saved_averages(self) -> list[SavedAverage]:
+        """Returns each `WeightAverage` that it holds."""
         return []
 
     @abc.abstractmethod

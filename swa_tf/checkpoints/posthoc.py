@@ -148,9 +148,8 @@ def posthoc_average(
 def _width_and_n_models(path: str) -> tuple[float, int]:
     """Returns the width and count of the average that a snapshot holds."""
     checkpoint = weighted_mean.opened(path, "snapshots")
-    saved = checkpoint.saved_averages()
-    held = [state for _, state in saved if state["swapped"]]
-    widths = [state.get("layout", {}).get("relative_width") for state in held]
+    held = [each for each in checkpoint.saved_averages() if each.swapped]
+    widths = [average.layout.get("relative_width") for average in held]
     if len(widths) != 1 or widths[0] is None:
         raise must(
             "snapshots",
@@ -159,7 +158,7 @@ def _width_and_n_models(path: str) -> tuple[float, int]:
             "`snapshot_n_models` must be given",
             f"'{path}'",
         )
-    return widths[0], held[0]["n_models"]
+    return widths[0], held[0].n_models
 
 
 def _shares(

@@ -18,6 +18,7 @@ from swa_tf.checkpoints import object_graph, paths, recognized_by_name
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
     Kinds,
+    SavedAverage,
     Tensor,
     Values,
     groups,
@@ -84,13 +85,21 @@ class TensorFlowCheckpoint(Checkpoint):
             raise self.damaged(f"'{key}' is no string")
         return value.item()
 
-    def saved_averages(self) -> list[tuple[Any, dict[str, Any]]]:
+    def saved_averages(self) -> list[SavedAverage]:
         found = []
         with self.errors_named("the state of its average cannot be read"):
             for keys in self._graph.averages if self._graph else ():
                 state = json.loads(self.string(keys.state))
                 ((_, n_models),) = self.read([keys.n_models])
-                found.append((keys, {**state, "n_models": int(n_models)}))
+                saved = SavedAverage(
+                    keys.averages,
+                    [name for name, _ in state["averaged"]],
+                    int(n_models),
+                    swapped=bool(state["swapped"]),
+                    kind=state.get("kind"),
+                    layout=dict(state.get("layout", {})),
+                )
+                found.append(saved)
         return found
 
     def read(self, keys: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:

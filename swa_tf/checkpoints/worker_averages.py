@@ -146,7 +146,7 @@ def _of_checkpoint(path: str) -> _Average:
     checkpoint = weighted_mean.opened(path, "others")
     saved = checkpoint.saved_averages()
     # Others weigh their models otherwise, and do not merge.
-    found = [pair for pair in saved if pair[1].get("kind", _KIND) == _KIND]
+    found = [average for average in saved if average.kind in (None, _KIND)]
     if len(found) != 1:
         raise must(
             "others",
@@ -154,14 +154,13 @@ def _of_checkpoint(path: str) -> _Average:
             "each (of several, restore one and give that)",
             f"'{path}' with {len(found) or 'none'}",
         )
-    ((keys, state),) = found
-    if state["swapped"]:
+    (average,) = found
+    if average.swapped:
         wanted = "checkpoints written outside `averaged_weights`"
         raise checks.wrong("others", wanted, path)
-    names = [name for name, _ in state["averaged"]]
-    tensors = [checkpoint.tensors[key] for key in keys.averages]
-    values = (value for _, value in checkpoint.read(keys.averages))
-    return _Average(path, state["n_models"], names, tensors, values)
+    tensors = [checkpoint.tensors[key] for key in average.keys]
+    values = (value for _, value in checkpoint.read(average.keys))
+    return _Average(path, average.n_models, average.names, tensors, values)
 
 
 def _check_joins(average: _Average, target: _Average) -> None:

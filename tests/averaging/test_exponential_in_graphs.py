@@ -88,6 +88,20 @@ def test_a_tensor_that_joins_after_the_first_average(zero_debias):
         assert session.run(ema.average(x)) == 1.0
 
 
+def test_a_debiased_tensor_of_unknown_shape():
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32)
+        ema = EMA(0.75, zero_debias=True)
+        update = ema.apply([x])
+        start = {x: [0.0, 0.0]}  # of the shape that the average is to have
+        session.run(v1.global_variables_initializer(), start)
+        session.run(update, {x: [1.0, 2.0]})
+        session.run(update, {x: [5.0, 2.0]})
+        # (0.75 * 0.25 * 1 + 0.25 * 5) / (1 - 0.75^2)
+        average = session.run(ema.average(x))
+        np.testing.assert_allclose(average, [1.4375 / 0.4375, 2.0], rtol=1e-6)
+
+
 def test_a_debiased_tensor_is_saved(tmp_path):
     path = str(tmp_path / "model")
     seen = []

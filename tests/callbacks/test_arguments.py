@@ -112,6 +112,21 @@ def test_arguments_of_another_kind(arguments, message):
         swa_tf.SWACallback(1, **arguments)
 
 
+def test_refit_data_that_the_model_does_not_take():
+    """They are refused before the training, not at the first average."""
+    model = fitting.make_model()
+    before = fitting.weights(model)
+    one_by_one = tf.data.Dataset.from_tensor_slices((fitting.X, fitting.Y))
+    wanted = (
+        "`refit_data` must hold batches that the model takes. "
+        r"Received batches of TensorSpec\(shape=\(4,\), .*: "
+    )
+    with pytest.raises(ValueError, match=wanted):
+        fit(model, callback(3, refit_data=one_by_one))
+    fitting.assert_same(fitting.weights(model), before)
+    fit(model, callback(3))  # nothing of the refused one is left
+
+
 @pytest.mark.parametrize(
     ("part", "epochs", "first"),
     [

@@ -356,6 +356,7 @@ def test_a_soup_of_sharded_weights(tmp_path):
         ("json a text", "no list of shards"),
         ("no map", "no list of shards"),
         ("a map of numbers", "no list of shards"),
+        ("a number for a map", "no list of shards"),
         ("another folder", r"shards ../x.weights.h5 are missing"),
         ("shard truncated", "no whole HDF5"),
     ],
@@ -368,6 +369,7 @@ def test_damaged_shards(damage, message, tmp_path):
         "json a text": "text",
         "no map": "{}",
         "a map of numbers": '{"weight_map": {"/a": 3}}',
+        "a number for a map": '{"weight_map": 3}',
         "another folder": '{"weight_map": {"/a": "../x.weights.h5"}}',
     }
     if damage == "shard missing":

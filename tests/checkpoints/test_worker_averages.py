@@ -253,6 +253,25 @@ def test_a_checkpoint_must_hold_one_average(tmp_path):
             swa_tf.merge_averages(target, [path])
 
 
+@pytest.mark.parametrize(
+    "state", ["[]", "{}", '{"swapped": false, "averaged": 3}', "no JSON"]
+)
+def test_a_checkpoint_whose_state_is_not_ours(state, tmp_path):
+    """Its checksums are right, so only what is in it can be wrong."""
+    target, other = worker(models(2)), worker(models(1), name="other")
+    other._state.serialize = lambda: state
+    path = written(other, tmp_path / "ckpt")
+    before = averages(target)
+    message = "`others` must be whole .*: the state of its average cannot be"
+    with pytest.raises(ValueError, match=message):
+        swa_tf.merge_averages(target, [path])
+    with pytest.raises(
+        ValueError, match=message.replace("others", "snapshots")
+    ):
+        swa_tf.posthoc_average([path], 0.1, tmp_path / "posthoc")
+    np.testing.assert_equal(averages(target), before)
+
+
 def test_a_damaged_checkpoint_changes_nothing(tmp_path):
     target, other = worker(models(2)), worker(models(1), name="other")
     path = written(other, tmp_path / "ckpt")

@@ -234,5 +234,7 @@ def test_the_exit_status_of_the_program(console_script, run):
     assert again.returncode == 1
     assert "Traceback" not in again.stderr
     last = again.stderr.splitlines()[-1]
-    assert last.startswith("error: `output` must not exist. Received: output=")
+    assert last.startswith(
+        "error: --output_path must not exist. Received: --output_path="
+    )
     assert again.stdout == ""
