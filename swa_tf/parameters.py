@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from swa_tf.averaging import rounding
-from swa_tf.support import checks, compat, parameter_names
+from swa_tf.support import checks, compat, variable_names
 from swa_tf.support import variables as variables_lib
 
 _N_MODELS = "n_models"  # the key of the count beside the averages
@@ -163,7 +163,7 @@ def average_parameters(target: Any, dictionary: dict[str, Any]) -> None:
 def _named_variables(target: Any, function: str) -> dict[str, Any]:
     checks.eager_mode(function)
     compat.check_keras("target", target)
-    return parameter_names.named_variables(target)
+    return variable_names.named_variables(target)
 
 
 def _array(value: tf.Tensor) -> np.ndarray:

@@ -17,7 +17,7 @@ from swa_tf.parameters import (
     average_parameters,
     copy_parameters,
 )
-from swa_tf.support import compat, parameter_names
+from swa_tf.support import compat, variable_names
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 TFA = compat.tensorflow_addons()
@@ -163,7 +163,7 @@ def test_values_go_to_their_parameters(make):
     found = np.asarray(compat.tf_variable(layer.moving_mean).numpy())
     wanted = values["batch_normalization/moving_mean"].astype(np.float32)
     np.testing.assert_array_equal(found, wanted)
-    for name, variable in parameter_names.named_variables(model).items():
+    for name, variable in variable_names.named_variables(model).items():
         replicas = getattr(variable, "values", [variable])
         assert len(replicas) == (2 if make is mirrored_network else 1)
         for replica in replicas:
@@ -532,7 +532,7 @@ def test_the_average_of_a_model(make):
         assign_parameters(model, values)
         swa.apply(model.weights)
         average_parameters(model, averages)
-    for name, variable in parameter_names.named_variables(model).items():
+    for name, variable in variable_names.named_variables(model).items():
         held = swa.average(variable).numpy()
         assert averages[name].tobytes() == held.tobytes(), name
     assign_parameters(model, averages)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cifar10 import comparison
+from benchmarks.cifar10 import paired_comparison
 from benchmarks.cifar10.evaluation import DECAYED, WAYS
 from benchmarks.cifar10.run_directory import RESULTS, Records, RunDirectory
 from benchmarks.common import provenance
@@ -92,7 +92,7 @@ def show(contents: dict[str, Any], console: Console | None = None) -> None:
     for way, cells in _rows(contents["final"]):
         table.add_row(way, *cells)
     console.print(table)
-    for sentence in comparison.sentences(contents["final"]):
+    for sentence in paired_comparison.sentences(contents["final"]):
         console.print(sentence)
     console.print(f"Trained {_speed(contents['timings'])}.")
 
@@ -105,7 +105,7 @@ def markdown(contents: dict[str, Any]) -> str:
         _line(["---", *("---:" for _ in headings[1:])]),
         *(_line([way, *cells]) for way, cells in _rows(contents["final"])),
     ]
-    sentences = comparison.sentences(contents["final"])
+    sentences = paired_comparison.sentences(contents["final"])
     return (
         f"# {_title(contents)}\n\n"
         + "\n".join(lines)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.cifar10.evaluation import DECAYED, WAYS
-from benchmarks.figures import drawing, results
+from benchmarks.figures import drawing, run_results
 
 # Of the values from the branch on, this share may lie below the axis: a single
 # epoch with useless statistics would flatten all curves.
@@ -26,8 +26,8 @@ def compute(patterns: Sequence[str]) -> dict[str, Any]:
     Raises:
         BenchmarkError: If there are no runs, or they differ in other flags.
     """
-    runs = results.read(patterns)
-    results.check_alike(runs, ("seed",))
+    runs = run_results.read(patterns)
+    run_results.check_alike(runs, ("seed",))
     by_way: dict[str, dict[int, list[float]]] = {}
     for run in runs:
         for names, epochs in (

@@ -23,7 +23,7 @@ from benchmarks.cifar10.evaluation import WAYS
 from benchmarks.cifar10.run_directory import RESULTS
 from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.figures import drawing, results
+from benchmarks.figures import drawing, run_results
 
 _SHOWN = ("moving", "refit", "swa", "swa_refit")
 _GRID = ("batch_norm_momentum", "weight_decay", "seed")
@@ -68,7 +68,7 @@ def compute(
             kept, run["flags"], [*given, *map("--{}={}".format, _GRID, cell)]
         )
         runs.append(run)
-    results.check_alike(runs, _GRID)
+    run_results.check_alike(runs, _GRID)
     return {
         "flags": runs[0]["flags"],
         "momentums": list(momentums),

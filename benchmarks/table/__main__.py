@@ -21,8 +21,8 @@ are printed, and written to `table.md` and, for programs, to `table.json`.
     python -m benchmarks.table --norun --docs
 
 makes the tables of all grids from the files that are there, and puts every
-figure of the docs that is marked (see `benchmarks/table/marks.py`) at what the
-files say.
+figure of the docs that is marked (see `benchmarks/table/docs_marks.py`) at what
+the files say.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ from absl import app, flags
 from benchmarks.cifar10 import config as config_lib
 from benchmarks.common import command_line, files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.table import grid, kept, marks, pages, plan
+from benchmarks.table import (
+    docs_marks,
+    execution,
+    kept_results,
+    plan,
+    table_pages,
+)
 
 
 def define_flags() -> None:
@@ -71,7 +77,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("runs_dir", "runs/table", "Where the runs are made.")
     flags.DEFINE_string(
-        "results_dir", kept.RESULTS_DIR, "What is kept of them."
+        "results_dir", kept_results.RESULTS_DIR, "What is kept of them."
     )
     flags.DEFINE_bool("run", True, "Whether to run what is missing.")
     flags.DEFINE_bool(
@@ -113,8 +119,8 @@ def execute(values: Mapping[str, Any]) -> None:
             runs_dir=os.path.join(values["runs_dir"], name),
             results_dir=directory,
         )
-        failed = grid.execute(runs)
-    there = kept.grids(values["results_dir"])
+        failed = execution.execute(runs)
+    there = kept_results.grids(values["results_dir"])
     if not (name in there or failed or values["docs"]):
         raise BenchmarkError(
             "`--results_dir` must have results of the grid to make a table. "
@@ -128,7 +134,7 @@ def execute(values: Mapping[str, Any]) -> None:
         print(files.read_text(os.path.join(directory, "table.md")))
         print(f"The tables are in {os.path.join(directory, '')}")
     if values["docs"]:
-        marks.renew(".")
+        docs_marks.renew(".")
     if failed:
         raise BenchmarkError(
             f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}. "
@@ -138,7 +144,9 @@ def execute(values: Mapping[str, Any]) -> None:
 
 def _write_pages(results_dir: str, name: str) -> None:
     directory = os.path.join(results_dir, name)
-    for file, text in pages.pages(name, kept.results(directory)).items():
+    for file, text in table_pages.pages(
+        name, kept_results.results(directory)
+    ).items():
         files.write_text(os.path.join(directory, file), text)
 
 

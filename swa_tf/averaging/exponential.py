@@ -10,8 +10,8 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import has_begun, v1_graph
+from swa_tf.averaging.averaging_schedule import AveragingSchedule
 from swa_tf.averaging.decay import DECAY, NUM_UPDATES, float32, of_models
-from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update import ListUpdate
 from swa_tf.averaging.weight_average import WeightAverage
 from swa_tf.support import checks

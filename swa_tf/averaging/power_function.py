@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.averaging.schedule import AveragingSchedule
+from swa_tf.averaging.averaging_schedule import AveragingSchedule
 from swa_tf.averaging.weight_average import WeightAverage
 from swa_tf.support import checks
 

@@ -8,8 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import v1_graph, variable_checks
+from swa_tf.averaging.averaging_schedule import AveragingSchedule
 from swa_tf.averaging.checkpoint_state import CheckpointState
-from swa_tf.averaging.schedule import AveragingSchedule
 from swa_tf.averaging.update import UpdateCache
 from swa_tf.support import checks, compat
 from swa_tf.support import variables as variables_lib

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from swa_tf.averaging.schedule import AveragingSchedule
+from swa_tf.averaging.averaging_schedule import AveragingSchedule
 from swa_tf.averaging.weight_average import WeightAverage
 
 

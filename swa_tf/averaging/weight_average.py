@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import variable_checks
-from swa_tf.averaging.schedule import checked_due
+from swa_tf.averaging.averaging_schedule import checked_due
 from swa_tf.averaging.shadow import ShadowVariables
 from swa_tf.averaging.update import ListUpdate, Update
 from swa_tf.support import checks

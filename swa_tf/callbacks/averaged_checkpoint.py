@@ -10,9 +10,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.callbacks import other_callbacks, overrides
+from swa_tf.callbacks import model_patches, other_callbacks
 from swa_tf.callbacks.callback import SWACallback
-from swa_tf.support import checks, compat, whole_files
+from swa_tf.support import atomic_files, checks, compat
 
 
 class AveragedModelCheckpoint(
@@ -156,7 +156,7 @@ class AveragedModelCheckpoint(
 
     def _run(self, hook: Callable[..., Any], *args: Any) -> None:
         """Calls a hook of Keras, in which the model writes its averages."""
-        with overrides.Overrides() as undo:
+        with model_patches.ModelPatches() as undo:
             for name in ("save", "save_weights"):
                 own = getattr(self.model, name)
                 write = functools.partial(self._write, undo, own)
@@ -165,7 +165,7 @@ class AveragedModelCheckpoint(
 
     def _write(
         self,
-        undo: overrides.Overrides,
+        undo: model_patches.ModelPatches,
         write: Callable[..., Any],
         filepath: str,
         **arguments: Any,
@@ -176,8 +176,8 @@ class AveragedModelCheckpoint(
             return
         is_file = filepath.endswith((".keras", ".h5"))
         with run.swapping.swapped_in():
-            if whole_files.is_remote(filepath) or not is_file:
+            if atomic_files.is_remote(filepath) or not is_file:
                 write(filepath, **arguments)
                 return
-            with whole_files.model_file(self.model, filepath) as new:
+            with atomic_files.model_file(self.model, filepath) as new:
                 write(str(new), **arguments)

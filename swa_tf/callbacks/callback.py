@@ -14,7 +14,7 @@ import tensorflow as tf
 from swa_tf.averaging import WeightAverage, check_average
 from swa_tf.callbacks import arguments, resume
 from swa_tf.callbacks.fit_run import FitRun
-from swa_tf.support import checks, compat, whole_files
+from swa_tf.support import atomic_files, checks, compat
 
 
 class SWACallback(tf.keras.callbacks.Callback):
@@ -131,7 +131,7 @@ class SWACallback(tf.keras.callbacks.Callback):
         if averages is not None:
             check_average("averages", averages)
         if filepath is not None:
-            whole_files.check_model_path("filepath", filepath)
+            atomic_files.check_model_path("filepath", filepath)
         refit = arguments.refit_arguments(
             refit_data, refit_steps, preprocess, again=evaluate != "trained"
         )

@@ -11,13 +11,13 @@ import tensorflow as tf
 
 from swa_tf.averaging import StochasticWeightAveraging
 from swa_tf.batch_norm import ArgumentNames, BatchNormRefit
-from swa_tf.callbacks import arguments, other_callbacks, overrides, resume
+from swa_tf.callbacks import arguments, model_patches, other_callbacks, resume
 from swa_tf.callbacks.fit_averages import (
     BestAverages,
     FitAverages,
     lacks_statistics,
 )
-from swa_tf.support import model_parts, whole_files
+from swa_tf.support import atomic_files, model_parts
 from swa_tf.support import variables as variables_lib
 
 
@@ -56,7 +56,7 @@ class FitRun:
         self._epoch: int | None = None  # none has begun
         self._warned_of_averages = False
         self._n_left_out = 0  # epochs that were due, with weights not finite
-        self._undo = overrides.Overrides()
+        self._undo = model_patches.ModelPatches()
         self._undo.callback(saved.detach)
         try:
             self._begin(callback)
@@ -90,7 +90,7 @@ class FitRun:
         undo.replace_schedule(average, plan.when)
         self._counted = None if when is None else settings.unit
         if self._counted == "epoch" or self._start_epoch is not None:
-            average.n_calls = overrides.NOT_STARTED
+            average.n_calls = model_patches.NOT_STARTED
         elif plan.when is not None:
             average.n_calls = 0
         refit = dict(settings.refit)
@@ -296,7 +296,7 @@ class FitRun:
         with self.swapping.swapped_in(self._settings.keep, values):
             filepath = self._settings.filepath
             if filepath is not None:
-                whole_files.save_model(self._model, filepath)
+                atomic_files.save_model(self._model, filepath)
                 self._print(f"The averaged model is in {filepath}")
         if self._settings.keep:
             self._print(f"The model is {which}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from swa_tf.checkpoints import paths, weighted_mean
 from swa_tf.checkpoints.paths import Path, must
-from swa_tf.support import checks, whole_files
+from swa_tf.support import atomic_files, checks
 
 
 def average_checkpoints(
@@ -169,7 +169,7 @@ def average_windows(
         wanted = "have different names, which the results take"
         raise must("inputs", wanted, ", ".join(sorted(names)))
     folder = os.fspath(output_dir).rstrip("/")
-    if whole_files.is_there(folder):
+    if atomic_files.is_there(folder):
         received = f"output_dir='{folder}'"
         raise must("output_dir", "not exist", received, FileExistsError)
     ends = range(window, len(found) + 1)
@@ -182,8 +182,8 @@ def average_windows(
         weighted_mean.merge(found, written[-1], dry_run=True, **options)
         return written
     report: dict[str, Any] = {}
-    with whole_files.scratch_folder(folder) as scratch:
-        parent, name = whole_files.split(folder)
+    with atomic_files.scratch_folder(folder) as scratch:
+        parent, name = atomic_files.split(folder)
         new = scratch / name
         for i, end in enumerate(ends):
 
@@ -197,10 +197,10 @@ def average_windows(
                 progress=scaled,
                 **options,
             )
-        if whole_files.is_remote(folder):
-            whole_files.move(sorted(new.iterdir()), folder)
+        if atomic_files.is_remote(folder):
+            atomic_files.move(sorted(new.iterdir()), folder)
         else:
-            whole_files.move([new], parent)
+            atomic_files.move([new], parent)
     weighted_mean.warn(report)
     return written
 

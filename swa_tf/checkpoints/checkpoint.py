@@ -18,7 +18,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from swa_tf.checkpoints import paths
-from swa_tf.support import whole_files
+from swa_tf.support import atomic_files
 
 _T = TypeVar("_T")
 
@@ -120,7 +120,7 @@ class Checkpoint(abc.ABC):
             raise paths.must(argument, wanted, f"'{path}'", FileNotFoundError)
         with self.errors_named("it cannot be opened"):
             for file in self.files:
-                remote = whole_files.is_remote(file)
+                remote = atomic_files.is_remote(file)
                 # To read a pipe would never end.
                 if not (remote or stat.S_ISREG(os.stat(file).st_mode)):
                     raise self.damaged(f"{os.path.basename(file)} is no file")
@@ -154,7 +154,7 @@ class Checkpoint(abc.ABC):
             zipfile.BadZipFile,
             zlib.error,
         ) as error:
-            reason = whole_files.reason(error)
+            reason = atomic_files.reason(error)
             raise self.damaged(f"{what}: {reason}") from error
 
     def name(self, key: str) -> str:

@@ -18,13 +18,13 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.checkpoints import paths, recognized_by_name
+from swa_tf.checkpoints import paths, tensor_kinds
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
     Tensor,
     Values,
 )
-from swa_tf.support import whole_files
+from swa_tf.support import atomic_files
 
 _WEIGHTS = "model.weights.h5"
 _MAX_COMPRESSION = 1032  # no filter, such as deflate, achieves more
@@ -53,7 +53,7 @@ class Hdf5Checkpoint(Checkpoint):
         for (_, end, key), (start, _, other) in zip(extents, extents[1:]):
             if start < end:
                 raise self.damaged(f"'{key}' and '{other}' lie in one place")
-        self.kinds = recognized_by_name.of_keras(self.tensors)
+        self.kinds = tensor_kinds.of_keras(self.tensors)
 
     def read(self, keys: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
         with self._opened() as file:
@@ -78,7 +78,7 @@ class Hdf5Checkpoint(Checkpoint):
                 shutil.copyfileobj(part, copied, _COPIED_AT_ONCE)
             return
         with self._part() as part:
-            whole_files.reserve(path, part.seek(0, io.SEEK_END))
+            atomic_files.reserve(path, part.seek(0, io.SEEK_END))
         with self._opened() as old, h5py.File(path, "w") as new:
             _copy(old, new, self.tensors.keys(), dropped)
 
@@ -191,7 +191,7 @@ class ShardedCheckpoint(Checkpoint):
             for group, names in weight_map.items():
                 weight_map[group] = [names] if isinstance(names, str) else names
             names = set().union(*weight_map.values())
-        there = {whole_files.split(f)[1]: f for f in self.files[:-1]}
+        there = {atomic_files.split(f)[1]: f for f in self.files[:-1]}
         lost = ", ".join(sorted(map(str, names - there.keys())))
         if lost:
             raise self.damaged(f"its shards {lost} are missing")
@@ -200,7 +200,7 @@ class ShardedCheckpoint(Checkpoint):
             shard = self._shards[name] = Hdf5Checkpoint(there[name], argument)
             self._shard_of.update(dict.fromkeys(shard.tensors, name))
             self.tensors.update(shard.tensors)
-        self.kinds = recognized_by_name.of_keras(self.tensors)
+        self.kinds = tensor_kinds.of_keras(self.tensors)
 
     def read(self, keys: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
         for name, some in itertools.groupby(keys, self._shard_of.__getitem__):
@@ -254,7 +254,7 @@ class _Part(io.RawIOBase):
 
 
 def _open(path: str) -> Any:
-    if whole_files.is_remote(path):
+    if atomic_files.is_remote(path):
         return tf.io.gfile.GFile(path, "rb")
     return open(path, "rb")
 

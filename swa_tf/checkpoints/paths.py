@@ -14,7 +14,7 @@ from typing import Any, Union
 import tensorflow as tf
 from google.protobuf import text_format
 
-from swa_tf.support import checks, whole_files
+from swa_tf.support import atomic_files, checks
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -119,8 +119,8 @@ def suffix(path: str) -> str:
 
 def files(path: str) -> list[str]:
     """Returns the files of a checkpoint that exist; the main one is last."""
-    folder, name = whole_files.split(path)
-    there = whole_files.names_in(folder)
+    folder, name = atomic_files.split(path)
+    there = atomic_files.names_in(folder)
     names = {each for each in there if _DATA.sub("", each) == name}
     if suffix(path):
         names &= {name}
@@ -135,7 +135,7 @@ def files(path: str) -> list[str]:
 def _saved_model(path: str) -> str:
     """Returns the checkpoint in the folder of a SavedModel; "" of others."""
     inner = path.rstrip("/") + _SAVED_MODEL
-    is_one = "saved_model.pb" in whole_files.names_in(path) and files(inner)
+    is_one = "saved_model.pb" in atomic_files.names_in(path) and files(inner)
     return inner if is_one else ""
 
 
@@ -194,7 +194,7 @@ def matching(patterns: Iterable[str]) -> list[str]:
         matches: set[str] = set()
         if not files(pattern):
             # TensorFlow's finds `./x` for `x`; `glob` knows no remote paths.
-            remote = whole_files.is_remote(pattern)
+            remote = atomic_files.is_remote(pattern)
             find = tf.io.gfile.glob if remote else glob.glob
             matches.update(find(pattern), find(f"{pattern}.index"))
         found += in_order(checked(matches)) if matches else [pattern]
@@ -203,7 +203,7 @@ def matching(patterns: Iterable[str]) -> list[str]:
 
 def in_directory(folder: str) -> list[str]:
     """Returns the checkpoints in a directory, the oldest first."""
-    there = whole_files.names_in(folder)
+    there = atomic_files.names_in(folder)
     if not tf.io.gfile.isdir(folder):
         wanted = "a folder with checkpoints"
         raise checks.wrong("directory", wanted, folder, FileNotFoundError)
@@ -305,7 +305,7 @@ def checked_output(output: Any, paths: list[str]) -> str:
 def _real(path: str) -> str:
     """Returns the path of a checkpoint without symbolic links."""
     # Remote file systems have no links, and a listing is a request.
-    there = [] if whole_files.is_remote(path) else files(path)
+    there = [] if atomic_files.is_remote(path) else files(path)
     return os.path.realpath([path, *there][-1])
 
 
@@ -341,8 +341,8 @@ def state_with_latest(output: str) -> str | None:
     """
     if suffix(output):
         return None
-    folder, name = whole_files.split(output)
-    there = whole_files.names_in(folder)
+    folder, name = atomic_files.split(output)
+    there = atomic_files.names_in(folder)
     listed = [n for n in _listed(folder) if f"{n}.index" in there]
     if STATE in there and not listed:  # it is of others, or cannot be read
         return None
@@ -357,7 +357,7 @@ def state_with_latest(output: str) -> str | None:
 def _written(path: str) -> int:
     """Returns when a checkpoint was last written, in nanoseconds."""
     there = files(path)
-    if whole_files.is_remote(path):
+    if atomic_files.is_remote(path):
         times = [tf.io.gfile.stat(file).mtime_nsec for file in there]
     else:  # where TensorFlow says it in whole seconds; broken links have none
         times = [os.stat(f).st_mtime_ns for f in there if os.path.exists(f)]

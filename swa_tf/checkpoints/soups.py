@@ -11,7 +11,7 @@ from typing import Any
 
 from swa_tf.checkpoints import paths, weighted_mean
 from swa_tf.checkpoints.paths import Path, must
-from swa_tf.support import checks, whole_files
+from swa_tf.support import atomic_files, checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ def greedy_soup(
         wanted = "return a number for at least one input"
         raise must("metric", wanted, "NaN for each")
     soup, trials = [order[0]], [Trial(order[0], best, best, added=True)]
-    with whole_files.scratch_folder(output) as scratch:
+    with atomic_files.scratch_folder(output) as scratch:
         for i, path in enumerate(order[1:]):
             candidate = f"{scratch / str(i)}{paths.suffix(output)}"
             try:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.checkpoints import object_graph, paths, recognized_by_name
+from swa_tf.checkpoints import object_graph, paths, tensor_kinds
 from swa_tf.checkpoints.checkpoint import (
     Checkpoint,
     Kinds,
@@ -23,7 +23,7 @@ from swa_tf.checkpoints.checkpoint import (
     Values,
     groups,
 )
-from swa_tf.support import whole_files
+from swa_tf.support import atomic_files
 
 _MAX_SHARD_BYTES = 1 << 30  # held in memory until they are written at once
 
@@ -37,7 +37,9 @@ class TensorFlowCheckpoint(Checkpoint):
         super().__init__(path, argument)
         self._read_from = path
         with self.errors_named("its index cannot be read"):
-            if re.search(r"[*?\[\\]", path) and not whole_files.is_remote(path):
+            if re.search(r"[*?\[\\]", path) and not atomic_files.is_remote(
+                path
+            ):
                 # TensorFlow would take the path for a pattern.
                 self._links = tempfile.TemporaryDirectory()
                 self._read_from = os.path.join(self._links.name, "checkpoint")
@@ -59,15 +61,15 @@ class TensorFlowCheckpoint(Checkpoint):
                 )
             slots, state = self._graph.slots, self._graph.state
         else:
-            slots, state = recognized_by_name.of_v1(self.tensors)
+            slots, state = tensor_kinds.of_v1(self.tensors)
         guessed = {
             key
             for key, tensor in self.tensors.items()
-            if recognized_by_name.is_state(self.name(key), tensor)
+            if tensor_kinds.is_state(self.name(key), tensor)
             # In an object, such as a model, it may be a weight.
             if not (self._graph and "/" in self.name(key))
         } - (slots | state)
-        batch_norm = recognized_by_name.statistics(self.tensors)
+        batch_norm = tensor_kinds.statistics(self.tensors)
         self.kinds = Kinds(slots, state | guessed, guessed, batch_norm)
 
     def name(self, key: str) -> str:
@@ -137,10 +139,10 @@ class TensorFlowCheckpoint(Checkpoint):
                 shard[object_graph.KEY] = np.array(graph, object)
             # Short names, since TensorFlow's own suffixes are long.
             parts.append(os.fspath(path.with_name(f"part-{len(parts)}")))
-            with whole_files.errors_named(path):
+            with atomic_files.errors_named(path):
                 self._save(parts[-1], shard)
         joined = os.fspath(path.with_name("joined"))
-        with whole_files.errors_named(path), tf.Graph().as_default():
+        with atomic_files.errors_named(path), tf.Graph().as_default():
             op = tf.raw_ops.MergeV2Checkpoints(
                 checkpoint_prefixes=parts,
                 destination_prefix=joined,

@@ -22,7 +22,7 @@ from swa_tf.checkpoints.keras_format import (
 )
 from swa_tf.checkpoints.paths import must
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
-from swa_tf.support import checks, whole_files
+from swa_tf.support import atomic_files, checks
 
 _BLOCK = 1 << 15  # numbers averaged at a time; in float64 they fit in a cache
 _FORMS: dict[str, type[Checkpoint]] = {
@@ -106,7 +106,7 @@ def merge(
             progress(done, plan.n_bytes)
 
     plan.read_others(advance)
-    with whole_files.scratch_folder(output) as scratch:
+    with atomic_files.scratch_folder(output) as scratch:
         new = scratch / name
         plan.newest.write(new, plan.values(advance), plan.dropped)
         as_json = scratch / f"{name}.json"
@@ -116,8 +116,8 @@ def merge(
         if state is not None:
             written.append(scratch / paths.STATE)
             written[-1].write_text(state, encoding="utf-8")
-        folder = whole_files.split(output)[0]
-        whole_files.move(written, folder, replaces=paths.STATE)
+        folder = atomic_files.split(output)[0]
+        atomic_files.move(written, folder, replaces=paths.STATE)
     return report
 
 

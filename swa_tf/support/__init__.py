@@ -1,21 +1,21 @@
 """TensorFlow and Keras, hidden: what every other room may use."""
 
 from swa_tf.support import (
+    atomic_files,
     checks,
     compat,
     model_parts,
-    parameter_names,
     progress,
+    variable_names,
     variables,
-    whole_files,
 )
 
 __all__ = [
+    "atomic_files",
     "checks",
     "compat",
     "model_parts",
-    "parameter_names",
     "progress",
+    "variable_names",
     "variables",
-    "whole_files",
 ]

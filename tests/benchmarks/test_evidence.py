@@ -11,31 +11,31 @@ from benchmarks.cifar10 import config
 from benchmarks.cifar10.evaluation import WAYS
 from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.table import kept, marks, pages, plan
+from benchmarks.table import docs_marks, kept_results, plan, table_pages
 from tests.benchmarks.table_results import result
 from tests.conftest import ROOT
 
-TABLES = ROOT / kept.RESULTS_DIR
+TABLES = ROOT / kept_results.RESULTS_DIR
 
 
-@pytest.mark.parametrize("name", kept.grids(str(TABLES)))
+@pytest.mark.parametrize("name", kept_results.grids(str(TABLES)))
 def test_tables_are_made_from_the_runs(name):
-    made = pages.pages(name, kept.results(str(TABLES / name)))
+    made = table_pages.pages(name, kept_results.results(str(TABLES / name)))
     for file, text in made.items():
         committed = (TABLES / name / file).read_text("utf-8")
         assert committed == text, f"python -m benchmarks.table --norun ({name})"
 
 
-@pytest.mark.parametrize("page", list(marks.pages(str(ROOT))))
+@pytest.mark.parametrize("page", list(docs_marks.pages(str(ROOT))))
 def test_docs_have_the_figures_of_the_results(page):
     text = files.read_text(page)
-    renewed = marks.renewed(text, str(ROOT))
+    renewed = docs_marks.renewed(text, str(ROOT))
     assert text == renewed, "python -m benchmarks.table --norun --docs"
 
 
 def finals_of_digits():
     """The evaluations of the last epoch, by seed."""
-    found = kept.results(str(TABLES / "digits"))
+    found = kept_results.results(str(TABLES / "digits"))
     found.sort(key=lambda each: each["seed"])
     return [each["final"] for each in found]
 
@@ -203,7 +203,9 @@ _PAGE = f"{_TABLE}\n<!-- end -->\n\nIt gains {_NUMBER}<!-- end\n--> points.\n"
 def fixture_root(tmp_path):
     """A project with a README whose marks are empty."""
     accuracies = {"moving": 40.0, "refit": 50.0, "swa_refit": 52.5}
-    for name, text in pages.pages("x", [result(accuracies=accuracies)]).items():
+    for name, text in table_pages.pages(
+        "x", [result(accuracies=accuracies)]
+    ).items():
         files.write_text(str(tmp_path / "results" / name), text)
     files.write_text(str(tmp_path / "README.md"), _PAGE)
     return tmp_path
@@ -211,36 +213,38 @@ def fixture_root(tmp_path):
 
 class TestMarks:
     def test_renewed(self, root):
-        marks.renew(str(root))
+        docs_marks.renew(str(root))
         text = (root / "README.md").read_text()
         assert f"It gains {_NUMBER}+2.5<!-- end\n--> points.\n" in text
         assert re.search(r"SWA refit - last refit +\| \+2\.50 +\|", text)
         assert "## Command" not in text
-        assert marks.renewed(text, str(root)) == text
+        assert docs_marks.renewed(text, str(root)) == text
 
     def test_table_is_without_the_words_around_it(self, root):
         (root / "a.md").write_text("## A\nOne:\n\n| x |\n|---|\n\nTwo.\n")
-        text = marks.renewed("<!-- table: a.md, A -->3<!-- end -->", str(root))
+        text = docs_marks.renewed(
+            "<!-- table: a.md, A -->3<!-- end -->", str(root)
+        )
         table = "| x |\n|---|"
         assert text == f"<!-- table: a.md, A -->\n\n{table}\n\n<!-- end -->"
 
     @pytest.mark.parametrize("figure", ["+2.5<", "+2.50 ", "+12.50 "])
     def test_any_other_digit_is_found(self, figure, root):
-        marks.renew(str(root))
+        docs_marks.renew(str(root))
         text = (root / "README.md").read_text()
         assert figure in text
         changed = text.replace(figure, figure.replace("2.5", "2.6"), 1)
-        assert marks.renewed(changed, str(root)) == text
+        assert docs_marks.renewed(changed, str(root)) == text
 
     def test_changed_result_is_found(self, root):
-        marks.renew(str(root))
+        docs_marks.renew(str(root))
         path = root / "results" / "table.json"
         figures = json.loads(path.read_text())
         gain = figures["momentumw"]["differences"]["swa_refit-refit"]
         gain["accuracy"]["mean"] = -1.0
         path.write_text(json.dumps(figures))
         text = (root / "README.md").read_text()
-        assert f"{_NUMBER}-1.0<" in marks.renewed(text, str(root))
+        assert f"{_NUMBER}-1.0<" in docs_marks.renewed(text, str(root))
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -255,4 +259,4 @@ class TestMarks:
     )
     def test_wrong_mark(self, text, message, root):
         with pytest.raises(BenchmarkError, match=message):
-            marks.renewed(text, str(root))
+            docs_marks.renewed(text, str(root))

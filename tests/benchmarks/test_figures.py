@@ -10,7 +10,14 @@ import pytest
 from benchmarks.cifar10 import evaluation
 from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.figures import curves, drawing, momentum, plane, rays, results
+from benchmarks.figures import (
+    curves,
+    drawing,
+    momentum,
+    plane,
+    rays,
+    run_results,
+)
 from benchmarks.figures import refit as refit_figure
 from tests import programs
 from tests.benchmarks.cifar10.tiny import TINY
@@ -132,10 +139,10 @@ class TestFiles:
         with pytest.raises(BenchmarkError, match=r"b.json cannot be written"):
             files.write_json(str(tmp_path / "file" / "b.json"), 1)
         with pytest.raises(BenchmarkError, match=r"--results.*none"):
-            results.read([str(tmp_path / "no-*.json")])
+            run_results.read([str(tmp_path / "no-*.json")])
 
 
-def run_results(seed, accuracy, **flags):
+def results_of(seed, accuracy, **flags):
     """The results of a run: each way has its own share of an accuracy."""
 
     def epoch(number, shares):
@@ -163,7 +170,7 @@ class TestCurves:
     def test_mean_and_band_over_seeds(self, tmp_path):
         for seed, accuracy in ((0, 80.0), (1, 100.0)):
             files.write_json(
-                str(tmp_path / f"seed-{seed}.json"), run_results(seed, accuracy)
+                str(tmp_path / f"seed-{seed}.json"), results_of(seed, accuracy)
             )
         contents = curves.compute([str(tmp_path / "seed-*.json")])
         assert contents["seeds"] == [0, 1]
@@ -180,9 +187,9 @@ class TestCurves:
         assert (tmp_path / "curves.png").read_bytes()[:8] == PNG
 
     def test_other_plans_are_refused(self, tmp_path):
-        files.write_json(str(tmp_path / "a.json"), run_results(0, 80.0))
+        files.write_json(str(tmp_path / "a.json"), results_of(0, 80.0))
         files.write_json(
-            str(tmp_path / "b.json"), run_results(1, 80.0, epochs=3)
+            str(tmp_path / "b.json"), results_of(1, 80.0, epochs=3)
         )
         with pytest.raises(BenchmarkError, match="--epochs=2 and --epochs=3"):
             curves.compute([str(tmp_path / "*.json")])
@@ -199,7 +206,7 @@ class TestMomentum:
             given = dict(a[2:].partition("=")[::2] for a in command[3:])
             if len(commands) == 3:
                 return types.SimpleNamespace(returncode=1, stderr="killed")
-            found = run_results(
+            found = results_of(
                 int(given["seed"]),
                 100.0 * float(given["batch_norm_momentum"]),
                 batch_norm_momentum=float(given["batch_norm_momentum"]),

@@ -15,7 +15,14 @@ from benchmarks.cifar10 import config, evaluation
 from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
 from benchmarks.table import __main__ as program
-from benchmarks.table import grid, intervals, kept, pages, plan, summary
+from benchmarks.table import (
+    execution,
+    intervals,
+    kept_results,
+    plan,
+    summary,
+    table_pages,
+)
 from tests import programs
 from tests.benchmarks.cifar10.tiny import TINY
 from tests.benchmarks.table_results import WAYS, result
@@ -54,7 +61,7 @@ def seeds_of(optimizer, *swa_refit, **settings):
 
 class TestTables:
     def test_ways_are_those_of_the_benchmark(self):
-        assert pages.WAYS.keys() == evaluation.WAYS.keys()
+        assert table_pages.WAYS.keys() == evaluation.WAYS.keys()
 
     def test_figures(self):
         found = summary.summary(
@@ -82,7 +89,7 @@ class TestTables:
             *seeds_of("adamw", 60.0, 60.0, 60.5),
             *seeds_of("adam", 49.0),
         ]
-        rows = lines(pages.pages("digits", results)["table.md"])
+        rows = lines(table_pages.pages("digits", results)["table.md"])
         assert "52.33 ± 1.53" in rows["momentumw"][1]
         assert "49.00" in rows["adam"][1]
         # Of the differences, the first is SWA refit less last refit.
@@ -94,7 +101,7 @@ class TestTables:
 
     def test_published_figures_are_beside_ours(self):
         results = seeds_of("adamw", 60.0, preset="small")
-        text = pages.pages("small", results)["table.md"]
+        text = table_pages.pages("small", results)["table.md"]
         assert "of another size and plan" in text
         [row] = lines(text)["published, adamw"]
         cells = [cell.strip() for cell in row.split("|")[2:-1]]
@@ -102,7 +109,7 @@ class TestTables:
 
     def test_run_without_a_decayed_branch(self):
         results = [result(accuracies=dict.fromkeys(WAYS[2:], 50.0))]
-        rows = lines(pages.pages("digits", results)["table.md"])
+        rows = lines(table_pages.pages("digits", results)["table.md"])
         assert rows["momentumw"][1].endswith("50.00 | - | - | 1 |")
         assert len(rows["momentumw"]) == 5 + 3
 
@@ -111,7 +118,7 @@ class TestTables:
             *seeds_of("momentumw", *[50.0] * 5, width=8),
             *seeds_of("adamw", 50.0, 50.0, learning_rate=0.001, width=8),
         ]
-        text = pages.pages("narrow", results)["table.md"]
+        text = table_pages.pages("narrow", results)["table.md"]
         start = "    python -m benchmarks.table --preset=digits --name=narrow"
         assert [x for x in text.splitlines() if x.startswith(start)] == [
             f"{start} --optimizers=momentumw --settings=width=8",
@@ -134,7 +141,7 @@ class TestTables:
 
     def test_nothing_to_show(self, tmp_path):
         with pytest.raises(BenchmarkError, match="Received: none"):
-            pages.pages("digits", kept.results(str(tmp_path)))
+            table_pages.pages("digits", kept_results.results(str(tmp_path)))
 
 
 def lines(text):
@@ -244,7 +251,7 @@ def fixture_started(monkeypatch):
         contents = found and json.dumps(found)
         return [sys.executable, "-c", _RUN, run.directory, contents]
 
-    monkeypatch.setattr(grid, "_command", command)
+    monkeypatch.setattr(execution, "_command", command)
     return started
 
 
@@ -254,9 +261,11 @@ class Started(list):
 
 class TestGrid:
     def test_goes_on_where_it_stopped(self, tmp_path, started):
-        grid.execute(planned(tmp_path)[:1])
+        execution.execute(planned(tmp_path)[:1])
         shutil.rmtree(tmp_path / "runs")
-        assert grid.execute(planned(tmp_path, ["momentumw", "adamw"])) == []
+        assert (
+            execution.execute(planned(tmp_path, ["momentumw", "adamw"])) == []
+        )
         assert started == [
             "momentumw seed 0",
             "momentumw seed 1",
@@ -294,9 +303,9 @@ class TestGrid:
         assert "--seeds=0,2" in written
 
     def test_result_of_other_settings_is_refused(self, tmp_path, started):
-        grid.execute(planned(tmp_path)[:1])
+        execution.execute(planned(tmp_path)[:1])
         with pytest.raises(BenchmarkError, match=r"seed-0.json .*'epochs': 31"):
-            grid.execute(planned(tmp_path, settings=["epochs=31"]))
+            execution.execute(planned(tmp_path, settings=["epochs=31"]))
         assert started == ["momentumw seed 0"]
 
     def test_file_is_whole_or_as_before(self, tmp_path, monkeypatch):
@@ -310,9 +319,9 @@ class TestGrid:
     def test_waits_for_a_run_that_outlived_its_grid(self, tmp_path, capsys):
         directory = str(tmp_path / "seed-0")
         wait = [sys.executable, "-c", "import time; time.sleep(0.5)"]
-        with grid._alone(directory) as lock:
+        with execution._alone(directory) as lock:
             orphan = subprocess.Popen(wait, pass_fds=[lock])
-        with grid._alone(directory):
+        with execution._alone(directory):
             assert orphan.wait(0.1) == 0
         assert "Waiting" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 import swa_tf
 from benchmarks.cifar10.run_directory import Records, RunDirectory
 from benchmarks.common.errors import BenchmarkError
-from swa_tf.support import whole_files
+from swa_tf.support import atomic_files
 from tests import checkpoint_files, damage, fitting
 from tests.checkpoint_files import KERAS, OBJECT, contents
 from tests.fitting import exhaustive, quick_to_trace  # noqa: F401
@@ -27,7 +27,7 @@ def written(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("written") / f"model{request.param}"
     model = fitting.make_model()
     fitting.fit(model, epochs=1)
-    whole_files.save_model(model, path)
+    atomic_files.save_model(model, path)
     return model, path
 
 
@@ -42,7 +42,7 @@ def test_a_model_that_does_not_fit(part, written):
     before = contents(path.parent)
     with damage.disk_full_after(part * largest(path)):
         with pytest.raises(OSError, match="large") as raised:
-            whole_files.save_model(model, path)
+            atomic_files.save_model(model, path)
     assert f"'{path}'" in str(raised.value)
     assert contents(path.parent) == before
 
@@ -52,7 +52,7 @@ def test_a_model_where_nothing_can_be_written(folder, written, tmp_path):
     model, path = written
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=folder):
-        whole_files.save_model(model, tmp_path / folder / path.name)
+        atomic_files.save_model(model, tmp_path / folder / path.name)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import whole_files
+from swa_tf.support import atomic_files
 from tests import checkpoint_files
 from tests.checkpoint_files import FORMS, KERAS, NAME, OBJECT, command_line
 
@@ -229,7 +229,7 @@ def test_what_another_has_written_meanwhile_stays(ram, tmp_path):
     with tf.io.gfile.GFile(f"{ram}/x", "w") as file:
         file.write("theirs")
     with pytest.raises(OSError, match="x' exists"):
-        whole_files.move([tmp_path / "x"], ram)
+        atomic_files.move([tmp_path / "x"], ram)
     assert listed(ram) == ["x"]
     with tf.io.gfile.GFile(f"{ram}/x") as file:
         assert file.read() == "theirs"

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import whole_files
+from swa_tf.support import atomic_files
 from tests import checkpoint_files
 from tests.checkpoint_files import H5, KERAS, WEIGHTS, contents
 from tests.chosen import read_one, write_all
@@ -138,5 +138,5 @@ def test_only_the_file_named_may_be_replaced(tmp_path):
         (tmp_path / name).write_text(name)
     files = [tmp_path / "new" / "x", tmp_path / "new" / "y"]
     with pytest.raises(FileExistsError, match="x' exists"):
-        whole_files.move(files, str(tmp_path), replaces="y")
+        atomic_files.move(files, str(tmp_path), replaces="y")
     assert (tmp_path / "y").read_text() == "y"

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import whole_files
+from swa_tf.support import atomic_files
 from tests import checkpoint_files, damage, programs
 from tests.checkpoint_files import (
     FORMS,
@@ -107,7 +107,7 @@ def interrupted_at(number, block):
 
     def within(frame):
         for _ in range(3):
-            if frame and frame.f_code.co_filename == whole_files.__file__:
+            if frame and frame.f_code.co_filename == atomic_files.__file__:
                 return True
             frame = frame and frame.f_back
         return False
@@ -127,11 +127,11 @@ def test_an_interrupt_at_each_moment_of_making_and_moving(tmp_path):
     names = ["x.json", "x.data", "x.index"]
 
     def write():
-        with whole_files.scratch_folder(output) as scratch:
+        with atomic_files.scratch_folder(output) as scratch:
             for name in names:
                 (scratch / name).write_text(name)
             files = [scratch / name for name in names]
-            whole_files.move(files, str(output.parent))
+            atomic_files.move(files, str(output.parent))
 
     for number in range(1, 9999):
         interrupted = interrupted_at(number, write)
@@ -195,10 +195,10 @@ def test_files_are_moved_in_order_and_all_or_none(fails, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.io.gfile, "rename", renamed)
     if fails == len(names):
-        whole_files.move(files, str(tmp_path))
+        atomic_files.move(files, str(tmp_path))
     else:
         with pytest.raises(KeyboardInterrupt):
-            whole_files.move(files, str(tmp_path))
+            atomic_files.move(files, str(tmp_path))
     assert moved == names[:fails]
     left = {path.name for path in tmp_path.iterdir()} - {"scratch", "other"}
     assert left == (set(names) if fails == len(names) else set())

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from swa_tf.support import whole_files
+from swa_tf.support import atomic_files
 
 
 @pytest.mark.parametrize("existing", [True, False])
@@ -13,7 +13,7 @@ def test_file(existing, tmp_path):
     if existing:
         path.parent.mkdir()
         path.write_text("old")
-    with whole_files.replaced(path) as new:
+    with atomic_files.replaced(path) as new:
         assert new.name == path.name
         new.write_text("new")
         assert path.exists() == existing
@@ -27,7 +27,7 @@ def test_folder(existing, tmp_path):
     if existing:
         path.mkdir()
         (path / "old").write_text("old")
-    with whole_files.replaced(path) as new:
+    with atomic_files.replaced(path) as new:
         new.mkdir()
         (new / "new").write_text("new")
     assert [p.name for p in path.iterdir()] == ["new"]
@@ -39,7 +39,7 @@ def test_a_failure_leaves_what_was_there(error, tmp_path):
     path = tmp_path / "model.keras"
     path.write_text("old")
     with pytest.raises(error):
-        with whole_files.replaced(path) as new:
+        with atomic_files.replaced(path) as new:
             new.write_text("half")
             raise error
     assert path.read_text() == "old"
@@ -64,7 +64,7 @@ def test_an_interrupt_between_the_renames_of_a_folder(
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        with whole_files.replaced(path) as new:
+        with atomic_files.replaced(path) as new:
             new.mkdir()
             (new / "new").write_text("new")
     assert [p.name for p in path.iterdir()] == ["old"]
@@ -75,7 +75,7 @@ def test_an_interrupt_between_the_renames_of_a_folder(
 def test_scratch_folder(error, tmp_path):
     path = tmp_path / "folder" / "model"
     try:
-        with whole_files.scratch_folder(str(path)) as scratch:
+        with atomic_files.scratch_folder(str(path)) as scratch:
             assert list(path.parent.iterdir()) == [scratch]
             assert scratch.name.startswith(".model-")
             (scratch / "more").mkdir()
@@ -93,7 +93,7 @@ def test_a_folder_does_not_replace_a_file(tmp_path):
     path = tmp_path / "model"
     path.write_text("old")
     with pytest.raises(OSError, match="model"):
-        with whole_files.replaced(path) as new:
+        with atomic_files.replaced(path) as new:
             new.mkdir()
     assert path.read_text() == "old"
 
@@ -104,5 +104,5 @@ def test_a_folder_is_not_moved_onto_another(tmp_path):
         folder.mkdir(parents=True)
         (folder / "file").write_text(folder.parent.name)
     with pytest.raises(FileExistsError, match="model' exists"):
-        whole_files.move([scratch], str(tmp_path))
+        atomic_files.move([scratch], str(tmp_path))
     assert (there / "file").read_text() == tmp_path.name

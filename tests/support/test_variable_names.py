@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import swa_tf
-from swa_tf.support import compat, parameter_names
+from swa_tf.support import compat, variable_names
 
 layers = tf.keras.layers
 optimizers = tf.keras.optimizers
@@ -13,7 +13,7 @@ TFA = compat.tensorflow_addons()
 
 
 def names(target):
-    return list(parameter_names.named_variables(target))
+    return list(variable_names.named_variables(target))
 
 
 def dense(units=1, inputs=1, **kwargs):
@@ -95,28 +95,26 @@ def test_golden_names(make):
     make()  # Keras counts on: the second model's layers are dense_5, ...
     model = make()
     assert sorted(names(model)) == sorted(GOLDEN[make])
-    found = parameter_names.named_variables(model)
+    found = variable_names.named_variables(model)
     assert refs(found.values()) == refs(model.weights)
 
 
 @pytest.mark.parametrize("make", GOLDEN)
 def test_names_lead_to_the_variables(make):
     """By the end of the variable's own name, which Keras gives it."""
-    for name, variable in parameter_names.named_variables(make()).items():
+    for name, variable in variable_names.named_variables(make()).items():
         end = compat.variable_name(variable).rsplit("/", 1)[-1]
         assert name.rsplit("/", 1)[-1] == end
 
 
 def test_each_path_leads_to_its_own_layer():
     model = subclassed()
-    found = parameter_names.named_variables(model)
+    found = variable_names.named_variables(model)
     ref = compat.tf_variable(model._blocks[1]["last"].kernel).ref()
     assert found["blocks/1/last/kernel"].ref() == ref
     model = sequential()
     ref = compat.tf_variable(model.layers[2].kernel).ref()
-    assert (
-        parameter_names.named_variables(model)["conv2d_1/kernel"].ref() == ref
-    )
+    assert variable_names.named_variables(model)["conv2d_1/kernel"].ref() == ref
 
 
 CELL = ("cell/kernel", "cell/recurrent_kernel", "cell/bias")
@@ -200,7 +198,7 @@ def test_seeds_are_no_weights():
 
 
 def layer_names(*given):
-    return parameter_names._layer_names(list(given))
+    return variable_names._layer_names(list(given))
 
 
 def test_names_of_layers():
@@ -295,14 +293,14 @@ def test_an_attribute_added_later_changes_no_name():
 def test_equal_names_are_told_apart():
     first, second, third = variable(1), variable(2), variable(3)
     module = Module(_w=first, w=second, __w=third)
-    found = parameter_names.named_variables(module)
+    found = variable_names.named_variables(module)
     assert {name: v.shape[0] for name, v in found.items()} == {
         "w": 1,
         "w_1": 2,
         "w_2": 3,
     }
     module = Module(**{"x": {"y": variable(1)}, "x/y": variable(2)})
-    found = parameter_names.named_variables(module)
+    found = variable_names.named_variables(module)
     assert {name: v.shape[0] for name, v in found.items()} == {
         "x/y": 2,
         "x/y_1": 1,
@@ -319,7 +317,7 @@ def test_weights_in_no_attribute_have_names_too():
 
     layer = Hidden()
     layer.build(None)
-    found = parameter_names.named_variables(layer)
+    found = variable_names.named_variables(layer)
     assert found["c"].shape == [4]
     assert refs(found.values()) == refs(layer.weights)
     assert len(found) == 3
@@ -403,7 +401,7 @@ def test_no_name_in_an_optimizer_leads_to_a_weight_of_the_model():
     model = sequential()
     model.compile(optimizers.Adam(), "mse", run_eagerly=True)
     model.fit(np.ones([1, 4, 4, 1]), np.ones([1, 1]), verbose=0)
-    found = parameter_names.named_variables(model.optimizer)
+    found = variable_names.named_variables(model.optimizer)
     assert set(refs(found.values())).isdisjoint(refs(model.weights))
     # Two counts, and two slots for each of five layers' weights but for the
     # two statistics.
@@ -431,7 +429,7 @@ def test_an_optimizer_s_variables_in_no_attribute_have_names_too():
             self.add_variable(shape=(), name="hidden")
 
     optimizer = trained(Hiding())
-    found = parameter_names.named_variables(optimizer)
+    found = variable_names.named_variables(optimizer)
     assert len(found) == 3
     assert set(refs(found.values())) == set(refs(optimizer.variables))
 

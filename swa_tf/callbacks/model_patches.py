@@ -9,7 +9,7 @@ NOT_STARTED = -(2**62)
 """The number of calls of `apply` while averaging must not start yet."""
 
 
-class Overrides(contextlib.ExitStack):
+class ModelPatches(contextlib.ExitStack):
     """Attributes of objects, replaced until `close` puts the originals back.
 
     Keras does not tell a callback that `fit` raised, so the replacements can
@@ -21,7 +21,7 @@ class Overrides(contextlib.ExitStack):
     def begin(self, model: Any) -> None:
         """Lets the next `fit` of `model` close this; one may be open."""
         fit = vars(model).get("fit")
-        if isinstance(getattr(fit, "__self__", None), Overrides):
+        if isinstance(getattr(fit, "__self__", None), ModelPatches):
             raise ValueError("`fit` takes one `SWACallback`. Received: two")
         self._model = model
         self.replace(model, "fit", self._close_and_fit)

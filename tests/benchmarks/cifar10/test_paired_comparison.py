@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.cifar10 import comparison
+from benchmarks.cifar10 import paired_comparison
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from benchmarks.cifar10 import comparison
     ],
 )
 def test_mcnemar(first, second, expected):
-    gained, lost, p = comparison.mcnemar(first, second)
+    gained, lost, p = paired_comparison.mcnemar(first, second)
     assert (gained, lost) == expected[:2]
     assert p == pytest.approx(expected[2])
 
@@ -30,7 +30,7 @@ def test_sentences():
         "refit": {"accuracy": 50.0, "right": "0f"},
         "swa_refit": {"accuracy": 100.0, "right": "ff"},
     }
-    over_decayed, over_last = comparison.sentences({"test": test})
+    over_decayed, over_last = paired_comparison.sentences({"test": test})
     assert "+50.00 points" in over_decayed
     assert "decayed to zero, refit" in over_decayed
     assert "4 images right that were wrong and 0 wrong" in over_decayed
@@ -40,4 +40,6 @@ def test_sentences():
     assert "last weights, moving" in over_last
     assert "more than chance" in over_last  # p = 2 / 2^8
     del test["decayed_refit"]
-    assert "last weights, refit" in comparison.sentences({"test": test})[0]
+    assert (
+        "last weights, refit" in paired_comparison.sentences({"test": test})[0]
+    )
