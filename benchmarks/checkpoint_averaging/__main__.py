@@ -34,8 +34,9 @@ _NOTE = """\
 Medians of runs that take turns, each in a fresh process, with the inputs in the
 page cache. "/ plain" and "/ library": the time divided by that of the floor.
 Memory: the peak of the process; the same less the peak after the imports; that
-divided by the size of a checkpoint. Wanted of `average_checkpoints`: at most
-1.5 times the time of reading and writing, and 2.5 checkpoints of memory.
+divided by the size of a checkpoint. Wanted of `average_checkpoints`: of
+TensorFlow's form at most twice the library's time, of `.keras` files less than
+their loading with Keras, and of each at most 2.5 checkpoints of memory.
 """
 
 flags.DEFINE_integer("n_checkpoints", 20, "To average.", lower_bound=1)
@@ -111,6 +112,8 @@ def execute(values: Mapping[str, Any], arguments: Sequence[str]) -> None:
 def _rows(form: str, values: Mapping[str, Any]) -> Iterator[list[str]]:
     """Yields the figures of one form: a row for each way."""
     names, n_bytes = list(ways.WAYS), 4 * values["n_parameters"]
+    if form == "checkpoint":
+        names.remove(ways.KERAS)
     with tempfile.TemporaryDirectory(dir=values["folder"]) as folder:
         paths = [
             os.path.join(folder, f"{i:06}{FORMS[form]}")

@@ -1,7 +1,8 @@
 """The ways to read checkpoints and write one, each measured in a process.
 
 Two of them are floors, which average nothing: plain reads bytes and writes as
-many, library reads tensors and writes them.
+many, library reads tensors and writes them. Keras's own loading averages and
+writes nothing either.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,17 +38,10 @@ def prepare(form: str, paths: Sequence[str], shape: tuple[int, int]) -> Means:
     Returns:
         The float64 means of a sample of each weight, by its name in the files.
     """
-    import tensorflow as tf
-
     random, means = np.random.default_rng(0), {}
-    inputs = tf.keras.Input([1])
-    kwargs = {"use_bias": False, "kernel_initializer": "zeros"}
-    layers = [
-        tf.keras.layers.Dense(shape[1], **kwargs) for _ in range(shape[0])
-    ]
-    model = tf.keras.Model(inputs, [layer(inputs) for layer in layers])
+    model = _model(shape)
     for path in paths:
-        for layer in layers:
+        for layer in model.layers[1:]:
             layer.kernel.assign(random.standard_normal((1, shape[1]), "f"))
         if form == "keras":
             model.save(path)
@@ -58,6 +53,17 @@ def prepare(form: str, paths: Sequence[str], shape: tuple[int, int]) -> Means:
         for name, weight in read(form, path):
             means[name] = means.get(name, 0.0) + _sample(weight) / len(paths)
     return means
+
+
+def _model(shape: tuple[int, int]) -> Any:
+    import tensorflow as tf
+
+    inputs = tf.keras.Input([1])
+    kwargs = {"use_bias": False, "kernel_initializer": "zeros"}
+    layers = [
+        tf.keras.layers.Dense(shape[1], **kwargs) for _ in range(shape[0])
+    ]
+    return tf.keras.Model(inputs, [layer(inputs) for layer in layers])
 
 
 def measure(
@@ -112,6 +118,19 @@ def _library_floor(form: str, paths: Sequence[str], output: str) -> None:
     write(form, output, weights)
 
 
+def _load_with_keras(form: str, paths: Sequence[str], output: str) -> None:
+    import tensorflow as tf
+
+    if form == "keras":
+        for path in paths:
+            tf.keras.models.load_model(path)
+        return
+    weights = dict(read(form, paths[0]))
+    model = _model((len(weights), max(w.size for w in weights.values())))
+    for path in paths:
+        model.load_weights(path)
+
+
 def _average(form: str, paths: Sequence[str], output: str) -> None:
     import swa_tf
 
@@ -129,9 +148,11 @@ def _average_naively(form: str, paths: Sequence[str], output: str) -> None:
     write(form, output, {k: (v / n).astype("f") for k, v in total.items()})
 
 
+KERAS = "loading with Keras"
 WAYS = {
     "floor: plain": _plain_floor,
     "floor: library": _library_floor,
     "average_checkpoints": _average,
     "naive average": _average_naively,
+    KERAS: _load_with_keras,
 }
