@@ -244,7 +244,7 @@ def test_a_damaged_input(
 
     assert command_line(f"--output_path={output}", *paths) == 1
     shown = capsys.readouterr()
-    assert shown.err.lstrip().startswith("error: `inputs` must ")
+    assert shown.err.lstrip().startswith("error: --checkpoints must ")
     assert message in shown.err
     assert "Traceback" not in shown.err
     assert "written" not in shown.out
@@ -337,7 +337,7 @@ def test_the_program_refuses_a_damaged_input(form, damage, three, tmp_path):
         "swa_tf.average_checkpoints_main", f"--output_path={output}", *paths
     )
     assert done.returncode == 1
-    assert "\nerror: `inputs` must be whole" in f"\n{done.stderr}"
+    assert "\nerror: --checkpoints must be whole" in f"\n{done.stderr}"
     assert f"'{paths[1]}'" in done.stderr
     assert "Traceback" not in done.stderr
     assert contents(tmp_path) == before
