@@ -51,8 +51,7 @@ class CheckpointState(tf.train.experimental.PythonState):
     def set(self, swapped: bool) -> None:
         """Notes whether the averages are swapped in."""
         self.swapped = swapped
-        for component in variables_lib.components(self.variable):
-            variables_lib.write(component, tf.constant(swapped))
+        variables_lib.assign([(self.variable, tf.constant(swapped))])
 
     def check(self, name: str) -> None:
         """Raises if the averages of `name` are swapped in."""

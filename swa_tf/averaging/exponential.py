@@ -316,4 +316,4 @@ class ExponentialMovingAverage(WeightAverage):
             is_tensor = not isinstance(variable, tf.Variable)
             value = tf.zeros_like(average) if is_tensor else variable
             pairs.append((average, value))
-        return variables_lib.assign(variables_lib.component_pairs(pairs))
+        return variables_lib.assign(pairs)

@@ -195,13 +195,11 @@ class BatchNormRefit:
                 )
                 return
             checks.enough_batches(taken, steps, names.dataset, names.steps)
-            values: list[tuple[tf.Variable, np.ndarray]] = []
+            values: list[tuple[tf.Variable, tf.Tensor]] = []
             for layer, statistics in _reached(found, self._others, names):
                 values += self._new_values(layer, statistics, names)
             with variables_lib.AllOrNone(variable for variable, _ in values):
-                for variable, value in values:
-                    for component in variables_lib.components(variable):
-                        variables_lib.write(component, tf.constant(value))
+                variables_lib.assign(values)
 
     def _check_inputs(self, dataset: Any, names: ArgumentNames) -> None:
         """Raises if the model, which is built, does not take these batches.
@@ -257,7 +255,7 @@ class BatchNormRefit:
 
     def _new_values(
         self, layer: Any, found: Statistics, names: ArgumentNames
-    ) -> list[tuple[tf.Variable, np.ndarray]]:
+    ) -> list[tuple[tf.Variable, tf.Tensor]]:
         pooled = self._variance == "pooled"
         variance = found.variance if pooled else found.mean_of_variances
         new = {"moving_mean": found.mean, "moving_variance": variance}
@@ -279,7 +277,8 @@ class BatchNormRefit:
                     f"Received: data that make {name} of layer {layer.name} "
                     "NaN or infinite"
                 )
-            values.append((variable, value.reshape(variable.shape)))
+            value = tf.constant(value.reshape(variable.shape))
+            values.append((variable, value))
         return values
 
 

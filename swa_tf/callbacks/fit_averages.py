@@ -64,9 +64,7 @@ class FitAverages:
         layers = model_parts.batch_norm_layers(self._model, trainable=True)
         refit = self._refit if layers and values is None else {}
         with averaged_weights(self._averages, self._model, keep=keep, **refit):
-            for variable, value in values or ():
-                for component in variables_lib.components(variable):
-                    variables_lib.write(component, value)
+            variables_lib.assign(values or ())
             if refit:
                 self._statistics = values_of(_statistics(layers))
                 self._refitted_at = n_models

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from swa_tf.averaging import WeightAverage
 from swa_tf.callbacks.fit_averages import BestAverages
@@ -85,9 +86,7 @@ class SavedAverage:
                 "The average restored is of other variables than those of "
                 f"the model: shapes {shapes} instead of {wanted}"
             )
-        for variable, value in zip(variables, values):
-            for component in variables_lib.components(variable):
-                component.assign(value)
+        variables_lib.assign(zip(variables, map(tf.constant, values)))
         if self.best is not None:
             self.best.load(kept)
         numbers = json.loads(str(kept.get(_CHECKPOINTS, "[]")))

@@ -218,12 +218,12 @@ def _replaced(value: Any, memo: dict[int, Any]) -> Any:
 
 def read(variable: Any) -> tf.Tensor:
     """Returns the present value, which no later write changes."""
+    if isinstance(variable, tf.Tensor):
+        return variable
     if _is_plain_and_eager(variable):
         return tf.raw_ops.ReadVariableOp(
             resource=variable.handle, dtype=variable.dtype
         )
-    if isinstance(variable, tf.Tensor):
-        return variable  # of a v1 graph, which averages tensors too
     value = variable.read_value()
     if variable.dtype != variable.dtype.base_dtype:
         # TensorFlow 1's reference variables overwrite values read before.
@@ -273,7 +273,7 @@ def assign(pairs: Iterable[tuple[Any, Any]]) -> Any:
     """Assigns to the first of each pair the second, cast to its dtype."""
     written = [
         write(target, tf.cast(read(source), target.dtype.base_dtype))
-        for target, source in pairs
+        for target, source in component_pairs(pairs)
     ]
     return tf.group(*written)
 

@@ -153,9 +153,7 @@ def assign_sample(
         for variable, average in zip(variables, averages):
             own_seed = seed, places[id(average)] + 1
             sample = _sample(swag, variable, z, scale, own_seed)
-            for component in variables_lib.components(variable):
-                value = tf.cast(sample, component.dtype.base_dtype)
-                assigned.append(variables_lib.write(component, value))
+            assigned.append(variables_lib.assign([(variable, sample)]))
     return tf.group(*assigned)
 
 

@@ -113,8 +113,7 @@ def assign_averages(swa: WeightAverage, var_list: Iterable[Any]) -> Any:
     variables = variables_lib.checked_list("var_list", var_list)
     averages = averages_of(swa, variables)
     with tf.control_dependencies(swa.assert_averaged(variables)):
-        pairs = variables_lib.component_pairs(zip(variables, averages))
-        return variables_lib.assign(pairs)
+        return variables_lib.assign(zip(variables, averages))
 
 
 BUILD_HINT = (
