@@ -91,7 +91,8 @@ def assign_parameters(
     if _N_MODELS not in variables:
         given.pop(_N_MODELS, None)
     values = _checked(variables, given, strict)
-    with variables_lib.AllOrNone(variables[name] for name in values):
+    restore = variables_lib.snapshot(variables[name] for name in values)
+    with variables_lib.all_or_none(restore):
         for name, value in values.items():
             variables[name].assign(value)
     return list(values)

@@ -196,15 +196,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             if not checked_due(self._when, n_before):
                 self._n_calls.assign_add(1)
                 return
-        restore = self._snapshot(update.variables)
-        try:
+        with variables_lib.all_or_none(self._snapshot(update.variables)):
             self._update(update)
-        except BaseException:
-            try:
-                restore()
-            finally:  # again, in case a second interrupt came
-                restore()
-            raise
         update.n_op_by_op += 1
 
     def _snapshot(self, variables: list[Any]) -> Callable[[], None]:

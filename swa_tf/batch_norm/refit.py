@@ -198,7 +198,8 @@ class BatchNormRefit:
             values: list[tuple[tf.Variable, tf.Tensor]] = []
             for layer, statistics in _reached(found, self._others, names):
                 values += self._new_values(layer, statistics, names)
-            with variables_lib.AllOrNone(variable for variable, _ in values):
+            restore = variables_lib.snapshot(v for v, _ in values)
+            with variables_lib.all_or_none(restore):
                 variables_lib.assign(values)
 
     def _check_inputs(self, dataset: Any, names: ArgumentNames) -> None:

@@ -82,7 +82,7 @@ def merge_averages(
     merged = _merged([a for a in averages if a.n_models > 0])
     n_models = sum(average.n_models for average in averages)
     variables = [*(average for _, average in target.averaged), target.n_models]
-    with variables_lib.AllOrNone(variables):
+    with variables_lib.all_or_none(variables_lib.snapshot(variables)):
         for variable, value in zip(variables, [*merged, n_models]):
             variable.assign(value)
 

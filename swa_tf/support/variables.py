@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -298,18 +299,17 @@ def all_finite(variables: Iterable[Any]) -> tf.Tensor:
     )
 
 
-class AllOrNone:
-    """A block that, if it raises, leaves variables as they were before."""
-
-    def __init__(self, variables: Iterable[Any]) -> None:
-        self._restore = snapshot(variables)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is not None:
-            self._restore()
+@contextlib.contextmanager
+def all_or_none(restore: Callable[[], None]) -> Iterator[None]:
+    """Calls `restore`, such as that of a `snapshot`, if the block raises."""
+    try:
+        yield
+    except BaseException:
+        try:
+            restore()
+        finally:  # again, in case a second interrupt came
+            restore()
+        raise
 
 
 def snapshot(variables: Iterable[Any]) -> Callable[[], None]:
