@@ -109,8 +109,8 @@ class AveragedModel(variables_lib.BoundModule):
         with ONE_AT_A_TIME:
             average._prepared(averaged, begin=False, given=own)
         sources |= {v.ref(): average.average(v) for v in averaged}
-        for variable in _statistics(model, trainable=True) if refit else ():
-            del sources[variable.ref()]
+        for variable in model_parts.statistics(model, True) if refit else ():
+            sources.pop(variable.ref(), None)
         untracked = variables_lib.Untracked
         self._average, self._refit = average, refit
         self._model, self._averaged = untracked(clone), untracked(averaged)
@@ -280,22 +280,9 @@ def _to_average(
     if not wanted:
         raise checks.wrong("model", "one with trainable variables", model)
     if statistics:
-        wanted |= {v.ref() for v in _statistics(model)}
-    return [v for v in variables if v.ref() in wanted]
-
-
-def _statistics(model: Any, trainable: bool = False) -> list[Any]:
-    """Returns the floating-point variables that batch norm does not learn.
-
-    Of all its layers, or only of the trainable ones.
-    """
-    found = []
-    for layer in model_parts.batch_norm_layers(model, trainable):
-        weights = map(compat.tf_variable, layer.weights)
-        learned = [v for v in (layer.gamma, layer.beta) if v is not None]
-        refs = {compat.tf_variable(v).ref() for v in learned}
-        found += [v for v in weights if v.ref() not in refs]
-    return [v for v in found if v.dtype.is_floating]
+        wanted |= {v.ref() for v in model_parts.statistics(model)}
+    found = [v for v in variables if v.ref() in wanted]
+    return [v for v in found if not v.dtype.is_integer]
 
 
 def _check_average_of(average: WeightAverage, variables: list[Any]) -> None:

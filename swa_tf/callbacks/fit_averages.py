@@ -61,37 +61,28 @@ class FitAverages:
         n_models = int(self._averages.n_models)
         if values is None and self._refitted_at == n_models:
             values = self._statistics
-        layers = model_parts.batch_norm_layers(self._model, trainable=True)
-        refit = self._refit if layers and values is None else {}
+        statistics = model_parts.statistics(self._model, trainable=True)
+        refit = self._refit if statistics and values is None else {}
         with averaged_weights(self._averages, self._model, keep=keep, **refit):
             variables_lib.assign(values or ())
             if refit:
-                self._statistics = values_of(_statistics(layers))
+                self._statistics = values_of(statistics)
                 self._refitted_at = n_models
             yield
 
 
-def values_of(variables: list[Any]) -> Values:
+def values_of(variables: list[tf.Variable]) -> Values:
     """Returns variables with their present values, uncopied."""
-    found = [compat.tf_variable(variable) for variable in variables]
-    return [
-        (variable, variables_lib.read(variables_lib.components(variable)[0]))
-        for variable in found
-    ]
-
-
-def _statistics(layers: list[Any]) -> list[Any]:
-    """Returns the variables of batch-norm layers that no optimizer moves."""
-    return [v for layer in layers for v in layer.non_trainable_weights]
+    firsts = [variables_lib.components(variable)[0] for variable in variables]
+    return list(zip(variables, map(variables_lib.read, firsts)))
 
 
 def lacks_statistics(model: Any, averaged: list[Any]) -> bool:
     """Whether batch-norm layers have statistics that are not averaged."""
     layers = model_parts.batch_norm_layers(model, trainable=True)
-    found = map(compat.tf_variable, _statistics(layers))
-    statistics = {variable.ref() for variable in found}
+    found = model_parts.statistics(model, trainable=True)
     known = {variable.ref() for variable in averaged}
-    return bool(layers) and not (statistics and statistics <= known)
+    return bool(layers) and not (found and {v.ref() for v in found} <= known)
 
 
 class Best(NamedTuple):

@@ -78,6 +78,20 @@ def batch_norm_layers(model: Any, trainable: bool = False) -> list[Any]:
     return [layer for layer in found if layer.trainable or not trainable]
 
 
+def statistics(model: Any, trainable: bool = False) -> list[Any]:
+    """Returns the `tf.Variable`s that batch-norm layers do not learn.
+
+    Of all its layers, or only of the trainable ones.
+    """
+    found = []
+    for layer in batch_norm_layers(model, trainable):
+        learned = (getattr(layer, name, None) for name in ("gamma", "beta"))
+        others = map(compat.tf_variable, layer.weights)
+        known = [id(compat.tf_variable(variable)) for variable in learned]
+        found += [each for each in others if id(each) not in known]
+    return found
+
+
 def other_batch_norms(model: Any) -> list[str]:
     """Returns the names of trainable batch norms that no refit computes.
 
