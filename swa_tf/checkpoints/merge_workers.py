@@ -81,7 +81,8 @@ def merge_averages(
         _check_joins(average, averages[0])
     merged = _merged([a for a in averages if a.n_models > 0])
     n_models = sum(average.n_models for average in averages)
-    variables = [*(average for _, average in target.averaged), target.n_models]
+    variables = [*(average for _, average in target.averaged)]
+    variables.append(target._n_models)  # of every replica
     with variables_lib.all_or_none(variables_lib.snapshot(variables)):
         for variable, value in zip(variables, [*merged, n_models]):
             variable.assign(value)
