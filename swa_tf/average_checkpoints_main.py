@@ -37,7 +37,6 @@ The exit status is 0 only if the output is there (or with --dry_run could be).
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import pkgutil
@@ -46,18 +45,16 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from absl import app, flags
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Column, Table
 from rich.text import Text
 
 from swa_tf import checkpoints
-
-_LARGE = 1 << 28  # bytes to read, from which on a bar shows the progress
+from swa_tf.support import progress
 
 # The flags of the arguments that errors name, where the names differ.
 _FLAG_OF = {
@@ -225,7 +222,7 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
         console.print(str(soup))
         _show(soup.report, console)
     else:
-        with _bar(errors) as options["progress"]:
+        with progress.bar("averaging", True, errors) as options["progress"]:
             if FLAGS.window is not None:
                 written = checkpoints.average_windows(
                     inputs, output, FLAGS.window, **options
@@ -355,21 +352,6 @@ def _print(text: str, errors: Console) -> None:
         if not isinstance(error, BrokenPipeError):  # nobody reads on
             said = f"the report of what was done cannot be shown: {error}"
             _say(errors, "warning", said)
-
-
-@contextlib.contextmanager
-def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar of the bytes read, on a terminal, where they are many."""
-    bar = Progress(console=console, transient=True)
-    task = bar.add_task("averaging", visible=False)
-
-    def progress(done: int, total: int) -> None:
-        visible = total >= _LARGE
-        bar.update(task, completed=done, total=total, visible=visible)
-
-    # Elsewhere a bar would end in an empty line.
-    with bar if console.is_interactive else contextlib.nullcontext():
-        yield progress
 
 
 def _show(report: dict[str, Any], console: Console) -> None:

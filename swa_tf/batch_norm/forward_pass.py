@@ -67,8 +67,8 @@ class ForwardPass:
         function: Any = None
         taken = 0
         with contextlib.ExitStack() as undo:
-            shown = progress.bar("refitting batch norm", steps, verbose > 0)
-            advance = undo.enter_context(shown)
+            bar = progress.bar("refitting batch norm", verbose > 0)
+            show = undo.enter_context(bar)
             for batch in itertools.islice(dataset, steps):
                 inputs = inputs_of(batch)
                 if inputs is None:
@@ -86,7 +86,7 @@ class ForwardPass:
                         break
                 function(inputs)
                 taken += 1
-                advance()
+                show(taken, steps)
             found = zip(self._layers, self._accumulators.read())
             return taken, [*itertools.compress(found, map(any, self._trains))]
 

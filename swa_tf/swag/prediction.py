@@ -93,7 +93,7 @@ def predict_samples(
         refit = BatchNormRefit(model, preprocess=preprocess)
         preprocess = None
     mean: Any = None
-    with progress.bar("predicting", len(seeds), bool(shown)) as advance:
+    with progress.bar("predicting", bool(shown)) as show:
         for n, seed in enumerate(seeds):
             with sampled_weights(
                 swag,
@@ -108,7 +108,7 @@ def predict_samples(
                 outputs = model.predict(x, batch_size, verbose=0, steps=steps)
             sample = outputs if activation is None else activation(outputs)
             mean = _averaged(mean, sample, n)
-            advance()
+            show(n + 1, len(seeds))
     return mean
 
 
