@@ -38,7 +38,7 @@ class Hdf5Checkpoint(Checkpoint):
 
     def __init__(self, path: str, argument: str) -> None:
         super().__init__(path, argument)
-        self._check_archive()
+        self._place = self._found()
         self.tensors = {}
         extents: list[tuple[int, int, str]] = []
         with self._opened() as file:
@@ -118,18 +118,15 @@ class Hdf5Checkpoint(Checkpoint):
             raise self.damaged(f"'{key}' is larger than its file can hold")
         return Tensor(dataset.shape, dtype)
 
-    def _check_archive(self) -> None:
-        """Raises if what the HDF5 file lies in is damaged."""
-
-    def _place(self, file: Any) -> tuple[int, int]:
-        """Returns where the HDF5 file begins in a file, and its size."""
-        return 0, file.seek(0, io.SEEK_END) or file.tell()
+    def _found(self) -> tuple[int, int]:
+        """Returns where the HDF5 file begins in its file, and its size."""
+        return 0, tf.io.gfile.stat(self.path).length
 
     @contextlib.contextmanager
     def _part(self) -> Iterator[Any]:
         """Opens the HDF5 file as a file of bytes."""
         with _open(self.path) as file:
-            yield io.BufferedReader(_Part(file, *self._place(file)))
+            yield io.BufferedReader(_Part(file, *self._place))
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -143,18 +140,22 @@ class KerasCheckpoint(Hdf5Checkpoint):
 
     form = ".keras file"
 
-    def _check_archive(self) -> None:
+    def _found(self) -> tuple[int, int]:
         what = "it is no whole zip file"
         with self.errors_named(what), _open(self.path) as file:
             archive = zipfile.ZipFile(file)
             damaged = archive.testzip()  # compares the checksums
             if damaged:
                 raise ValueError(f"the checksum of {damaged} is wrong")
-            if archive.getinfo(_WEIGHTS).compress_type != zipfile.ZIP_STORED:
+            member = archive.getinfo(_WEIGHTS)
+            if member.compress_type != zipfile.ZIP_STORED:
                 raise self.damaged(
                     f"its {_WEIGHTS} is compressed, which Keras does not do; "
                     "load and save it with Keras"
                 )
+            file.seek(member.header_offset + 26)
+            name, extra = struct.unpack("<HH", file.read(4))
+            return member.header_offset + 30 + name + extra, member.file_size
 
     def write(
         self, path: pathlib.Path, values: Values, dropped: set[str]
@@ -168,12 +169,6 @@ class KerasCheckpoint(Hdf5Checkpoint):
                     target.write(weights, _WEIGHTS)
                 else:
                     target.writestr(member, source.read(member))
-
-    def _place(self, file: Any) -> tuple[int, int]:
-        member = zipfile.ZipFile(file).getinfo(_WEIGHTS)
-        file.seek(member.header_offset + 26)
-        name, extra = struct.unpack("<HH", file.read(4))
-        return member.header_offset + 30 + name + extra, member.file_size
 
 
 class ShardedCheckpoint(Checkpoint):
