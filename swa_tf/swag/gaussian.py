@@ -7,7 +7,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from swa_tf.averaging import AveragingSchedule, WeightAverage, rounding
+from swa_tf.averaging import (
+    AveragingSchedule,
+    StochasticWeightAveraging,
+    WeightAverage,
+    rounding,
+)
 from swa_tf.support import checks, compat
 from swa_tf.support import variables as variables_lib
 
@@ -85,17 +90,7 @@ class SWAGaussian(WeightAverage):
         self._deviations: list[tf.Variable] = []
         super().__init__(name, when, device, skip_nonfinite=skip_nonfinite)
 
-    def coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
-        """Returns 1 / (n_models + 1), which gives each model equal weight.
-
-        >>> n_models = tf.constant(3, tf.int64)
-        >>> float(swa_tf.SWAGaussian().coefficient(n_models))
-        0.25
-
-        Args:
-            n_models: The number of models already averaged: an int64 scalar.
-        """
-        return 1.0 / tf.cast(n_models + 1, tf.float64)
+    coefficient: Any = StochasticWeightAveraging.coefficient
 
     def variance(self, var: Any) -> tf.Variable | None:
         """Returns the variable that holds the variance of `var`.
