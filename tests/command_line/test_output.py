@@ -14,6 +14,7 @@ import tensorflow as tf
 from absl import flags
 
 from swa_tf import average_checkpoints_main
+from swa_tf.support import progress
 from tests import programs
 from tests.checkpoint_files import KERAS
 from tests.command import (
@@ -133,9 +134,7 @@ def test_a_bar_for_large_ones(terminal, large, way, run, command, monkeypatch):
     else:
         for name in ("TTY_COMPATIBLE", "FORCE_COLOR"):
             monkeypatch.delenv(name, raising=False)
-    size = 3 * 4  # the three weights; the object graphs are more
-    if large:
-        monkeypatch.setattr(average_checkpoints_main, "_LARGE", size)
+    monkeypatch.setattr(progress, "_SECONDS", 0.0 if large else 1000.0)
     ran = command("--checkpoint_dir=run", "--output_path=x", *way)
     assert ran.status == 0
     assert ("averaging" in ran.err) == (terminal and large)
