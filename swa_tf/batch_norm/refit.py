@@ -236,10 +236,9 @@ class BatchNormRefit:
         # In a model that is built, unbuilt layers are never called.
         unbuilt = [layer.name for layer in layers if not layer.built]
         if unbuilt and not getattr(self._model, "built", built):
-            raise ValueError(
-                f"`{names.model}` must be built: call it once on a batch. "
-                f"Received a model with unbuilt layers: {', '.join(unbuilt)}"
-            )
+            received = f"a model with unbuilt layers: {', '.join(unbuilt)}"
+            wanted = "be built: call it once on a batch"
+            raise checks.must(names.model, wanted, received)
         self._others = unbuilt + model_parts.other_batch_norms(self._model)
         self._pass = ForwardPass(self._call_model, built) if built else None
         self._parts = parts
@@ -273,11 +272,9 @@ class BatchNormRefit:
             with np.errstate(over="ignore"):  # checked in the next line
                 value = value.astype(variable.dtype.as_numpy_dtype)
             if not np.all(np.isfinite(value.astype(np.float64))):
-                raise ValueError(
-                    f"`{names.dataset}` must give finite statistics. "
-                    f"Received: data that make {name} of layer {layer.name} "
-                    "NaN or infinite"
-                )
+                made = f"data that make {name} of {layer.name} NaN or infinite"
+                wanted = "give finite statistics"
+                raise checks.must(names.dataset, wanted, made)
             value = tf.constant(value.reshape(variable.shape))
             values.append((variable, value))
         return values
@@ -325,10 +322,9 @@ def _reached(
     reached = [pair for pair in pairs if pair[1].n_updates > 0]
     missed = [layer.name for layer, each in pairs if each.n_updates == 0]
     if not reached:
-        raise ValueError(
-            f"`{names.dataset}` must hold samples that reach a batch-norm "
-            f"layer. Received samples for none of {', '.join(missed)}"
-        )
+        received = f"samples for none of {', '.join(missed)}"
+        wanted = "hold samples that reach a batch-norm layer"
+        raise checks.must(names.dataset, wanted, received)
     if missed + others:
         warnings.warn(
             "No sample reached these batch norms, or they are none of "

@@ -51,11 +51,8 @@ class Variables:
         check_each(variables, device=None, argument=self._name)
         held = {weight.ref() for weight in weights}
         if not {variable.ref() for variable in variables} <= held:
-            received = variables_lib.describe(variables)
-            raise ValueError(
-                f"`{self._name}` must hold variables of the model to fit. "
-                f"Received: {received}"
-            )
+            wanted = "variables of the model to fit"
+            raise variables_lib.wrong(wanted, variables, argument=self._name)
         return variables
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from swa_tf.checkpoints import paths, weighted_mean
-from swa_tf.checkpoints.paths import Path, must
+from swa_tf.checkpoints.paths import Path
 from swa_tf.support import atomic_files, checks
 
 
@@ -167,11 +167,11 @@ def average_windows(
         raise checks.wrong("window", wanted, window)
     if len(set(names)) < len(names):
         wanted = "have different names, which the results take"
-        raise must("inputs", wanted, ", ".join(sorted(names)))
+        raise checks.must("inputs", wanted, ", ".join(sorted(names)))
     folder = os.fspath(output_dir).rstrip("/")
     if atomic_files.is_there(folder):
         received = f"output_dir='{folder}'"
-        raise must("output_dir", "not exist", received, FileExistsError)
+        raise checks.must("output_dir", "not exist", received, FileExistsError)
     ends = range(window, len(found) + 1)
     written = [os.path.join(folder, names[end - 1]) for end in ends]
     options: dict[str, Any] = {

@@ -18,7 +18,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from swa_tf.checkpoints import paths
-from swa_tf.support import atomic_files
+from swa_tf.support import atomic_files, checks
 
 _T = TypeVar("_T")
 
@@ -117,7 +117,7 @@ class Checkpoint(abc.ABC):
         self.places: dict[str, tuple[int, int]] = {}
         if not self.files:
             wanted = "be checkpoints that exist"
-            raise paths.must(argument, wanted, f"'{path}'", FileNotFoundError)
+            raise checks.must(argument, wanted, f"'{path}'", FileNotFoundError)
         with self.errors_named("it cannot be opened"):
             for file in self.files:
                 remote = atomic_files.is_remote(file)
@@ -132,7 +132,7 @@ class Checkpoint(abc.ABC):
         """Returns the error to raise for this checkpoint."""
         received = f"'{self.path}': {how}"
         wanted = "be whole checkpoints"
-        return paths.must(self._argument, wanted, received, DamagedError)
+        return checks.must(self._argument, wanted, received, DamagedError)
 
     @contextlib.contextmanager
     def errors_named(self, what: str) -> Iterator[None]:

@@ -12,7 +12,6 @@ import numpy as np
 from swa_tf.averaging import StochasticWeightAveraging
 from swa_tf.checkpoints import paths, weighted_mean
 from swa_tf.checkpoints.checkpoint import Tensor
-from swa_tf.checkpoints.paths import must
 from swa_tf.support import checks
 from swa_tf.support import variables as variables_lib
 
@@ -115,12 +114,10 @@ def _checked_others(
                 f"or the path of a checkpoint. Received in it: {other!r}"
             )
         if other in [target, *live[:i]]:
-            raise ValueError(
-                "`others` must name each average once, and not `target`. "
-                f"Received twice: {other.name}"
-            )
+            wanted = "name each average once, and not `target`"
+            raise checks.must("others", wanted, f"{other.name} twice")
     if not others:
-        raise must("others", "hold at least one average", "others=[]")
+        raise checks.must("others", "hold at least one average", "others=[]")
     return live, paths.checked(files, "others") if files else []
 
 
@@ -132,7 +129,7 @@ def _in_memory(argument: str, swa: StochasticWeightAveraging) -> _Average:
         )
     if not swa.averaged:
         wanted = "have its variables: call `apply` or `build` first"
-        raise must(argument, wanted, f"{swa.name}, which has none yet")
+        raise checks.must(argument, wanted, f"{swa.name}, which has none yet")
     names = [name for name, _ in swa.averaged]
     averages = [variables_lib.components(v)[0] for _, v in swa.averaged]
     tensors = [
@@ -149,7 +146,7 @@ def _of_checkpoint(path: str) -> _Average:
     # Others weigh their models otherwise, and do not merge.
     found = [average for average in saved if average.kind in (None, _KIND)]
     if len(found) != 1:
-        raise must(
+        raise checks.must(
             "others",
             f"be checkpoints of `tf.train.Checkpoint` that hold one {_KIND} "
             "each (of several, restore one and give that)",
@@ -168,7 +165,9 @@ def _check_joins(average: _Average, target: _Average) -> None:
     """Raises unless `average` has models, of the variables of `target`."""
     if average.n_models == 0:
         received = f"'{average.name}', which has averaged none"
-        raise must("others", "have averaged at least one model", received)
+        raise checks.must(
+            "others", "have averaged at least one model", received
+        )
     names, wanted = average.names, target.names
     reordered = names != wanted and sorted(names) == sorted(wanted)
     if reordered or average.tensors != target.tensors:

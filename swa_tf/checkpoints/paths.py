@@ -34,13 +34,6 @@ _PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")  # `.meta`: no data
 _NUMBER = re.compile(r"\d+(?:\.\d+)*(?:e[+-]\d+)?")
 
 
-def must(
-    argument: str, what: str, received: str, error: type[Exception] = ValueError
-) -> Exception:
-    """Returns the error to raise for an argument, or for what it names."""
-    return error(f"`{argument}` must {what}. Received: {received}")
-
-
 def checkpoints_in(
     directory: Path,
     last: int | None = None,
@@ -163,22 +156,22 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
     for path in inputs:
         if not isinstance(path, (str, os.PathLike)):
             received = f"{path!r} in it"
-            raise must(argument, "be a list of paths", received, TypeError)
+            raise checks.must(
+                argument, "be a list of paths", received, TypeError
+            )
         given.append(os.fspath(path))
     # For `ckpt-*` a shell gives both the index and the data of a checkpoint.
     paths = list(dict.fromkeys(_PART.sub("", path) for path in given))
     paths = [_saved_model(path) or path for path in paths]
     twice = _twice(given, os.path.realpath) + _twice(paths, _real)
     if twice:
-        raise ValueError(
-            f"`{argument}` must name each checkpoint once. "
-            f"Received twice: '{twice[0]}'"
-        )
+        received = f"'{twice[0]}' twice"
+        raise checks.must(argument, "name each checkpoint once", received)
     if not paths:
-        raise must(argument, "hold at least one checkpoint", "none")
+        raise checks.must(argument, "hold at least one checkpoint", "none")
     for path in paths:
         if tf.io.gfile.isdir(path) and files(path)[-1:] in ([], [path]):
-            raise must(
+            raise checks.must(
                 argument,
                 "be a list of checkpoints, or one directory (for the command, "
                 "as --checkpoint_dir)",
@@ -241,7 +234,7 @@ def in_directory(folder: str) -> list[str]:
         return in_order(checked(paths, "directory"))
     found = ", ".join(sorted(received)) or "no checkpoint"
     found = f"directory='{folder}' {how} {found}"
-    raise must("directory", f"{wanted}, or give a list of paths", found)
+    raise checks.must("directory", f"{wanted}, or give a list of paths", found)
 
 
 def in_order(paths: list[str]) -> list[str]:
@@ -291,14 +284,14 @@ def checked_output(output: Any, paths: list[str]) -> str:
     ):
         ending = wanted or "a name without suffix"
         ending = f"end in {ending}, as the inputs do"
-        raise must("output", ending, f"output='{output}'")
+        raise checks.must("output", ending, f"output='{output}'")
     for parent in pathlib.Path(output).parents:
         if parent.exists() and not parent.is_dir():
             received = f"output='{output}', and '{parent}' is a file"
-            raise must("output", "be in a folder", received)
+            raise checks.must("output", "be in a folder", received)
     for path in [*files(output), *files(f"{output}.json")]:
         received = f"output='{output}', and there is '{path}'"
-        raise must("output", "not exist", received, FileExistsError)
+        raise checks.must("output", "not exist", received, FileExistsError)
     return output
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from swa_tf.averaging import gamma_of
 from swa_tf.checkpoints import paths, weighted_mean
-from swa_tf.checkpoints.paths import Path, must
+from swa_tf.checkpoints.paths import Path
 from swa_tf.support import checks
 
 _MAX_PROFILE_ERROR = 0.05  # from which on a warning says so
@@ -151,7 +151,7 @@ def _width_and_n_models(path: str) -> tuple[float, int]:
     held = [each for each in checkpoint.saved_averages() if each.swapped]
     widths = [average.layout.get("relative_width") for average in held]
     if len(widths) != 1 or widths[0] is None:
-        raise must(
+        raise checks.must(
             "snapshots",
             "be checkpoints written inside `averaged_weights` of a "
             "`PowerFunctionAverage` that is in them, or `snapshot_widths` and "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from swa_tf.checkpoints import paths, weighted_mean
-from swa_tf.checkpoints.paths import Path, must
+from swa_tf.checkpoints.paths import Path
 from swa_tf.support import atomic_files, checks
 
 
@@ -161,7 +161,9 @@ def greedy_soup(
             return float(value)
         except (TypeError, ValueError):
             received = f"{value!r} for '{path}'"
-            error = must("metric", "return a number", received, TypeError)
+            error = checks.must(
+                "metric", "return a number", received, TypeError
+            )
             raise error from None
 
     average(found, output, dry_run=True)  # errors come before evaluations
@@ -172,7 +174,7 @@ def greedy_soup(
     best = alone[order[0]]
     if math.isnan(best):
         wanted = "return a number for at least one input"
-        raise must("metric", wanted, "NaN for each")
+        raise checks.must("metric", wanted, "NaN for each")
     soup, trials = [order[0]], [Trial(order[0], best, best, added=True)]
     with atomic_files.scratch_folder(output) as scratch:
         for i, path in enumerate(order[1:]):

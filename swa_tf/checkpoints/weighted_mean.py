@@ -20,7 +20,6 @@ from swa_tf.checkpoints.keras_format import (
     KerasCheckpoint,
     ShardedCheckpoint,
 )
-from swa_tf.checkpoints.paths import must
 from swa_tf.checkpoints.tensorflow_format import TensorFlowCheckpoint
 from swa_tf.support import atomic_files, checks
 
@@ -157,7 +156,7 @@ class _Plan:
             self._averaged -= self._batch_norm
         if not self._averaged:
             wanted = "hold weights of floating point to average"
-            raise must(argument, wanted, f"none in '{self.newest.path}'")
+            raise checks.must(argument, wanted, f"none in '{self.newest.path}'")
         twins = map(self._twins, checkpoints)
         self._inputs = [*zip(checkpoints, twins, coefficients)]
         tensors = [t for c in checkpoints for t in c.tensors.values()]
@@ -181,7 +180,7 @@ class _Plan:
         newest, argument = self.newest, self._argument
         if other.form != newest.form:
             forms = [f"'{c.path}' ({c.form})" for c in (other, newest)]
-            raise must(argument, "be of one form", " and ".join(forms))
+            raise checks.must(argument, "be of one form", " and ".join(forms))
         twins = newest.twins(other)
         ours = newest.tensors
         floats = {twin for key, twin in twins.items() if ours[key].is_float}
@@ -200,7 +199,7 @@ class _Plan:
         ]
         if differ:
             more = " and more" if len(differ) > 3 else ""
-            raise must(
+            raise checks.must(
                 argument,
                 "hold the same tensors, apart from what `from_newest` matches",
                 f"'{other.path}' with {', '.join(differ[:3])}{more}, "
@@ -286,7 +285,7 @@ class _Plan:
         for checkpoint, keys, _ in self._inputs if spoilt.any() else ():
             ((_, value),) = checkpoint.read([keys[key]])
             if not np.isfinite(value[spoilt]).all():
-                raise must(
+                raise checks.must(
                     self._argument,
                     "be finite where the newest is, or their average is not",
                     f"'{checkpoint.path}' with NaN or infinity in "
@@ -339,7 +338,7 @@ def patterns(from_newest: Iterable[str]) -> list[re.Pattern[str]]:
         except (re.error, TypeError) as error:
             received = f"{pattern!r}: {error}"
             wanted = "hold regular expressions"
-            raise must("from_newest", wanted, received) from None
+            raise checks.must("from_newest", wanted, received) from None
     return compiled
 
 
@@ -352,6 +351,6 @@ def _unmatched(
         found = set(filter(pattern.search, names))
         if not found:
             received = f"{pattern.pattern!r}, which matches none of those left"
-            raise must("from_newest", "match names of tensors", received)
+            raise checks.must("from_newest", "match names of tensors", received)
         names -= found
     return names

@@ -15,11 +15,18 @@ _MOST_SHOWN = 300
 """The most characters of a value that an error shows."""
 
 
+def must(
+    name: str, what: str, received: str, error: type[Exception] = ValueError
+) -> Exception:
+    """Returns the error to raise for an argument, or for what it names."""
+    return error(f"`{name}` must {what}. Received: {received}")
+
+
 def wrong(
     name: str, wanted: str, value: Any, error: type[Exception] = ValueError
 ) -> Exception:
     """Returns the error to raise for an argument that is not as wanted."""
-    return error(f"`{name}` must be {wanted}. Received: {name}={shown(value)}")
+    return must(name, f"be {wanted}", f"{name}={shown(value)}", error)
 
 
 def shown(value: Any) -> str:

@@ -32,10 +32,8 @@ def named_variables(target: Any) -> dict[str, Any]:
     except ValueError:  # Keras 2, of a model that is not built
         weights = []
     if not weights:
-        raise ValueError(
-            "`target` must hold variables: call it on data, or its `build`, "
-            f"first. Received: target={target!r} without variables"
-        )
+        wanted = "hold variables: call it on data, or its `build`, first"
+        raise checks.must("target", wanted, f"{target!r} without variables")
     return _unique(_paths(model_parts.reached(target, _layer_edges)), weights)
 
 

@@ -60,8 +60,7 @@ def wrong(
     argument: str = "var_list",
 ) -> Exception:
     """Returns the error to raise for a list that holds `variables`."""
-    received = describe(variables)
-    return error(f"`{argument}` must hold {wanted}. Received: {received}")
+    return checks.must(argument, f"hold {wanted}", describe(variables), error)
 
 
 def dtype_of_average(variable: Any) -> tf.DType:
