@@ -165,8 +165,10 @@ def checked(inputs: Iterable[Any], argument: str = "inputs") -> list[str]:
     paths = [_saved_model(path) or path for path in paths]
     twice = _twice(given, os.path.realpath) + _twice(paths, _real)
     if twice:
-        received = f"'{twice[0]}' twice"
-        raise checks.must(argument, "name each checkpoint once", received)
+        raise ValueError(
+            f"`{argument}` must name each checkpoint once. "
+            f"Received twice: '{twice[0]}'"
+        )
     if not paths:
         raise checks.must(argument, "hold at least one checkpoint", "none")
     for path in paths:
