@@ -52,6 +52,9 @@ class SavedAverage:
     def _save(self) -> bytes:
         if self.average is None or self.average.swapped:
             return b""  # there is no training, or the model is averaged
+        if self._model.built and not self.average.averaged:
+            # A model that `fit` has built: so that the resumed one's fits.
+            self.average.build(self._variables())
         buffer = io.BytesIO()
         kept = self.best.arrays() if self.best else {}
         best = [each.best for each in self.checkpoints]
