@@ -185,10 +185,10 @@ class ExponentialMovingAverage(WeightAverage):
             c = 1.0 - of_models(self._decay.value, n_models)
         else:
             # In float32, for the bits of TensorFlow's class.
-            decay = float32(self._decay.value)
+            decay = tf.convert_to_tensor(float32(self._decay.value))
             c = tf.cast(1.0 - decay, tf.float64)
         if self._num_updates.value is not None:
-            n = float32(self._num_updates.value)
+            n = tf.convert_to_tensor(float32(self._num_updates.value))
             c_n = tf.cast(1.0 - (1.0 + n) / (10.0 + n), tf.float64)
             c = tf.maximum(c, c_n)
         if self._warm_up is not None:
