@@ -61,7 +61,8 @@ def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
             found.append(tf.keras.callbacks.LambdaCallback(on_epoch_end=add))
         found.append(each)
     if any(isinstance(each, WritesAverages) for each in found):
-        found.sort(key=_is_backup)
+        backup = tf.keras.callbacks.BackupAndRestore
+        found.sort(key=lambda each: isinstance(each, backup))
     return found
 
 
@@ -70,10 +71,6 @@ def checkpoints_of(running: Any, swa_callback: Any) -> list[WritesAverages]:
     callbacks = [] if running is None else running.callbacks
     found = [each for each in callbacks if isinstance(each, WritesAverages)]
     return [each for each in found if each.swa_callback is swa_callback]
-
-
-def _is_backup(callback: Any) -> bool:
-    return isinstance(callback, tf.keras.callbacks.BackupAndRestore)
 
 
 def _add_columns(logger: Any, epoch: int, logs: dict[str, Any]) -> None:
