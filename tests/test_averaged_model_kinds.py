@@ -174,6 +174,32 @@ def test_models_of_every_kind(make_model, arguments):
     assert list(averaged.trainable_variables) == []
 
 
+@pytest.mark.parametrize("batch_norm", ["averaged", "copied", "refitted"])
+def test_a_batch_norm_that_is_never_called(batch_norm):
+    """It is not built, and has no variables."""
+
+    class Model(tf.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(1)
+            self.unused = layers.BatchNormalization()
+
+        def call(self, x):
+            return self.dense(x)
+
+    def build():
+        model = Model()
+        model(X)
+        return model
+
+    model = build()
+    averaged = swa_tf.AveragedModel(
+        model, SWA(), build=build, batch_norm=batch_norm
+    )
+    averaged.update()
+    np.testing.assert_array_equal(averaged(X), model(X))
+
+
 @pytest.mark.parametrize("make_model", [Subclassed, Module])
 def test_models_that_only_a_function_can_build(make_model):
     with pytest.raises(ValueError, match="`build` must be given for a model"):

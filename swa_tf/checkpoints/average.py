@@ -168,7 +168,7 @@ def average_windows(
     if len(set(names)) < len(names):
         wanted = "have different names, which the results take"
         raise checks.must("inputs", wanted, ", ".join(sorted(names)))
-    folder = os.fspath(output_dir).rstrip("/")
+    folder = atomic_files.checked_path("output_dir", output_dir).rstrip("/")
     if atomic_files.is_there(folder):
         received = f"output_dir='{folder}'"
         raise checks.must("output_dir", "not exist", received, FileExistsError)

@@ -275,15 +275,10 @@ def _numbers(name: str) -> list[int]:
 
 def checked_output(output: Any, paths: list[str]) -> str:
     """Returns the path of the result, or raises if it cannot be that."""
-    if not isinstance(output, (str, os.PathLike)):
-        raise checks.wrong("output", "a path", output, TypeError)
-    output = os.fspath(output)
+    output = atomic_files.checked_path("output", output)
     wanted = suffix(paths[0])
-    if (
-        suffix(output) != wanted
-        or _PART.search(output)
-        or os.path.basename(output) in ("", ".", "..")
-    ):
+    is_folder = output.endswith("/")
+    if suffix(output) != wanted or _PART.search(output) or is_folder:
         ending = wanted or "a name without suffix"
         ending = f"end in {ending}, as the inputs do"
         raise checks.must("output", ending, f"output='{output}'")

@@ -177,13 +177,20 @@ def move(
             raise
 
 
+def checked_path(argument: str, path: Any) -> str:
+    """Returns a path as a string; raises unless it ends in a name."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise checks.wrong(argument, "a path", path, TypeError)
+    path = os.fspath(path)
+    if split(path.rstrip("/"))[1] in ("", ".", ".."):
+        raise checks.wrong(argument, "a path that ends in a name", path)
+    return path
+
+
 def check_model_path(name: str, path: Any) -> None:
     """Raises unless `save_model` can write to `path`."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise checks.wrong(name, "a path", path, TypeError)
-    local = pathlib.Path(path)
-    ends_well = bool(local.name) and local.suffix in ("", ".keras", ".h5")
-    if not ends_well or is_remote(path):
+    local = pathlib.Path(checked_path(name, path))
+    if local.suffix not in ("", ".keras", ".h5") or is_remote(path):
         wanted = "a local path that ends in .keras or .h5, or has no suffix"
         raise checks.wrong(name, wanted, os.fspath(path))
     if any(parent.is_file() for parent in local.parents):

@@ -116,7 +116,7 @@ def boolean(name: str, value: Any) -> bool:
 
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         *first, last = (f'"{each}"' for each in choices)
         raise wrong(name, f"{', '.join(first)} or {last}", value)
 

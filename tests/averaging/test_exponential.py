@@ -98,6 +98,27 @@ def test_warm_up_in_a_graph(tmp_path):
     assert seen == [1.0, 1.5, 2.0, 2.5]
 
 
+@pytest.mark.parametrize(
+    ("num_updates", "c"),
+    [(None, 0.8999999761581421), (3, 0.692307710647583)],
+)
+def test_the_coefficient_is_a_float32_as_in_tensorflow(num_updates, c):
+    """1 - 0.1 and 1 - 4/13 of float32: with any NumPy, also in float64."""
+    ema = EMA(0.1 if num_updates is None else 0.999, num_updates=num_updates)
+    assert float(ema.coefficient(tf.constant(0, tf.int64))) == c
+    theirs = tf.train.ExponentialMovingAverage(
+        0.1 if num_updates is None else 0.999, num_updates=num_updates
+    )
+    averages = []
+    for each in (ema, theirs):
+        variable = tf.Variable(0.0, dtype=tf.float64)
+        each.apply([variable])
+        variable.assign(1.0)
+        each.apply([variable])
+        averages.append(float(each.average(variable)))
+    assert averages == [c, averages[0]]
+
+
 @pytest.mark.parametrize("half_life", [0.5, 1, 30, 1e6])
 def test_half_life(half_life):
     variable = tf.Variable([0.0], dtype=tf.float64)

@@ -59,7 +59,9 @@ def test_a_schedule_that_gives_no_rate(rate):
             "`refit_steps` must be an",
         ),
         ({"start_epoch": 1, "filepath": "gs://a/b.keras"}, "a local path"),
-        ({"start_epoch": 1, "filepath": ""}, "`filepath` must be a local"),
+        ({"start_epoch": 1, "filepath": ""}, "a path that ends in a name"),
+        ({"start_epoch": 1, "filepath": "a/.."}, "ends in a name.*'a/..'"),
+        ({"start_epoch": 1, "evaluate": np.ones(2)}, "`evaluate` must be"),
         (
             {"start_epoch": 1, "refit_data": []},
             "`refit_data` must hold at least one batch. Received: 0",

@@ -392,6 +392,23 @@ def test_resumed_equals_uninterrupted(
     assert_same(found, uninterrupted(unit)[1])
 
 
+@pytest.mark.skipif(compat.KERAS_3, reason="it backs up built models only")
+def test_resumed_where_fit_builds_the_model(tmp_path):
+    """The first backup comes before the first average has its variables."""
+
+    def train(*others):
+        model = tf.keras.Sequential([tf.keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        backup = keras_callbacks.BackupAndRestore(str(tmp_path / "backup"))
+        swa = callback(0, refit_data=None)
+        fit(model, backup, swa, *others, epochs=3, validation_data=None)
+        return int(swa.averages.n_models)
+
+    with pytest.raises(RuntimeError):
+        train(Raises("on_epoch_begin", RuntimeError, 2))
+    assert train() == 3
+
+
 def test_resumed_after_the_last_epoch(tmp_path):
     """The crash came between the last backup and the end."""
     settings = {"swa_first": False, "validation_data": None}

@@ -143,6 +143,8 @@ def test_every_replica_gets_the_average():
         mean = (models(1)[0][i] + models(1, seed=1)[0][i]) / 2
         for replica in replicas:
             np.testing.assert_allclose(replica.numpy(), mean, rtol=1e-6)
+    counts = strategy.experimental_local_results(target._n_models)
+    assert [int(count) for count in counts] == [2, 2]
 
 
 def test_is_swapped_in_afterwards():

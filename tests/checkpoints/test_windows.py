@@ -153,6 +153,17 @@ def test_windows_replace_nothing(kind, tmp_path):
     assert tree_of(tmp_path) == before
 
 
+@pytest.mark.parametrize("output", ["", ".", "..", "new/..", 7])
+def test_windows_need_the_name_of_a_folder(output, tmp_path, monkeypatch):
+    paths = make_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    before = tree_of(tmp_path)
+    error = TypeError if output == 7 else ValueError
+    with pytest.raises(error, match="`output_dir` must be a path"):
+        swa_tf.average_windows(paths, output, 1)
+    assert tree_of(tmp_path) == before
+
+
 def test_bad_options_of_windows(tmp_path):
     paths = make_run(tmp_path / "run")
     before = tree_of(tmp_path)
