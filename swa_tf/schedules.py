@@ -295,9 +295,9 @@ class SWALearningRate(_Plan):
         return cls(**{**config, "initial_learning_rate": initial})
 
 
-def _check_schedule(schedule: Any) -> None:
+def _check_schedule(schedule: Any, counted: str) -> None:
     if not callable(schedule) or isinstance(schedule, type):
-        wanted = "a LearningRateSchedule, or a function of the step"
+        wanted = f"a LearningRateSchedule, or a function of the {counted}"
         raise checks.wrong("schedule", wanted, schedule, TypeError)
 
 
@@ -318,7 +318,7 @@ def per_epoch(schedule: Callable[[int], Any]) -> Callable[[int], float]:
     Raises:
         TypeError: If `schedule` is neither.
     """
-    _check_schedule(schedule)
+    _check_schedule(schedule, "epoch")
     return functools.partial(_rate_of, schedule)  # a lambda is not pickled
 
 
@@ -348,7 +348,7 @@ def plot_schedule(
         TypeError: If `schedule` is neither.
         ValueError: If `steps` is not an integer >= 1.
     """
-    _check_schedule(schedule)
+    _check_schedule(schedule, "step")
     steps = checks.integer("steps", steps, at_least=1)
     if ax is None:
         try:

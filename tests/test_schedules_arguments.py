@@ -109,16 +109,19 @@ def test_plot_schedule_of_no_steps(value):
 
 @pytest.mark.parametrize("schedule", [0.1, None, "cos", schedules.LinearRamp])
 @pytest.mark.parametrize(
-    "function",
-    [schedules.per_epoch, lambda value: schedules.plot_schedule(value, 4)],
+    ("function", "counted"),
+    [
+        (schedules.per_epoch, "epoch"),
+        (lambda value: schedules.plot_schedule(value, 4), "step"),
+    ],
     ids=["per_epoch", "plot_schedule"],
 )
-def test_what_is_no_schedule(function, schedule):
+def test_what_is_no_schedule(function, counted, schedule):
     with pytest.raises(TypeError, match=r"^`schedule`") as error:
         function(schedule)
     assert str(error.value) == (
-        "`schedule` must be a LearningRateSchedule, or a function of the step. "
-        f"Received: schedule={schedule!r}"
+        "`schedule` must be a LearningRateSchedule, or a function of the "
+        f"{counted}. Received: schedule={schedule!r}"
     )
 
 

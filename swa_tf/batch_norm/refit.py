@@ -61,13 +61,14 @@ class BatchNormRefit:
     batch norms of other libraries, are left alone with a warning. Use training
     data without augmentation; 1,000 to 10,000 samples are enough in practice.
 
-    A call costs about one forward pass over the data. The first one also
-    traces the model, once in training mode, to see how layers are called, and
-    then once a shape of inputs: keep the object to refit again. It traces anew
-    when layers or variables were added, replaced, frozen or unfrozen. All other
-    Python state is what it was at the trace: make a new object after changing
-    it. A model with a `tf.function`, a loop or a condition inside is traced by
-    way of `tf.config.run_functions_eagerly`, which other threads see meanwhile.
+    A call takes about as long as a forward pass over the data, and up to twice
+    as long with small batches. The first one also traces the model, once in
+    training mode, to see how layers are called, and then once a shape of
+    inputs: keep the object to refit again. It traces anew when layers or
+    variables were added, replaced, frozen or unfrozen. All other Python state
+    is what it was at the trace: make a new object after changing it. A model
+    with a `tf.function`, a loop or a condition inside is traced by way of
+    `tf.config.run_functions_eagerly`, which other threads see meanwhile.
 
     Several replicas give the result of one. The strategy of the model
     distributes a `tf.data.Dataset`, unless it is distributed already; batches

@@ -147,27 +147,7 @@ class _AtOnce:
 
 _FROM, _GUIDES = "docs/coming-from", "docs/guides"
 
-
-def _averaged_model(given):
-    class Classifier(tf.keras.Model):
-        def __init__(self, width):
-            super().__init__()
-            self.dense = tf.keras.layers.Dense(width)
-
-        def call(self, inputs):
-            return self.dense(inputs)
-
-    classifier = Classifier(64)
-    classifier(tf.zeros([1, 4]))
-    given.update(
-        average=swa_tf.StochasticWeightAveraging(),
-        Classifier=Classifier,
-        classifier=classifier,
-    )
-
-
 PREPARE = {
-    "docs/averaged-model.md": (_averaged_model,),
     "README.md": (_train_steps, _graph),
     "docs/distribution.md": (_distribution,),
     f"{_FROM}/addons.md": (_keras, _train_steps),
