@@ -291,6 +291,8 @@ class ShadowVariables(variables_lib.BoundModule):
                 f"{self.name} has averaged nothing yet: call `apply` first, or "
                 "restore a checkpoint and call `build`."
             )
+            if self._when is not None:
+                message += f" `apply` averages only if due by {self._when}."
             if not tf.executing_eagerly():
                 check = tf.debugging.assert_positive
                 assertions.append(check(self.n_models, message=message))

@@ -187,11 +187,12 @@ class BatchNormRefit:
                     dataset, n_batches, names.dataset, self._verbose
                 )
             if not found:
+                left_out = f" Left out: {', '.join(self._others)}."
                 warnings.warn(
-                    f"`{names.model}` holds no batch-norm layer to refit: one "
-                    "of `tf.keras` with `trainable=True`, which the model "
-                    "calls, and not only with `training=False`. Received: "
-                    f"{names.model}={self._model!r}, left out: {self._others}",
+                    f"`{names.model}` holds no batch-norm layer to refit, and "
+                    "nothing has changed. A refit is for those of `tf.keras` "
+                    "with `trainable=True` that the model calls, and not only "
+                    f"with `training=False`.{left_out if self._others else ''}",
                     stacklevel=names.level,
                 )
                 return
@@ -217,7 +218,8 @@ class BatchNormRefit:
             call.get_concrete_function(specs, training=False)
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             raise ValueError(
-                f"`{names.dataset}` must hold batches that the model takes. "
+                f"`{names.dataset}` must hold batches that the model takes, "
+                "such as `.batch(32)` makes of samples. "
                 f"Received batches of {checks.shown(specs)}: {error}"
             ) from error
 

@@ -142,8 +142,8 @@ class SWACallback(tf.keras.callbacks.Callback):
         manual = start_epoch is None and start_step is None and own is None
         if manual and averages is None:
             raise ValueError(
-                "`start_epoch` or `start_step` must be given, or `averages` "
-                "for the manual mode. Received none of them"
+                "`start_epoch` or `start_step` must be given, or `averages`, "
+                "which has a `when` or whose `apply` you call. Received none"
             )
         if manual and (average_period != 1 or swa_learning_rate is not None):
             warnings.warn(

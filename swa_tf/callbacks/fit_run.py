@@ -268,7 +268,10 @@ class FitRun:
         found = None
         if not self.swapping.are_there():
             what = "not each weight" if n_models else "nothing"
-            why = f"training ended before the first {self._counted} that is due"
+            why = (
+                f"training ended before the first {self._counted} that is due "
+                f"by {self._when}, which counts from 0"
+            )
             if self._n_left_out:
                 epochs = f"{self._n_left_out} epoch(s) that were due"
                 why = f"the weights after {epochs} are not all finite"
@@ -288,8 +291,9 @@ class FitRun:
             which = f"the average that did best, in epoch {best.epoch + 1}"
         elif self._best is not None:
             warnings.warn(
-                "`SWACallback` has found no validation of averages: they are "
-                f"the last. It looked for {self._best.monitor}.",
+                "`SWACallback` cannot know the best averages, as no validation "
+                f"gave {self._best.monitor}: the model has the last ones. Give "
+                "`fit` `validation_data`.",
                 stacklevel=2,
             )
         values = None if best is None else best.values

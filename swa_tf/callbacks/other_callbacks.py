@@ -51,8 +51,7 @@ def prepared(callbacks: list[Any], evaluate: str) -> list[Any]:
                 f"{type(each).__name__}({monitor=}, {keeps[0]}=True) keeps the "
                 "trained weights, and this metric is of the averaged ones. "
                 "`AveragedModelCheckpoint` keeps these in files, and "
-                "`SWACallback(restore_best_averages=True)` in the model: see "
-                "docs/keras.md.",
+                "`SWACallback(restore_best_averages=True)` in the model.",
                 stacklevel=2,
             )
         is_table = isinstance(each, tf.keras.callbacks.CSVLogger)

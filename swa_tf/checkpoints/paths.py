@@ -143,10 +143,12 @@ def resolved(inputs: Any, argument: str = "inputs") -> list[str]:
     if is_path and _saved_model(os.fspath(inputs)):
         return checked([inputs], argument)
     if is_path and tf.io.gfile.isdir(inputs):
-        return in_directory(os.fspath(inputs))
+        return in_directory(os.fspath(inputs), argument)
     if is_path or not isinstance(inputs, Iterable):
+        is_missing = is_path and not files(os.fspath(inputs))
         wanted = "a list of paths, or a directory that exists"
-        raise checks.wrong(argument, wanted, inputs, TypeError)
+        error = FileNotFoundError if is_missing else TypeError
+        raise checks.wrong(argument, wanted, inputs, error)
     return checked(inputs, argument)
 
 
@@ -196,12 +198,12 @@ def matching(patterns: Iterable[str]) -> list[str]:
     return checked(found)
 
 
-def in_directory(folder: str) -> list[str]:
+def in_directory(folder: str, argument: str = "directory") -> list[str]:
     """Returns the checkpoints in a directory, the oldest first."""
     there = atomic_files.names_in(folder)
     if not tf.io.gfile.isdir(folder):
         wanted = "a folder with checkpoints"
-        raise checks.wrong("directory", wanted, folder, FileNotFoundError)
+        raise checks.wrong(argument, wanted, folder, FileNotFoundError)
     names = _prefixes(there)
     for name in itertools.filterfalse(_DATA.search, there):
         if suffix(name):
@@ -233,10 +235,10 @@ def in_directory(folder: str) -> list[str]:
         received = others
     else:
         paths = [os.path.join(folder, name) for name in sorted(names)]
-        return in_order(checked(paths, "directory"))
+        return in_order(checked(paths, argument))
     found = ", ".join(sorted(received)) or "no checkpoint"
-    found = f"directory='{folder}' {how} {found}"
-    raise checks.must("directory", f"{wanted}, or give a list of paths", found)
+    found = f"{argument}='{folder}' {how} {found}"
+    raise checks.must(argument, f"{wanted}; else give a list of paths", found)
 
 
 def in_order(paths: list[str]) -> list[str]:

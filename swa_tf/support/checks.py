@@ -141,8 +141,9 @@ def batches(
     if not holds or is_array or isinstance(dataset, (Mapping, str, tuple)):
         raise TypeError(
             f"`{dataset_argument}` must be a `tf.data.Dataset` or another "
-            "iterable of batches, not a tuple: [x] or [(x, y)] is one batch, "
-            "and `tf.data.Dataset.from_tensor_slices((x, y)).batch(32)` makes "
+            "iterable of batches, not an array, a tuple or a dictionary: [x] "
+            "or [(x, y)] is one batch, and "
+            "`tf.data.Dataset.from_tensor_slices((x, y)).batch(32)` makes "
             "batches of arrays. "
             f"Received: {dataset_argument} of type {type(dataset).__name__}"
         )

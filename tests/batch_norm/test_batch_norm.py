@@ -437,7 +437,9 @@ def test_frozen_model_warns():
     model = built(functional(), x)
     model.trainable = False
     before = bits(model.variables)
-    with pytest.warns(UserWarning, match="with `trainable=True`, which"):
+    with pytest.warns(
+        UserWarning, match="with `trainable=True` that the model"
+    ):
         swa_tf.refit_batch_norm(model, [x])
     assert bits(model.variables) == before
 

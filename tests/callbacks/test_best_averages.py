@@ -142,7 +142,7 @@ def test_the_file_and_the_trained_weights(tmp_path):
 
 def test_without_validation_the_last_averages_stay():
     model, plain = make_plain(), make_plain()
-    with pytest.warns(UserWarning, match="no validation of averages"):
+    with pytest.warns(UserWarning, match="no validation gave swa_val_"):
         fit(
             model,
             best_callback(refit_data=None),
@@ -162,7 +162,7 @@ def test_a_validation_before_the_first_epoch_is_not_compared():
     callbacks.on_train_begin()
     averages.apply(model.trainable_variables)
     model.evaluate(X, Y, verbose=0, callbacks=callbacks, return_dict=True)
-    with pytest.warns(UserWarning, match="no validation of averages"):
+    with pytest.warns(UserWarning, match="no validation gave swa_val_"):
         callbacks.on_train_end()
 
 

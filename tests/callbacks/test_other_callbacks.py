@@ -88,7 +88,6 @@ def test_trained_weights_kept_by_a_metric_of_averages(
     name = type(keeps).__name__
     assert message.startswith(f"{name}(monitor='{monitor}', ")
     assert "`AveragedModelCheckpoint` keeps these" in message
-    assert "see docs/keras.md" in message
 
 
 def test_no_warning_where_weights_and_metric_agree(tmp_path):

@@ -235,8 +235,6 @@ def test_no_inputs(inputs):
 @pytest.mark.parametrize(
     ("inputs", "received"),
     [
-        ("missing", "'missing'"),
-        (pathlib.Path("missing"), "missing"),
         (3, "3"),
         (None, "None"),
         (["a", 3], "3 in it"),
@@ -247,6 +245,13 @@ def test_inputs_that_are_no_list_of_paths(inputs, received):
     with pytest.raises(TypeError, match="`inputs` must be a list") as error:
         paths_lib.resolved(inputs)
     assert received in str(error.value).split("Received: ")[1]
+
+
+@pytest.mark.parametrize("inputs", ["missing", pathlib.Path("missing")])
+def test_a_directory_that_does_not_exist(inputs):
+    match = "`inputs` must be a list of paths, or a directory .*missing"
+    with pytest.raises(FileNotFoundError, match=match):
+        paths_lib.resolved(inputs)
 
 
 @pytest.mark.parametrize("suffix", ["", *paths_lib.SUFFIXES])
@@ -408,10 +413,7 @@ def test_output(suffix, tmp_path, monkeypatch):
         ("x.keras", "ckpt-1", "a name without suffix"),
         ("x.index", "ckpt-1", "a name without suffix"),
         (f"x{DATA}", "ckpt-1", "a name without suffix"),
-        ("", "ckpt-1", "a name without suffix"),
         ("folder/", "ckpt-1", "a name without suffix"),
-        ("missing/.", "ckpt-1", "a name without suffix"),
-        ("missing/..", "ckpt-1", "a name without suffix"),
     ],
 )
 def test_output_of_a_wrong_name(output, like, ending):
@@ -419,6 +421,12 @@ def test_output_of_a_wrong_name(output, like, ending):
         paths_lib.checked_output(output, [like])
     assert f"must end in {ending}, as" in str(error.value)
     assert f"output='{output}'" in str(error.value)
+
+
+@pytest.mark.parametrize("output", ["", "missing/.", "missing/.."])
+def test_output_of_no_name(output):
+    with pytest.raises(ValueError, match="`output` must be a path that ends"):
+        paths_lib.checked_output(output, ["ckpt-1"])
 
 
 @pytest.mark.parametrize("output", [None, 3, b"x"])
