@@ -15,7 +15,7 @@ from benchmarks.cifar10.evaluation import (
     WAYS,
 )
 
-_CHANCE = 0.05
+_LEVEL = 0.05
 
 
 def sentences(final: dict[str, Any]) -> list[str]:
@@ -62,7 +62,7 @@ def _sentence(test: dict[str, Any], other: str) -> str:
     swa = test[SWA_REFIT]
     gained, lost, p = mcnemar(swa["right"], test[other]["right"])
     points = swa["accuracy"] - test[other]["accuracy"]
-    verdict = "more than chance gives" if p < _CHANCE else "chance may give it"
+    verdict = "significant" if p < _LEVEL else "not significant"
     return (
         f"On the test images, {WAYS[SWA_REFIT]} against {WAYS[other]}: "
         f"{points:+.2f} points, {gained} images right that were wrong and "

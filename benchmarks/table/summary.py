@@ -18,6 +18,7 @@ PAIRS = (
     ("swa_refit", "moving"),
     ("swa_refit", "decayed_refit"),
     ("swa_refit", "decayed_moving"),
+    ("swa_refit", "swa"),
     ("refit", "moving"),
     ("decayed_refit", "decayed_moving"),
 )

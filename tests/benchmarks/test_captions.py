@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from benchmarks.table.intervals import t_interval
 from tests.conftest import ROOT
 
 NUMBERS = {2: "two", 5: "five"}
@@ -71,12 +72,23 @@ def refit(found):
 
 
 def momentum(found):
-    cost = {}
+    cost, of_average = {}, {}
     for cell in found["cells"]:
         ways = {way: np.mean(v) for way, v in cell["validation"].items()}
         lost = ways["refit"] - ways["moving"]
         cost.setdefault(cell["batch_norm_momentum"], []).append(lost)
+        lost = ways["swa_refit"] - ways["swa"]
+        of_average.setdefault(cell["batch_norm_momentum"], []).append(lost)
+        if cell["batch_norm_momentum"] == 0.999:
+            assert max(ways["moving"], ways["swa"]) < 16.0  # Chance is 10 %.
+    assert found["weight_decays"] == [0.0, 0.0005]
+    assert len(found["seeds"]) == 1
+    without, with_decay = of_average[0.9]
     return [
+        f"cost {without:.1f} points without weight decay and {with_decay:.1f} "
+        "with it at 0.9, and {:.1f} and {:.1f} points at 0.99".format(
+            *of_average[0.99]
+        ),
         f"a constant rate of {found['flags']['learning_rate']}",
         f"cost {min(cost[0.9]):.0f} to {max(cost[0.9]):.0f} points at",
         f"{min(cost[0.99]):.0f} to {max(cost[0.99]):.0f} at 0.99",
@@ -90,13 +102,38 @@ def small_curves(found):
     )
     assert len(swa) == 6  # epochs 14, 16 to 24
     assert all(a > b for a, b in zip(swa, last[-6:]))
-    ahead = [a > b for a, b in zip(swa, decayed)]
-    assert ahead == [True] * 3 + [False] * 3  # until epoch 18
+    lead, intervals = [], []
+    for i in range(14, 26, 2):
+        ahead = [
+            at(run["epochs"], i)["swa_refit"]["accuracy"]
+            - at(run["decayed"], i)["refit"]["accuracy"]
+            for run in small_runs(found["seeds"])
+        ]
+        lead.append(np.mean(ahead))
+        intervals.append(t_interval(ahead, 0.95))
+    np.testing.assert_allclose(lead, np.subtract(swa, decayed), atol=1e-4)
+    low, high = intervals[0]
+    assert low > 0.0
+    assert all(below < 0.0 < above for below, above in intervals[1:])
     return [
         f"over {NUMBERS[len(found['seeds'])]} seeds",
-        f"epoch 18, with {swa[2]:.1f} against {decayed[2]:.1f} %",
+        f"by {lead[0]:.1f} points (interval {low:.1f} to {high:.1f}, paired)",
         f"behind them, with {swa[-1]:.1f} against {decayed[-1]:.1f} %",
     ]
+
+
+def small_runs(seeds):
+    """The kept runs of MomentumW on CIFAR-10."""
+    folder = ROOT / "benchmarks" / "results" / "table" / "small"
+    for seed in seeds:
+        path = folder / f"momentumw-seed-{seed}.json"
+        yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def at(epochs, number):
+    """The evaluation after an epoch on the validation images."""
+    [found] = [each for each in epochs if each["epoch"] == number]
+    return found["validation"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,13 @@ from benchmarks.cifar10 import config
 from benchmarks.cifar10.evaluation import WAYS
 from benchmarks.common import files
 from benchmarks.common.errors import BenchmarkError
-from benchmarks.table import docs_marks, kept_results, plan, table_pages
+from benchmarks.table import (
+    docs_marks,
+    intervals,
+    kept_results,
+    plan,
+    table_pages,
+)
 from tests.benchmarks.table_results import result
 from tests.conftest import ROOT
 
@@ -67,7 +73,7 @@ def test_words_about_the_first_command():
     lost = accuracy["decayed_refit"] - accuracy["decayed_moving"]
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
     assert lost > 20.0
-    assert "the decayed weights end more than 20 percentage points" in readme
+    assert "the decayed weights lose more than 20 percentage points" in readme
     for one, other in zip(run["epochs"][19::5], run["decayed"][4::5]):
         assert one["epoch"] == other["epoch"]
         swa = one["validation"]["swa_refit"]["accuracy"]
@@ -90,10 +96,186 @@ def test_least_gain_over_the_last_weights():
         each["swa_refit"]["accuracy"] - each["moving"]["accuracy"]
         for each in tests
     )
-    page = (ROOT / "docs" / "evidence.md").read_text("utf-8")
-    said = f"by {least:.1f} points or more in each of five seeds"
-    assert said in " ".join(page.split())
+    assert f"by {least:.1f} points or more in each of five seeds" in words()
+    most = max(
+        each[way]["accuracy"] - each["moving"]["accuracy"]
+        for each in tests
+        for way in ("swa", "swa_refit")
+    )
+    assert f"between seeds ({least:.1f} to {most:.0f} points)" in words()
     assert len(tests) == 5
+
+
+def words():
+    """The page, without its line breaks."""
+    return " ".join((ROOT / "docs" / "evidence.md").read_text("utf-8").split())
+
+
+def difference(grid, optimizer, pair):
+    """The mean difference in accuracy, and whether its interval excludes 0."""
+    path = TABLES / grid / "table.json"
+    found = json.loads(path.read_text("utf-8"))[optimizer]["differences"]
+    found = found[pair]["accuracy"]
+    if found["interval"] is None:
+        return found["mean"], False
+    low, high = found["interval"]
+    return found["mean"], low > 0.0 or high < 0.0
+
+
+OPTIMIZERS = ("momentumw", "adamw", "momentum", "adam")
+
+
+def test_what_a_refit_is_worth_on_cifar10():
+    def of(pair):
+        found = [difference("small", each, pair) for each in OPTIMIZERS]
+        return zip(*found)
+
+    last, proven = of("refit-moving")
+    assert all(proven)
+    assert f"last weights it is worth {min(last):.0f} to {max(last):.0f}" in (
+        words()
+    )
+    average, proven = of("swa_refit-swa")
+    assert proven == (True, True, False, False)
+    texts = [f"{mean:.1f}" for mean in average]
+    assert f"For the average it is worth {texts[0]} and {texts[1]}" in words()
+    assert (
+        f"it is worth {texts[0]} points with MomentumW and {texts[1]} with "
+        "AdamW, more than chance explains. With Momentum and Adam it is worth "
+        f"{texts[2]} and {texts[3]} points, which three seeds leave open"
+    ) in words()
+    _, proven = of("decayed_refit-decayed_moving")
+    assert not any(proven)
+
+
+def test_what_decay_is_worth_on_cifar10():
+    path = TABLES / "small" / "table.json"
+    small = json.loads(path.read_text("utf-8"))
+    of = {
+        way: [small[each]["test"][way]["accuracy"]["mean"] for each in small]
+        for way in ("moving", "refit", "decayed_moving")
+    }
+    more = np.subtract(of["decayed_moving"], of["refit"])
+    assert len(more) == 4
+    assert f"by {min(more):.1f} to {max(more):.1f} points" in words()
+    assert min(more) > 0.0
+    gains = {}
+    for run in kept_results.results(str(TABLES / "small")):
+        test = {way: x["accuracy"] for way, x in run["final"]["test"].items()}
+        gains.setdefault(run["flags"]["optimizer"], []).append(
+            test["decayed_moving"] - test["refit"]
+        )
+    assert {
+        name: intervals.t_interval(each, 0.95)[0] > 0.0
+        for name, each in gains.items()
+    } == {"momentumw": False, "adamw": False, "momentum": True, "adam": True}
+    refit, decay = (
+        dict(zip(small, np.subtract(of[way], of["moving"])))
+        for way in ("refit", "decayed_moving")
+    )
+    assert (
+        f"a refit gains {refit['momentumw']:.1f} points with MomentumW and "
+        f"{refit['adamw']:.1f} with AdamW. A rate that decays, still with "
+        f"moving statistics, gains {decay['momentumw']:.1f} and "
+        f"{decay['adamw']:.1f}"
+    ) in words()
+
+
+def test_what_a_refit_is_worth_on_digits():
+    def gains(refit, moving):
+        return [
+            final["test"][refit]["accuracy"] - final["test"][moving]["accuracy"]
+            for final in finals_of_digits()
+        ]
+
+    last = gains("refit", "moving")
+    decayed = gains("decayed_refit", "decayed_moving")
+    assert f"and {min(last):.0f} to {max(last):.0f} on the digits" in words()
+    assert (
+        f"and {min(decayed):.0f} to {max(decayed):.0f} points on the digits"
+    ) in words()
+    assert min(*last, *decayed) > 1.0  # "helps with every seed"
+    for grid in ("digits", "digits-one-thread"):
+        mean, proven = difference(grid, "momentumw", "swa_refit-swa")
+        assert abs(mean) < 0.3
+        assert not proven
+        assert not difference(grid, "momentumw", "swa_refit-decayed_refit")[1]
+
+
+def test_average_against_last_weights_on_cifar10():
+    """Three of the four differences of the summary are beyond chance."""
+    found = [
+        difference("small", optimizer, f"swa_refit-{way}")
+        for way in ("refit", "moving")
+        for optimizer in ("momentumw", "adamw")
+    ]
+    texts = [f"{mean:.1f}" for mean, _ in found]
+    assert (
+        f"by {texts[0]} and {texts[1]} points if these have a refit too, and "
+        f"by {texts[2]} and {texts[3]} points if they have moving statistics"
+    ) in words()
+    assert [proven for _, proven in found] == [False, True, True, True]
+
+
+def test_what_a_refit_is_worth_at_a_momentum_of_09():
+    path = TABLES.parent / "figures" / "momentum.json"
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    of = [x["validation"] for x in cells if x["batch_norm_momentum"] == 0.9]
+    last, average = (
+        [np.mean(each[refit]) - np.mean(each[moving]) for each in of]
+        for refit, moving in (("refit", "moving"), ("swa_refit", "swa"))
+    )
+    assert (
+        f"gives the last weights {min(last):.0f} to {max(last):.0f} points in "
+        f"figure 5, and the average {min(average):.0f} to {max(average):.0f}"
+    ) in words()
+
+
+def test_epochs_of_the_average():
+    path = TABLES.parent / "figures" / "curves.json"
+    ways = json.loads(path.read_text("utf-8"))["ways"]
+    swa, last = ways["swa_refit"]["mean"], ways["refit"]["mean"][-15:]
+    assert len(swa) == 15
+    assert swa[0] == pytest.approx(last[0])
+    assert all(a > b for a, b in zip(swa[1:], last[1:]))
+    assert f"from {swa[1]:.1f} % there to {swa[11]:.1f} % in the twelfth" in (
+        words()
+    )
+    assert max(swa) - min(swa[11:]) < 0.2  # "stays where it is"
+    assert np.diff(swa).min() < 0.0  # "though not with every epoch"
+
+
+def test_words_about_the_large_run():
+    path = TABLES / "large" / "table.json"
+    of = json.loads(path.read_text("utf-8"))["momentumw"]
+    accuracy = {way: each["accuracy"] for way, each in of["test"].items()}
+    best = max(accuracy, key=lambda way: accuracy[way]["mean"])
+    assert best == "decayed_moving"
+    assert f"with {accuracy[best]['mean']:.2f} %" in words()
+    behind = [
+        difference("large", "momentumw", f"swa_refit-{way}")[0]
+        for way in (best, "decayed_refit")
+    ]
+    assert (
+        f"is {-behind[0]:.2f} points behind them, and {-behind[1]:.2f} behind"
+    ) in words()
+    assert of["seeds"] == [0]
+
+
+def test_claims_of_the_published_table():
+    steady, falling, gained = [], [], []
+    for by_rate in table_pages.PUBLISHED.values():
+        constant, fallen = by_rate.values()
+        steady.append(constant[1] - constant[0])
+        moving, refit, average = fallen
+        falling.append(refit - moving)
+        gained += [average - moving, average - refit]
+    assert len(steady) == len(falling) == 4
+    assert f"SWA gains {min(gained):.1f} to {max(gained):.1f} points" in words()
+    assert (
+        f"a refit gives {min(steady):.1f} to {max(steady):.1f} points at a "
+        f"constant rate, and {min(falling):.1f} to {max(falling):.1f} at one"
+    ) in words()
 
 
 def test_words_about_cifar10():
@@ -156,7 +338,14 @@ def test_rates_are_those_that_did_best_on_validation_images():
     assert set(digits) == {0.2, 0.4, 0.6}
     best = max(digits, key=digits.get)
     assert best == config.PRESETS["digits"]["learning_rate"]
-    page = " ".join((ROOT / "docs" / "evidence.md").read_text("utf-8").split())
+    page = words()
+    assert (
+        f"{digits[0.2]:.2f} % at 0.2, {digits[0.4]:.2f} % at 0.4 and "
+        f"{digits[0.6]:.2f} % at 0.6"
+    ) in page
+    ahead = (digits[0.6] - digits[0.2]) / 100.0 * 864
+    assert ahead == pytest.approx(1.0, abs=1e-3)
+    assert "ahead of 0.2 by one image of 864" in page
     momentumw = chosen_by("small-momentumw-*.json")
     best = max(momentumw, key=momentumw.get)
     assert best == config.PRESETS["small"]["learning_rate"]

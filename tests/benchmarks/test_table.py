@@ -97,21 +97,24 @@ class TestTables:
         assert "| yes |" in rows["momentumw"][5]
         assert "+10.17 | +9.45 to +10.88 | **no** |" in rows["adamw"][5]
         assert "one seed: no interval" in rows["adam"][5]
-        assert not any("published" in row for row in rows)
+        assert "momentum" not in rows  # None is published of the digits.
 
-    def test_published_figures_are_beside_ours(self):
+    def test_published_figures_are_a_table_of_their_own(self):
         results = seeds_of("adamw", 60.0, preset="small")
         text = table_pages.pages("small", results)["table.md"]
-        assert "of another size and plan" in text
-        [row] = lines(text)["published, adamw"]
-        cells = [cell.strip() for cell in row.split("|")[2:-1]]
-        assert cells == ["90.98", "91.08", "-", "92.10", "-", "-", "-"]
+        ours, published = text.split("## Published\n")
+        assert "92.10" not in ours
+        assert "do not compare the heights" in published
+        assert lines(published)["adamw"] == [
+            "| adamw | 0.01 | 85.23 | 88.94 | - |",
+            "| adamw | 0.01 to 0.0001 | 90.98 | 91.08 | 92.10 |",
+        ]
 
     def test_run_without_a_decayed_branch(self):
         results = [result(accuracies=dict.fromkeys(WAYS[2:], 50.0))]
         rows = lines(table_pages.pages("digits", results)["table.md"])
         assert rows["momentumw"][1].endswith("50.00 | - | - | 1 |")
-        assert len(rows["momentumw"]) == 5 + 3
+        assert len(rows["momentumw"]) == 5 + 4
 
     def test_command_makes_the_same_runs(self):
         results = [

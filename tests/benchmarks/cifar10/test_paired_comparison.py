@@ -34,11 +34,11 @@ def test_sentences():
     assert "+50.00 points" in over_decayed
     assert "decayed to zero, refit" in over_decayed
     assert "4 images right that were wrong and 0 wrong" in over_decayed
-    assert "chance may give" in over_decayed  # p = 2 / 2^4
+    assert ", not significant (" in over_decayed  # p = 2 / 2^4
     assert "p = 0.12" in over_decayed
     assert "+100.00 points" in over_last
     assert "last weights, moving" in over_last
-    assert "more than chance" in over_last  # p = 2 / 2^8
+    assert ", significant (" in over_last  # p = 2 / 2^8
     del test["decayed_refit"]
     assert (
         "last weights, refit" in paired_comparison.sentences({"test": test})[0]
