@@ -275,8 +275,6 @@ class ExponentialMovingAverage(WeightAverage):
             self._debiased.value[tensor.ref()] = made
 
     def _apply(self, var_list: Iterable[Any] | None) -> Any:
-        if callable(self._decay.value) and tf.executing_eagerly():
-            of_models(self._decay.value, self.n_models)  # before any change
         assertions = []
         if unchecked := self._unchecked():
             # In a scope, to leave the names of the caller's ops as they are.

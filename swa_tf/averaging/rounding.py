@@ -76,9 +76,9 @@ def unbiased_sum(
     that is right on average. An exact sum stays exact.
     """
     dtype = average.dtype
-    exponent, epsilon = 0x7F800000, 2.0**-23
+    exponent, epsilon, sign_bit = 0x7F800000, 2.0**-23, -(2**31)
     if dtype == tf.float64:
-        exponent, epsilon = 0x7FF0000000000000, 2.0**-52
+        exponent, epsilon, sign_bit = 0x7FF0000000000000, 2.0**-52, -(2**63)
     total = _add(x=average, y=step)
     lost = _subtract(x=step, y=_subtract(x=total, y=average))
     # The ulp of `total` is `epsilon` times the power of two in it. Operations
@@ -88,7 +88,8 @@ def unbiased_sum(
     power = tf.bitcast(_and(x=bits, y=exponent_mask), dtype)
     limit = _multiply(x=_of_dtype(epsilon * threshold, dtype), y=power)
     up = tf.greater(tf.raw_ops.Abs(x=lost), limit)
-    sign = _and(x=lost_bits, y=tf.constant(bits.dtype.min, bits.dtype))
+    # Not `bits.dtype.min`, in which TensorFlow swallows interrupts.
+    sign = _and(x=lost_bits, y=tf.constant(sign_bit, bits.dtype))
     ulp_bits = _bits(_multiply(x=tf.constant(epsilon, dtype), y=power))
     ulp = tf.bitcast(_or(x=ulp_bits, y=sign), dtype)
     return _where(condition=up, t=_add(x=total, y=ulp), e=total)

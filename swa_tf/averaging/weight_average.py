@@ -160,7 +160,7 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 checks = variable_checks.ready(pairs)
                 checks += self._state.assertions(self.name)
                 with tf.control_dependencies([tf.group(*checks)]):
-                    updated = self._update(update, self._state.live())
+                    updated = self._update(update, live=self._state.live())
                 return tf.group(updated, name=scope)
 
     def _list_update(self, var_list: Iterable[Any]) -> ListUpdate:
@@ -168,51 +168,89 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         return ListUpdate(variables, Update(self._pairs(variables)))
 
     def _apply_eagerly(self, var_list: Iterable[Any]) -> None:
-        """Applies op by op at first, and by a traced function later."""
+        """Applies op by op at first, and by a traced function later.
+
+        Whether it is due, and c, are asked of Python each time, so that code
+        of the user goes on as it began.
+        """
         if not isinstance(var_list, (list, tuple)):
             var_list = self._checked(var_list)  # can be iterated over once
+        if self._graph is not None:  # it was made in a v1 graph
+            var_list = self._checked(var_list)
+            self._make_count()
+        c = None
+        if self._when is None or checked_due(
+            self._when, int(variables_lib.read(self._n_calls))
+        ):
+            n_models = variables_lib.read(self.n_models)
+            c = self._checked_coefficient(n_models)
         update = self._lists.get(var_list)
-        if update is None:
-            update = self._list_update(var_list)
-            if all(v.shape.is_fully_defined() for v in update.variables):
-                self._lists.add(var_list, update)
-        if update.n_op_by_op < _MAX_UNTRACED_UPDATES:
-            self._update_op_by_op(update)
-            return
-        if update.traced is None:
+        if update is None or update.n_op_by_op < _MAX_UNTRACED_UPDATES:
+            self._apply_op_by_op(var_list, update, c)
+        elif c is None:
+            self._n_calls.assign_add(1)
+        else:
+            if update.traced is None:
+                known = update
+                traced = tf.function(
+                    lambda c: self._update(known, c), autograph=False
+                )
+                # A `tf.function` would warn of each new average it traces.
+                c_spec = tf.TensorSpec([], tf.float64)
+                update.traced = traced.get_concrete_function(c_spec)
+            update.traced(c)
 
-            @tf.function(autograph=False)
-            def traced() -> None:
-                self._update(update)
-
-            # A `tf.function` would warn of each new average that it traces.
-            update.traced = traced.get_concrete_function()
-        update.traced()
-
-    def _update_op_by_op(self, update: ListUpdate) -> None:
+    def _apply_op_by_op(
+        self, var_list: Any, update: ListUpdate | None, c: tf.Tensor | None
+    ) -> None:
         """Updates all averages, or none if it is interrupted."""
-        if self._when is not None:
-            n_before = int(variables_lib.read(self._n_calls))
-            if not checked_due(self._when, n_before):
+        restores = [variables_lib.snapshot(self._counts())]
+
+        def restore() -> None:
+            for each in restores:
+                each()
+
+        with variables_lib.all_or_none(restore):
+            if update is None:
+                update = self._list_update(var_list)
+                if all(v.shape.is_fully_defined() for v in update.variables):
+                    self._lists.add(var_list, update)
+            if c is None:
                 self._n_calls.assign_add(1)
                 return
-        with variables_lib.all_or_none(self._snapshot(update.variables)):
-            self._update(update)
+            restores.append(self._snapshot(update.variables))
+            self._update(update, c)
         update.n_op_by_op += 1
 
     def _snapshot(self, variables: list[Any]) -> Callable[[], None]:
-        """Returns a function that takes the next eager update back."""
-        averages = [self.average(variable) for variable in variables]
-        return variables_lib.snapshot([*averages, *self._counts()])
+        """Returns a function that takes an eager move of averages back."""
+        return variables_lib.snapshot(map(self.average, variables))
+
+    def _checked_coefficient(self, n_models: tf.Tensor) -> tf.Tensor:
+        given = self.coefficient(n_models)
+        try:
+            c = tf.convert_to_tensor(given, tf.float64)
+            if c.dtype != tf.float64:  # an eager tensor in a graph
+                raise TypeError(c.dtype.name)
+            c.shape.assert_has_rank(0)
+        except (TypeError, ValueError) as error:
+            wanted = "a float64 scalar tensor or a number"
+            raise checks.wrong("coefficient()", wanted, given) from error
+        return c
 
     def _pairs(self, variables: list[Any]) -> list[tuple[tf.Variable, Any]]:
         """Returns each average with its weight, for each device."""
         averages = map(self.average, variables)
         return variables_lib.component_pairs(zip(averages, variables))
 
-    def _update(self, update: ListUpdate, live: Any = 1) -> Any:
-        """Averages a list in, where it is due; nothing if `live` is 0."""
-        due, skipped = self._due(), None
+    def _update(
+        self, update: ListUpdate, c: tf.Tensor | None = None, live: Any = 1
+    ) -> Any:
+        """Averages a list in, where it is due; nothing if `live` is 0.
+
+        In eager mode it is due, by a `c` that is known.
+        """
+        due, skipped = self._due(c is not None), None
         if self._skips:
             due, skipped = _split_by_finite(due, update.variables)
         if self._graph is None:
@@ -221,15 +259,14 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             n_models = variables_lib.initial_value(self._n_models)
 
         def average() -> Any:
-            c = tf.convert_to_tensor(self.coefficient(n_models), tf.float64)
-            c.shape.assert_has_rank(0)
+            own = self._checked_coefficient(n_models) if c is None else c
             first = self._is_first(update.variables, n_models)
             if first is not False:
-                c = tf.where(first, tf.ones_like(c), c)
+                own = tf.where(first, tf.ones_like(own), own)
             # For XLA, which leaves assertions out.
-            inside = tf.logical_and(c >= 0.0, c <= 1.0)
-            c = tf.where(inside, c, tf.zeros_like(c))
-            return self._move(update, c * tf.cast(live, c.dtype), n_models)
+            inside = tf.logical_and(own >= 0.0, own <= 1.0)
+            own = tf.where(inside, own, tf.zeros_like(own))
+            return self._move(update, own * tf.cast(live, own.dtype), n_models)
 
         with tf.control_dependencies([n_models]):
             always = due is True
@@ -250,11 +287,14 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         """Moves averages by `c`: one number, or a vector for `_pairs`."""
         return update.move(c, n_models)
 
-    def _due(self) -> Any:
+    def _due(self, is_known: bool) -> Any:
         """Counts this call, and returns whether it averages."""
         if self._when is None:
             return True
         calls: Any = self._n_calls
+        if is_known:
+            calls.assign_add(1)
+            return True
         index = calls.read_value()
         with tf.control_dependencies([index]):
             counted = calls.assign_add(1)

@@ -238,7 +238,7 @@ class SWAGaussian(WeightAverage):
                     old = deviations.sparse_read(row)
                     value = tf.where(c > 0.0, deviation, old)
                     updated.append(_write_row(deviations, row, value))
-        with tf.control_dependencies(updated):  # they need the old mean
+        with tf.control_dependencies([tf.group(*updated)]):  # of the old mean
             return super()._move(update, c, n_models)
 
 

@@ -292,6 +292,21 @@ def test_callback(unit):
 # --- Lists that change ------------------------------------------------------
 
 
+def test_an_interrupted_first_update_leaves_nothing(monkeypatch):
+    variable, ema = tf.Variable(100.0), EMA(0.9)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ema, "_move", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ema.apply([variable])
+    variable.assign(1.0)
+    ema.apply([variable])
+    assert (float(ema.average(variable)), int(ema.n_models)) == (1.0, 1)
+
+
 def test_a_variable_that_joins_after_build_starts_as_it_is():
     v, w = tf.Variable(1.0), tf.Variable(1.0)
     ema = EMA(0.5)

@@ -114,7 +114,8 @@ def test_an_average_of_the_users_own_compiled_after_50():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_only_calls_that_average_ask_for_the_coefficient(compiled):
+def test_only_calls_that_are_due_ask_for_the_coefficient(compiled):
+    """In eager mode also one whose model is then found to be not finite."""
     asked, variable = tf.Variable(0), tf.Variable(1.0)
 
     class Half(swa_tf.WeightAverage):
@@ -132,7 +133,7 @@ def test_only_calls_that_average_ask_for_the_coefficient(compiled):
         variable.assign(value)
         update()
     assert (int(average.n_models), int(average.n_skipped)) == (2, 1)
-    assert int(asked) == 2
+    assert int(asked) == (2 if compiled else 3)
 
 
 def test_arguments_of_the_base_by_place():
@@ -166,24 +167,52 @@ def test_an_average_of_the_users_own_is_resumed_and_swapped(tmp_path):
     assert float(variable) == 8.0
 
 
-@pytest.mark.parametrize(
-    ("c", "error"),
-    [
-        ([0.5, 0.5], ValueError),
-        (tf.constant(0.5), ValueError),
-        ("1", TypeError),
-    ],
-)
-def test_a_coefficient_that_is_no_scalar_of_float64(c, error):
+@pytest.mark.parametrize("c", [[0.5, 0.5], tf.constant(0.5), "1", None])
+@pytest.mark.parametrize("in_function", [False, True])
+def test_a_coefficient_that_is_no_scalar_of_float64(c, in_function):
     class Wrong(swa_tf.WeightAverage):
         def coefficient(self, n_models):
             return c
 
     variable, average = tf.Variable(1.0), Wrong()
-    average.build([variable])
-    with pytest.raises(error):
+
+    def apply():
         average.apply([variable])
+
+    match = r"`coefficient\(\)` must be a float64 scalar tensor or a number"
+    with pytest.raises(ValueError, match=match):
+        (tf.function(apply) if in_function else apply)()
     assert int(average.n_models) == 0
+    assert in_function or not average.averaged
+
+
+def test_python_is_asked_in_each_eager_update():
+    """Also after the 50 that are not traced, whatever state it goes by."""
+
+    class Switch(swa_tf.AveragingSchedule):
+        def due(self, index):
+            return index % 2 == 0 and int(index) not in switched_off
+
+    class Share(swa_tf.WeightAverage):
+        def coefficient(self, n_models):
+            return share if int(n_models) else 1
+
+    share, switched_off = 0.5, []
+    variable = tf.Variable(0.0)
+    averages = [
+        Share(when=Switch()),
+        swa_tf.ExponentialMovingAverage(lambda n: 1 - share, when=Switch()),
+    ]
+    for i in range(140):
+        if i == 130:
+            share, switched_off = 0.25, [132, 134, 136]
+        variable.assign(float(i == 138))
+        for average in averages:
+            average.apply([variable])
+    for average in averages:
+        assert int(average.n_calls) == 140
+        assert int(average.n_models) == 70 - 3
+        assert float(average.average(variable)) == 0.25
 
 
 def test_an_average_without_a_coefficient_cannot_be_made():

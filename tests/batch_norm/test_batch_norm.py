@@ -437,9 +437,7 @@ def test_frozen_model_warns():
     model = built(functional(), x)
     model.trainable = False
     before = bits(model.variables)
-    with pytest.warns(
-        UserWarning, match="with `trainable=True` that the model"
-    ):
+    with pytest.warns(UserWarning, match="with `trainable=True` that the"):
         swa_tf.refit_batch_norm(model, [x])
     assert bits(model.variables) == before
 

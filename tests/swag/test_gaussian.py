@@ -1,6 +1,7 @@
 """Mean, variance and deviations of `SWAGaussian`, against float64 numpy."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -207,6 +208,18 @@ def test_a_checkpoint_of_another_rank_is_refused(kind, tmp_path):
     with pytest.raises(ValueError, match=r"Received: SWAGaussian\(rank=3\)"):
         tf.train.Checkpoint(swag=swag).restore(path)
     fitting.assert_same(state(swag), before)
+
+
+def test_a_trace_grows_with_the_variables_and_not_their_square():
+    edges = []
+    for n_variables in (10, 40):
+        weights = [tf.Variable(1.0) for _ in range(n_variables)]
+        swag = swa_tf.SWAGaussian(rank=2)
+        apply = functools.partial(swag.apply, weights)
+        step = tf.function(lambda apply=apply: (apply(), None)[1])
+        operations = step.get_concrete_function().graph.get_operations()
+        edges.append(sum(len(op.control_inputs) for op in operations))
+    assert edges[1] <= 4 * edges[0]
 
 
 def test_an_interrupted_update_is_taken_back():
