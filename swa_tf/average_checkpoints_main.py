@@ -56,16 +56,26 @@ from rich.text import Text
 from swa_tf import checkpoints
 from swa_tf.support import progress
 
-# The flags of the arguments that errors name, where the names differ.
+# The flags of the arguments that errors begin with.
 _FLAG_OF = {
     "inputs": "checkpoints",
     "snapshots": "checkpoints",
     "directory": "checkpoint_dir",
     "last": "num_last_checkpoints",
+    "every": "every",
+    "until": "until",
     "output": "output_path",
     "output_dir": "output_path",
+    "weights": "weights",
+    "decay": "decay",
+    "relative_width": "relative_width",
+    "snapshot_widths": "snapshot_widths",
+    "snapshot_n_models": "snapshot_n_models",
+    "window": "window",
     "metric": "soup_metric",
     "mode": "soup_mode",
+    "optimizer_slots": "optimizer_slots",
+    "from_newest": "from_newest",
 }
 
 FLAGS = flags.FLAGS
@@ -196,6 +206,12 @@ def _run(given: Sequence[str], console: Console, errors: Console) -> None:
             "--snapshot_widths and --snapshot_n_models belong to "
             "--relative_width. Received: no --relative_width"
         )
+    if snapshots.count(None) == 1:
+        lacks = "widths" if FLAGS.snapshot_widths is None else "n_models"
+        raise ValueError(
+            "--snapshot_widths and --snapshot_n_models must be given together. "
+            f"Received: no --snapshot_{lacks}"
+        )
     output, inputs = FLAGS.output_path, _inputs(given)
     options: dict[str, Any] = {
         "optimizer_slots": FLAGS.optimizer_slots,
@@ -324,15 +340,19 @@ def _say(
 
 
 def _with_flags(said: str) -> str:
-    """Returns an error of the library with flags in place of arguments."""
+    """Returns an error with the flag in place of the argument it begins with.
 
-    def flag(found: re.Match[str]) -> str:
-        argument = found[1] or found[3]
-        name = _FLAG_OF.get(argument, argument)
-        return f"--{name}{found[2] or ''}" if name in FLAGS else found[0]
-
-    named = r"`(\w+)(\[\d+\])?`|(?<=Received: )(\w+)(?=[\[=])"
-    return re.sub(named, flag, said)
+    What follows may hold paths, or what a metric said.
+    """
+    begins = re.match(r"`(\w+)(\[\d+\])?`", said)
+    if not (begins and begins[1] in _FLAG_OF):
+        return said
+    name = _FLAG_OF[begins[1]]
+    if name == "checkpoints" and FLAGS.checkpoint_dir:
+        name = "checkpoint_dir"
+    argument, flag = begins[0].strip("`"), f"--{name}{begins[2] or ''}"
+    said = said.replace(begins[0], flag, 1)
+    return said.replace(f"Received: {argument}=", f"Received: {flag}=", 1)
 
 
 def _print(text: str, errors: Console) -> None:

@@ -113,6 +113,16 @@ def flipped_tensor(rng, path):
     flipped(data_of(path), entry.offset + rng.randrange(entry.size), rng)
 
 
+def flipped_lzma(rng, path):
+    """A member that no decoder of LZMA takes."""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_LZMA) as file:
+        file.writestr("notes.txt", TEXT)
+        at = file.getinfo("notes.txt").header_offset + 30 + len("notes.txt")
+    with open(path, "r+b") as file:
+        file.seek(at + 4)  # after two bytes of version and two of length
+        file.write(b"\xff" * 5)  # the properties
+
+
 def flipped_member(rng, path):
     with zipfile.ZipFile(path) as file:
         member = rng.choice(file.infolist())
@@ -191,6 +201,29 @@ def graph_of_another():
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.nodes.add()
     return graph.SerializeToString()
+
+
+def graph_alone(rng, path):
+    """An empty object graph, and no tensor that it should name."""
+    tf.raw_ops.SaveV2(
+        prefix=path,
+        tensor_names=["_CHECKPOINTABLE_OBJECT_GRAPH"],
+        shape_and_slices=[""],
+        tensors=[tf.constant(b"")],
+    )
+
+
+def graph_of_more(rng, path):
+    """Its object graph names a variable that is not there."""
+    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
+        tf.train.load_checkpoint(path).get_tensor(
+            "_CHECKPOINTABLE_OBJECT_GRAPH"
+        )
+    )
+    graph.nodes[0].children.add(node_id=len(graph.nodes), local_name="more")
+    key = "more/.ATTRIBUTES/VARIABLE_VALUE"
+    graph.nodes.add().attributes.add(name="VARIABLE_VALUE", checkpoint_key=key)
+    graph_replaced(graph.SerializeToString())(rng, path)
 
 
 def graph_without_end():

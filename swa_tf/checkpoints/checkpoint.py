@@ -20,6 +20,11 @@ from google.protobuf.message import DecodeError
 from swa_tf.checkpoints import paths
 from swa_tf.support import atomic_files, checks
 
+try:
+    from lzma import LZMAError
+except ImportError:  # Python can be built without it; then none is raised
+    LZMAError = zlib.error  # type: ignore[assignment,misc]
+
 _T = TypeVar("_T")
 
 Values = Iterable[tuple[str, Union[np.ndarray, None]]]
@@ -146,6 +151,7 @@ class Checkpoint(abc.ABC):
             DecodeError,
             EOFError,
             LookupError,
+            LZMAError,
             OSError,
             RuntimeError,
             TypeError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import itertools
 import json
@@ -167,8 +168,11 @@ class KerasCheckpoint(Hdf5Checkpoint):
             for member in source.infolist():
                 if member.filename == _WEIGHTS:
                     target.write(weights, _WEIGHTS)
-                else:
-                    target.writestr(member, source.read(member))
+                    continue
+                as_new = copy.copy(member)  # which `open` changes
+                with source.open(member) as old:
+                    with target.open(as_new, "w") as new:
+                        shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
 
 
 class ShardedCheckpoint(Checkpoint):

@@ -156,7 +156,8 @@ def _of_checkpoint(path: str) -> _Average:
     if average.swapped:
         wanted = "checkpoints written outside `averaged_weights`"
         raise checks.wrong("others", wanted, path)
-    tensors = [checkpoint.tensors[key] for key in average.keys]
+    with checkpoint.errors_named("its average cannot be read"):
+        tensors = [checkpoint.tensors[key] for key in average.keys]
     values = (value for _, value in checkpoint.read(average.keys))
     return _Average(path, average.n_models, average.names, tensors, values)
 

@@ -58,10 +58,15 @@ class ObjectGraph:
         self._graph = trackable_object_graph_pb2.TrackableObjectGraph()
         self._graph.ParseFromString(serialized)
         variables = {key for key in keys if key.endswith(SUFFIX)}
+        if not self._graph.nodes:
+            raise LookupError("it has no root")
         nodes = range(len(self._graph.nodes))
-        unnamed = variables.difference(*map(self._keys, nodes))
-        if unnamed:
-            raise LookupError(f"it does not name '{min(unnamed)}'")
+        named = {v.checkpoint_key for i in nodes for v in self._values(i)}
+        if named - variables:
+            lost = min(named - variables)
+            raise LookupError(f"it names '{lost}', which is not there")
+        if variables - named:
+            raise LookupError(f"it does not name '{min(variables - named)}'")
         slots: set[str] = set()
         state = set(keys) - variables
         self.averages: list[AverageKeys] = []

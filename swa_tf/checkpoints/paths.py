@@ -80,6 +80,8 @@ def checkpoints_in(
         last = checks.integer("last", last, at_least=1)
     if until is not None:
         until = checks.integer("until", until, at_least=0)
+    if not isinstance(directory, (str, os.PathLike)):
+        raise checks.wrong("directory", "a path", directory, TypeError)
     folder = os.fspath(directory)
     paths = in_directory(folder)
     if until is not None:
@@ -314,6 +316,10 @@ def _prefixes(names: Iterable[str]) -> set[str]:
 
 def _listed(folder: str) -> list[str]:
     """Returns the names in the file `checkpoint` of a folder."""
+    file = os.path.join(folder, STATE)
+    # To read a pipe would never end.
+    if not (atomic_files.is_remote(file) or os.path.isfile(file)):
+        return []
     try:
         state = tf.train.get_checkpoint_state(folder)
     except (tf.errors.OpError, ValueError, OSError):

@@ -93,6 +93,8 @@ class TensorFlowCheckpoint(Checkpoint):
             for keys in self._graph.averages if self._graph else ():
                 state = json.loads(self.string(keys.state))
                 ((_, n_models),) = self.read([keys.n_models])
+                if n_models < 0:
+                    raise ValueError(f"it counts {n_models} models")
                 saved = SavedAverage(
                     keys.averages,
                     [name for name, _ in state["averaged"]],

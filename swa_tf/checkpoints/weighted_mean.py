@@ -47,11 +47,11 @@ class Average:
             at = slice(start, start + _BLOCK)
             average, step = averages[at], weights[at].astype(averages.dtype)
             try:
-                with np.errstate(invalid="raise"):
+                with np.errstate(invalid="raise", over="ignore"):
                     step -= average
             except FloatingPointError:  # equal infinities have no distance
                 step[weights[at].astype(step.dtype) == average] = 0
-            with np.errstate(invalid="ignore"):
+            with np.errstate(invalid="ignore", over="ignore"):
                 step *= c
                 average += step
 
@@ -60,7 +60,8 @@ class Average:
 
         NumPy rounds to bfloat16 by way of float32, so a tie may go either way.
         """
-        return self._value.astype(self._dtype)
+        with np.errstate(over="ignore"):
+            return self._value.astype(self._dtype)
 
 
 class NotFiniteError(ValueError):
@@ -282,17 +283,27 @@ class _Plan:
             return
         ((_, value),) = self.newest.read([key])
         spoilt = np.isfinite(value) & ~np.isfinite(average)
-        for checkpoint, keys, _ in self._inputs if spoilt.any() else ():
+        if not spoilt.any():
+            return
+        name = self.newest.name(key)
+        for checkpoint, keys, _ in self._inputs:
             ((_, value),) = checkpoint.read([keys[key]])
             if not np.isfinite(value[spoilt]).all():
                 raise checks.must(
                     self._argument,
                     "be finite where the newest is, or their average is not",
                     f"'{checkpoint.path}' with NaN or infinity in "
-                    f"'{self.newest.name(key)}'. Leave that input out or, if "
+                    f"'{name}'. Leave that input out or, if "
                     "this is no weight, name it in `from_newest`.",
                     NotFiniteError,
                 )
+        raise checks.must(
+            self._argument,
+            "have averages, and differences, in the range of their type",
+            f"'{name}' {self.newest.tensors[key]}, whose average is not. If "
+            "this is no weight, name it in `from_newest`.",
+            NotFiniteError,
+        )
 
 
 def warn(report: dict[str, Any]) -> None:
@@ -328,13 +339,14 @@ def opened(path: str, argument: str = "inputs") -> Checkpoint:
 
 def patterns(from_newest: Iterable[str]) -> list[re.Pattern[str]]:
     """Returns the regular expressions of the argument `from_newest`."""
-    if isinstance(from_newest, str):
+    if isinstance(from_newest, str) or not isinstance(from_newest, Iterable):
         wanted = "a list of regular expressions"
         raise checks.wrong("from_newest", wanted, from_newest, TypeError)
     compiled = []
     for pattern in from_newest:
         try:
             compiled.append(re.compile(pattern))
+            compiled[-1].search("")  # a pattern of bytes cannot
         except (re.error, TypeError) as error:
             received = f"{pattern!r}: {error}"
             wanted = "hold regular expressions"

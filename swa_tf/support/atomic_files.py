@@ -109,15 +109,19 @@ def names_in(folder: str) -> set[str]:
     Unlike `tf.io.gfile.exists` it knows broken links, and on `ram://` does
     not take the beginning of a name for the whole.
     """
+    if not is_remote(folder):
+        try:
+            return set(os.listdir(folder or "."))
+        except (OSError, ValueError):  # a path with a null character
+            return set()
     try:
-        names = tf.io.gfile.listdir(folder or ".")
+        names = tf.io.gfile.listdir(folder)
     except tf.errors.OpError:
-        if is_remote(folder):
-            try:
-                tf.io.gfile.exists(folder)
-            except tf.errors.OpError as error:
-                why = f"'{folder}' cannot be reached: {reason(error)}"
-                raise OSError(why) from error
+        try:
+            tf.io.gfile.exists(folder)
+        except tf.errors.OpError as error:
+            why = f"'{folder}' cannot be reached: {reason(error)}"
+            raise OSError(why) from error
         return set()
     return {name.rstrip("/") for name in names}  # `gs://` marks folders so
 

@@ -5,8 +5,10 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 import swa_tf
+from tests.damage import graph_replaced
 
 SHAPES = ((3, 2), (), (0,), (5,))
 COUNTS = (4, 1, 7)
@@ -272,6 +274,33 @@ def test_a_checkpoint_whose_state_is_not_ours(state, tmp_path):
     ):
         swa_tf.posthoc_average([path], 0.1, tmp_path / "posthoc")
     np.testing.assert_equal(averages(target), before)
+
+
+def test_a_checkpoint_that_counts_less_than_no_models(tmp_path):
+    target, other = worker(models(2)), worker(models(1), name="other")
+    other._n_models.assign(-1)
+    path = written(other, tmp_path / "ckpt")
+    before = averages(target)
+    message = "`others` must be whole .*ckpt-1.*: it counts -1 models"
+    with pytest.raises(ValueError, match=message):
+        swa_tf.merge_averages(target, [path])
+    np.testing.assert_equal(averages(target), before)
+
+
+def test_a_checkpoint_whose_average_is_not_there(tmp_path):
+    """A graph that leads to a key of no tensor, beside a tensor's."""
+    target, other = worker(models(2)), worker(models(1), name="other")
+    path = written(other, tmp_path / "ckpt")
+    reader = tf.train.load_checkpoint(path)
+    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
+        reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+    )
+    for node in graph.nodes:
+        if any("_averages" in a.checkpoint_key for a in node.attributes):
+            node.attributes.add(checkpoint_key="nowhere")
+    graph_replaced(graph.SerializeToString())(None, path)
+    with pytest.raises(ValueError, match=r"`others` must be whole.*'nowhere'"):
+        swa_tf.merge_averages(target, [path])
 
 
 def test_a_damaged_checkpoint_changes_nothing(tmp_path):

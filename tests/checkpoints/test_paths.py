@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import swa_tf
 from swa_tf.checkpoints import paths as paths_lib
+from swa_tf.support import atomic_files
 
 DATA = ".data-00000-of-00001"
 NAMES = st.sampled_from(["ckpt-", "epoch_", "a.b-", "v", "model.ckpt-", ""])
@@ -343,6 +344,12 @@ def test_directory_with_no_form_or_several(names, forms, tmp_path):
     assert str(error.value).endswith(f"with {forms}")
 
 
+@pytest.mark.parametrize("directory", [3, None, b"run"])
+def test_directory_that_is_no_path(directory):
+    with pytest.raises(TypeError, match="`directory` must be a path"):
+        swa_tf.checkpoints_in(directory)
+
+
 def test_directory_that_is_none(tmp_path):
     _touch(tmp_path, "file")
     for path in (tmp_path / "missing", tmp_path / "file"):
@@ -369,6 +376,20 @@ def test_directory_whose_state_cannot_be_read(tmp_path):
     for text in ("", "no such thing", "\xff"):
         (tmp_path / "checkpoint").write_text(text, encoding="latin-1")
         assert _found(tmp_path) == ["ckpt-1"]
+
+
+def test_directory_whose_state_is_a_pipe(tmp_path):
+    """It is not opened: a read would wait for somebody who writes."""
+    _touch(tmp_path, *_bundle("ckpt-1"))
+    os.mkfifo(tmp_path / "checkpoint")
+    assert _found(tmp_path) == ["ckpt-1"]
+
+
+def test_directory_with_a_name_that_is_not_utf_8(tmp_path):
+    _touch(tmp_path, *_bundle("ckpt-1", "ckpt-2"))
+    pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")).touch()
+    assert _found(tmp_path) == ["ckpt-1", "ckpt-2"]
+    assert len(atomic_files.names_in(str(tmp_path))) == 5
 
 
 def test_directory_with_one_checkpoint_under_two_names(tmp_path):

@@ -350,6 +350,20 @@ def test_snapshots_that_are_not_finite(tmp_path):
         swa_tf.posthoc_average(paths, 0.08, tmp_path / "x", **GIVEN)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_snapshots_whose_average_is_out_of_range(tmp_path):
+    """The shares sum to 1, so those above 0 to more: 6.5e4 becomes more."""
+    signs = iter((-1, -1, 1, 1))  # against those of the shares
+    values = {
+        f"m-{i}": {"w": np.float16([next(signs) * 6.5e4])} for i in range(4)
+    }
+    paths = write_all(tmp_path / "run", values, OBJECT)
+    before = tree_of(tmp_path)
+    with pytest.raises(ValueError, match=r"`snapshots` must .* in the range"):
+        swa_tf.posthoc_average(paths, 0.2, tmp_path / "x", **GIVEN)
+    assert tree_of(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     "kind", ["of trained weights", "of another average", "without an average"]
 )

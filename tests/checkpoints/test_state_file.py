@@ -92,6 +92,13 @@ def test_a_file_of_others_stays(content, inputs, tmp_path):
     assert (tmp_path / "checkpoint").read_text() == content
 
 
+def test_a_pipe_of_others_stays(inputs, tmp_path):
+    """It is not opened: a read would wait for somebody who writes."""
+    os.mkfifo(tmp_path / "checkpoint")
+    swa_tf.average_checkpoints(inputs, tmp_path / "average")
+    assert (tmp_path / "checkpoint").is_fifo()
+
+
 @pytest.mark.parametrize("form", [WEIGHTS, KERAS, H5])
 def test_files_of_keras_have_none(form, three, tmp_path, monkeypatch):
     """Nor is one looked for, which a remote file system takes long for."""

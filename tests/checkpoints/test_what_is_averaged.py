@@ -151,6 +151,19 @@ def test_huge_weights_are_finite(tmp_path):
     np.testing.assert_array_equal(found["w"], values["w"])
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_weights_whose_average_is_out_of_range(tmp_path):
+    """On the way to their mean, 5.7e307, are differences beyond float64."""
+    for i, value in enumerate((1.7e308, -1.7e308, 1.7e308)):
+        values = {"w": np.float64([0.0, value])}
+        checkpoint_files.write(OBJECT, _path(tmp_path, i), values)
+    before = sorted(tmp_path.rglob("*"))
+    message = r"`inputs` must .* in the range of .*'w' \(float64, \[2\]\)"
+    with pytest.raises(ValueError, match=message):
+        _average(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_soup_leaves_out_what_is_not_finite(tmp_path):
     for i, value in enumerate((np.nan, 4.0, 2.0)):
         checkpoint_files.write(

@@ -153,12 +153,12 @@ def test_windows_replace_nothing(kind, tmp_path):
     assert tree_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("output", ["", ".", "..", "new/..", 7])
+@pytest.mark.parametrize("output", ["", ".", "..", "new/..", 7, b"x"])
 def test_windows_need_the_name_of_a_folder(output, tmp_path, monkeypatch):
     paths = make_run(tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
     before = tree_of(tmp_path)
-    error = TypeError if output == 7 else ValueError
+    error = ValueError if isinstance(output, str) else TypeError
     with pytest.raises(error, match="`output_dir` must be a path"):
         swa_tf.average_windows(paths, output, 1)
     assert tree_of(tmp_path) == before
@@ -167,7 +167,13 @@ def test_windows_need_the_name_of_a_folder(output, tmp_path, monkeypatch):
 def test_bad_options_of_windows(tmp_path):
     paths = make_run(tmp_path / "run")
     before = tree_of(tmp_path)
-    for options in ({"optimizer_slots": "all"}, {"from_newest": ["no such"]}):
-        with pytest.raises(ValueError, match="must"):
+    for name, value, error in (
+        ("optimizer_slots", "all", ValueError),
+        ("from_newest", ["no such"], ValueError),
+        ("from_newest", [b"w"], ValueError),
+        ("from_newest", 3, TypeError),
+    ):
+        options = {name: value}
+        with pytest.raises(error, match=f"`{name}` must"):
             swa_tf.average_windows(paths, tmp_path / "new", 2, **options)
     assert tree_of(tmp_path) == before

@@ -212,7 +212,15 @@ def test_one_way_at_a_time(first, second, run, command):
         (["--window=4"], "--window must be at most 3, the number of"),
         (["--until=0"], "--until must be at least 1, the lowest number"),
         (["--relative_width=1"], "--relative_width must be a number from"),
-        (["--relative_width=0.1"], "--checkpoints must be checkpoints written"),
+        (["--relative_width=0.1"], "--checkpoint_dir must be checkpoints wr"),
+        (
+            ["--relative_width=0.1", "--snapshot_widths=1,2,3"],
+            "given together. Received: no --snapshot_n_models",
+        ),
+        (
+            ["--relative_width=0.1", "--snapshot_n_models=1,2,3"],
+            "given together. Received: no --snapshot_widths",
+        ),
         (["--snapshot_widths=1,2,3"], "belong to --relative_width"),
         (["--snapshot_n_models=1,2,3"], "belong to --relative_width"),
         (["--from_newest=("], "'('"),
@@ -231,6 +239,7 @@ def test_one_way_at_a_time(first, second, run, command):
         (["--soup_metric=math:pi"], "math:pi: it is no function"),
         (["--soup_metric=math:"], "it is no function"),
         (["--soup_metric=a b:c"], "must be module:function. Received: a b:c"),
+        (["--soup_metric=mode=x"], "Received: mode=x: "),
     ],
 )
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -457,6 +466,32 @@ def test_an_error_in_a_metric_says_where(run, command):
     assert "my_metrics.py" in ran.err
     assert "return int(path)" in ran.err
     assert ran.err.splitlines()[-1].startswith("error: invalid literal for int")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Layer `inputs` got `window`[1]. Received: decay=0.1",
+        "`v` must be 1. Received: v=2",
+        "`help` must be 1. Received: inputs=2",
+    ],
+)
+def test_an_error_in_a_metric_is_shown_as_it_is(said, run, command):
+    code = f"def broken(path):\n    raise ValueError({said!r})\n"
+    with metrics_module(code):
+        ran = command(
+            "--checkpoint_dir=run",
+            "--output_path=new/x",
+            "--soup_metric=my_metrics:broken",
+        )
+    assert ran.err.splitlines()[-1] == f"error: {said}"
+
+
+def test_names_of_arguments_in_paths_stay(run, command):
+    write_weight("`decay`=1, Received: decay=2/ckpt-1", 1)
+    ran = command("`decay`=1, Received: decay=2", "--output_path=x")
+    assert_fails(ran, "error: --checkpoints must be a list of checkpoints")
+    assert ran.err.endswith("'`decay`=1, Received: decay=2' in a list\n")
 
 
 def test_termination_leaves_nothing(run, command):
