@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.batch_norm.forward_pass import ForwardPass, inputs_of
+from swa_tf.batch_norm.forward_pass import ForwardPass
 from swa_tf.batch_norm.moments import Statistics
 from swa_tf.batch_norm.moving_free_layer import MovingFreeBatchNormalization
 from swa_tf.support import checks, compat, model_parts
@@ -203,25 +203,6 @@ class BatchNormRefit:
             restore = variables_lib.snapshot(v for v, _ in values)
             with variables_lib.all_or_none(restore):
                 variables_lib.assign(values)
-
-    def _check_inputs(self, dataset: Any, names: ArgumentNames) -> None:
-        """Raises if the model, which is built, does not take these batches.
-
-        Only `tf.data` says their shapes before it is read.
-        """
-        specs = inputs_of(getattr(dataset, "element_spec", None))
-        for spec in tf.nest.flatten(specs):
-            if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None:
-                return
-        try:
-            call = tf.function(self._call_model, autograph=False)
-            call.get_concrete_function(specs, training=False)
-        except (ValueError, tf.errors.InvalidArgumentError) as error:
-            raise ValueError(
-                f"`{names.dataset}` must hold batches that the model takes, "
-                "such as `.batch(32)` makes of samples. "
-                f"Received batches of {checks.shown(specs)}: {error}"
-            ) from error
 
     def _forward_pass(self, names: ArgumentNames) -> ForwardPass | None:
         """Returns the last pass, or a new one if the model has changed."""

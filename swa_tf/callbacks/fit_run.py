@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import StochasticWeightAveraging
-from swa_tf.batch_norm import ArgumentNames, BatchNormRefit
+from swa_tf.batch_norm import BatchNormRefit
 from swa_tf.callbacks import arguments, model_patches, other_callbacks, resume
 from swa_tf.callbacks.fit_averages import (
     BestAverages,
@@ -100,10 +100,10 @@ class FitRun:
                 preprocess=settings.preprocess,
                 verbose=settings.verbose,
             )
-            if model.built:  # an error is to come before the training
-                refit["refit"]._check_inputs(
-                    refit["refit_data"], ArgumentNames(dataset="refit_data")
-                )
+            if not (
+                settings.preprocess or hasattr(model, "preprocess_samples")
+            ):
+                arguments.check_batches(model, refit["refit_data"])
         if settings.variables.given != "floating":
             self._warn_of_statistics()
         self.swapping = FitAverages(model, average, refit)
