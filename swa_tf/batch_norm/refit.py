@@ -20,6 +20,16 @@ from swa_tf.support import variables as variables_lib
 _ONE_AT_A_TIME = threading.RLock()  # two models may share layers
 
 
+@functools.cache
+def _caller() -> Callable[..., Any]:
+    """Returns a function that calls another with AutoGraph, as `fit` does."""
+    return tf.autograph.to_graph(_call)
+
+
+def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
 class ArgumentNames(NamedTuple):
     """The names of the arguments of a refit, for its errors and warnings."""
 
@@ -67,8 +77,9 @@ class BatchNormRefit:
     inputs: keep the object to refit again. It traces anew when layers or
     variables were added, replaced, frozen or unfrozen. All other Python state
     is what it was at the trace: make a new object after changing it. A model
-    with a `tf.function`, a loop or a condition inside is traced by way of
-    `tf.config.run_functions_eagerly`, which other threads see meanwhile.
+    whose batch norm is in a `tf.function`, a loop or a condition is traced by
+    way of `tf.config.run_functions_eagerly`: other threads see it meanwhile,
+    and AutoGraph does not convert the model's `tf.function`s.
 
     Several replicas give the result of one. The strategy of the model
     distributes a `tf.data.Dataset`, unless it is distributed already; batches
@@ -231,11 +242,11 @@ class BatchNormRefit:
     def _call_model(self, inputs: Any, **settings: Any) -> Any:
         """Calls the model after the preprocessing that `fit` does."""
         if self._preprocess is not None:
-            inputs = self._preprocess(inputs)
+            inputs = _caller()(self._preprocess, inputs)
         elif hasattr(self._model, "preprocess_samples"):
             batch = self._model.preprocess_samples(inputs)
             inputs = tf.keras.utils.unpack_x_y_sample_weight(batch)[0]
-        return self._model(inputs, **settings)
+        return _caller()(self._model, inputs, **settings)
 
     def _new_values(
         self, layer: Any, found: Statistics, names: ArgumentNames
