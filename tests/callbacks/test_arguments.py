@@ -167,20 +167,20 @@ def subclassed():
     return model
 
 
+in_one_batch = tf.data.Dataset.from_tensors
+
+
 @pytest.mark.parametrize(
     ("make", "refit_data"),
     [
         (make_plain, fitting.data().unbatch()),
-        (make_plain, tf.data.Dataset.from_tensors((fitting.X,) * 4)),
+        (make_plain, in_one_batch((fitting.X,) * 4)),
         (frozen, fitting.data().unbatch()),
         (of_two_replicas, fitting.data()),
-        (of_a_dictionary, fitting.data().map(lambda x, y: ({"x": x}, y))),
+        (of_a_dictionary, in_one_batch({"x": fitting.X})),
         (subclassed, fitting.data().unbatch()),
-        (
-            fitting.make_model,
-            fitting.data().map(lambda x, y: (x[..., tf.newaxis], y)),
-        ),
-        (of_one_feature, tf.data.Dataset.from_tensors(fitting.X[:, 0])),
+        (fitting.make_model, in_one_batch(fitting.X[..., np.newaxis])),
+        (of_one_feature, in_one_batch(fitting.X[:, 0])),
     ],
 )
 def test_refit_data_that_are_not_refused(make, refit_data):
