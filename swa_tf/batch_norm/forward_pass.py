@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.batch_norm import interception, moments, replicas
-from swa_tf.support import progress
+from swa_tf.support import model_parts, progress
 from swa_tf.support import variables as variables_lib
 
 _CALLING_OPS = ("PartitionedCall", "While", "If", "Case")
@@ -107,7 +107,7 @@ class ForwardPass:
         )
         with _inlining(self._inlines):
             function = function.get_concrete_function(specs)
-        if not self._inlines and self._calls_functions(function.graph):
+        if not self._inlines and self._hides_layers(function.graph):
             self._inlines = True
             return self._traced(specs, training)
         return function
@@ -189,15 +189,22 @@ class ForwardPass:
             ).get_concrete_function(*specs)
         return self._shared[key](*tensors)
 
-    def _calls_functions(self, graph: tf.Graph) -> bool:
-        """Whether a graph calls functions, loops or conditions not of ours."""
-        names = {each.name.decode() for each in self._shared.values()}
+    def _hides_layers(self, graph: Any) -> bool:
+        """Whether a function, loop or condition in a graph uses a layer.
+
+        It then takes the handles of the layer's statistics as inputs.
+        """
+        handles = {
+            id(component.handle)
+            for statistic in model_parts.statistics(self._layers)
+            for component in variables_lib.components(statistic)
+        }
+        taken = {id(x) for handle, x in graph.captures if id(handle) in handles}
         return any(
-            attribute.func.name not in names
+            id(x) in taken
             for op in graph.get_operations()
             if op.type.endswith(_CALLING_OPS)
-            for attribute in op.node_def.attr.values()
-            if attribute.HasField("func")
+            for x in op.inputs
         )
 
 

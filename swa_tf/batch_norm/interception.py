@@ -14,6 +14,13 @@ from swa_tf.batch_norm.moving_free_layer import MovingFreeBatchNormalization
 from swa_tf.support import compat
 
 
+class _Unregistered:
+    """A first base, which keeps a lent class from `__init_subclass__`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Does nothing: that of a user may want arguments, or keep a list."""
+
+
 @contextlib.contextmanager
 def intercepted(
     layers: list[Any], normalize: Callable[[Any, Mapping[str, Any]], Any]
@@ -60,4 +67,4 @@ def _lent_class(
     )
     if own is kind:
         return between
-    return types.new_class(own.__name__, (own, between))
+    return types.new_class(own.__name__, (_Unregistered, own, between))

@@ -11,13 +11,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from swa_tf.batch_norm.forward_pass import ForwardPass, inputs_of
+from swa_tf.batch_norm.forward_pass import ForwardPass
 from swa_tf.batch_norm.moments import Statistics
 from swa_tf.batch_norm.moving_free_layer import MovingFreeBatchNormalization
 from swa_tf.support import checks, compat, model_parts
 from swa_tf.support import variables as variables_lib
 
 _ONE_AT_A_TIME = threading.RLock()  # two models may share layers
+
+
+@functools.cache
+def _caller() -> Callable[..., Any]:
+    """Returns a function that calls another with AutoGraph, as `fit` does."""
+    return tf.autograph.to_graph(_call)
+
+
+def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
 
 
 class ArgumentNames(NamedTuple):
@@ -67,8 +77,9 @@ class BatchNormRefit:
     inputs: keep the object to refit again. It traces anew when layers or
     variables were added, replaced, frozen or unfrozen. All other Python state
     is what it was at the trace: make a new object after changing it. A model
-    with a `tf.function`, a loop or a condition inside is traced by way of
-    `tf.config.run_functions_eagerly`, which other threads see meanwhile.
+    whose batch norm is in a `tf.function`, a loop or a condition is traced by
+    way of `tf.config.run_functions_eagerly`: other threads see it meanwhile,
+    and AutoGraph does not convert the model's `tf.function`s.
 
     Several replicas give the result of one. The strategy of the model
     distributes a `tf.data.Dataset`, unless it is distributed already; batches
@@ -204,25 +215,6 @@ class BatchNormRefit:
             with variables_lib.all_or_none(restore):
                 variables_lib.assign(values)
 
-    def _check_inputs(self, dataset: Any, names: ArgumentNames) -> None:
-        """Raises if the model, which is built, does not take these batches.
-
-        Only `tf.data` says their shapes before it is read.
-        """
-        specs = inputs_of(getattr(dataset, "element_spec", None))
-        for spec in tf.nest.flatten(specs):
-            if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None:
-                return
-        try:
-            call = tf.function(self._call_model, autograph=False)
-            call.get_concrete_function(specs, training=False)
-        except (ValueError, tf.errors.InvalidArgumentError) as error:
-            raise ValueError(
-                f"`{names.dataset}` must hold batches that the model takes, "
-                "such as `.batch(32)` makes of samples. "
-                f"Received batches of {checks.shown(specs)}: {error}"
-            ) from error
-
     def _forward_pass(self, names: ArgumentNames) -> ForwardPass | None:
         """Returns the last pass, or a new one if the model has changed."""
         # Parts are compared by `id`, which lasts while they are held here:
@@ -250,11 +242,11 @@ class BatchNormRefit:
     def _call_model(self, inputs: Any, **settings: Any) -> Any:
         """Calls the model after the preprocessing that `fit` does."""
         if self._preprocess is not None:
-            inputs = self._preprocess(inputs)
+            inputs = _caller()(self._preprocess, inputs)
         elif hasattr(self._model, "preprocess_samples"):
             batch = self._model.preprocess_samples(inputs)
             inputs = tf.keras.utils.unpack_x_y_sample_weight(batch)[0]
-        return self._model(inputs, **settings)
+        return _caller()(self._model, inputs, **settings)
 
     def _new_values(
         self, layer: Any, found: Statistics, names: ArgumentNames

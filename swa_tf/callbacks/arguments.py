@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from swa_tf.averaging import AveragingSchedule, WeightAverage, check_each
 from swa_tf.schedules import per_epoch
-from swa_tf.support import checks, model_parts
+from swa_tf.support import checks, compat, model_parts
 from swa_tf.support import variables as variables_lib
 
 
@@ -171,6 +171,29 @@ def refit_arguments(
             f"`preprocess`. Received: {refit_steps=}, {preprocess=} alone"
         )
     return {}
+
+
+def check_batches(model: Any, refit_data: Any) -> None:
+    """Raises if a model to refit would get single samples for batches.
+
+    Only models that Keras puts together and `tf.data` say which shapes they
+    have. Keras itself may append an axis of size 1 to a batch.
+    """
+    if (
+        not compat.is_functional(model)
+        or not isinstance(refit_data, tf.data.Dataset)
+        or not model_parts.batch_norm_layers(model, trainable=True)
+    ):
+        return
+    inputs = getattr(model, "inputs", None) or []
+    x, *_ = tf.keras.utils.unpack_x_y_sample_weight(refit_data.element_spec)
+    if len(inputs) != 1 or not isinstance(x, tf.TensorSpec):
+        return
+    wanted = tf.TensorShape([None, *inputs[0].shape[1:]])
+    is_sample = x.shape.rank is not None and x.shape.rank == wanted.rank - 1
+    if is_sample and not x.shape.concatenate([1]).is_compatible_with(wanted):
+        what = f"hold batches of shape {wanted}, as `.batch(32)` makes them"
+        raise checks.must("refit_data", what, f"elements of shape {x.shape}")
 
 
 def check_best(monitor: Any, mode: Any, evaluate: str, leaves: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from swa_tf.averaging import StochasticWeightAveraging
-from swa_tf.batch_norm import ArgumentNames, BatchNormRefit
+from swa_tf.batch_norm import BatchNormRefit
 from swa_tf.callbacks import arguments, model_patches, other_callbacks, resume
 from swa_tf.callbacks.fit_averages import (
     BestAverages,
@@ -85,7 +85,8 @@ class FitRun:
                 "swapped in, and would train them. Leave `averaged_weights`."
             )
         self._when = when = plan.when or average.when
-        if when is not None and model.built:  # or the first `apply` does
+        if when is not None and model_parts.is_built(model):
+            # Otherwise the first `apply` does.
             average.build(self._variables_to_average())
         undo.replace_schedule(average, plan.when)
         self._counted = None if when is None else settings.unit
@@ -100,10 +101,10 @@ class FitRun:
                 preprocess=settings.preprocess,
                 verbose=settings.verbose,
             )
-            if model.built:  # an error is to come before the training
-                refit["refit"]._check_inputs(
-                    refit["refit_data"], ArgumentNames(dataset="refit_data")
-                )
+            if not (
+                settings.preprocess or hasattr(model, "preprocess_samples")
+            ):
+                arguments.check_batches(model, refit["refit_data"])
         if settings.variables.given != "floating":
             self._warn_of_statistics()
         self.swapping = FitAverages(model, average, refit)
@@ -136,8 +137,9 @@ class FitRun:
                 "has its averages, call it in training mode on training data.",
                 stacklevel=5,
             )
+        is_built = model_parts.is_built(model)
         if not self._settings.refit and lacks_statistics(
-            model, self._variables_to_average() if model.built else []
+            model, self._variables_to_average() if is_built else []
         ):
             warnings.warn(
                 "The model has batch-norm layers, whose statistics do not "

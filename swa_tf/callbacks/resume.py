@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from swa_tf.averaging import WeightAverage
 from swa_tf.callbacks.fit_averages import BestAverages
-from swa_tf.support import compat
+from swa_tf.support import compat, model_parts
 from swa_tf.support import variables as variables_lib
 
 _AVERAGE = "arr_"  # NumPy's name, and a number, of what has no other
@@ -52,7 +52,8 @@ class SavedAverage:
     def _save(self) -> bytes:
         if self.average is None or self.average.swapped:
             return b""  # there is no training, or the model is averaged
-        if self._model.built and not self.average.averaged:
+        is_built = model_parts.is_built(self._model)
+        if is_built and not self.average.averaged:
             # A model that `fit` has built: so that the resumed one's fits.
             self.average.build(self._variables())
         buffer = io.BytesIO()
@@ -73,7 +74,7 @@ class SavedAverage:
         with np.load(io.BytesIO(saved)) as arrays:
             kept = dict(arrays)
         values = [v for name, v in kept.items() if name.startswith(_AVERAGE)]
-        if not self._model.built:
+        if not model_parts.is_built(self._model):
             raise ValueError(
                 "The model must be built before `fit` for its average to be "
                 "restored: call it once on a batch."

@@ -55,6 +55,11 @@ def weights(model: Any) -> list[Any]:
     return list(by_ref.values())
 
 
+def is_built(model: Any) -> bool:
+    """Whether a model has weights; Keras 3 may say `built` of one without."""
+    return bool(model.built and weights(model))
+
+
 def trained_weights(model: Any) -> list[Any]:
     """Returns the `tf.Variable`s that an optimizer moves: no flags, counts."""
     listed = [*model.trainable_variables]

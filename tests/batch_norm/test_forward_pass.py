@@ -300,6 +300,71 @@ def test_inside_a_loop_and_a_condition():
     np.testing.assert_array_equal(model.kept.moving_variance, np.ones(4))
 
 
+class Tripled(tf.keras.Model):
+    """Adds 3 in a function that AutoGraph converts, without batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.functions_run_eagerly = norm("norm"), []
+
+    @tf.function
+    def function(self, inputs):
+        for _ in tf.range(3):
+            inputs += 1.0
+        return inputs
+
+    def call(self, inputs, training=None):
+        eagerly = tf.config.functions_run_eagerly()
+        self.functions_run_eagerly.append(eagerly)
+        return self.norm(self.function(inputs), training=training)
+
+
+def test_a_function_without_batch_norm_stays_a_function():
+    model = Tripled()
+    model(X)
+    swa_tf.refit_batch_norm(model, [X])
+    close(model.norm.moving_mean, X64.mean(0) + 3.0)
+    assert not any(model.functions_run_eagerly)
+
+
+def add_3(inputs):
+    if tf.reduce_sum(inputs) > 0.0:
+        for _ in tf.range(3):
+            inputs += 1.0
+    return inputs
+
+
+class Converted(tf.keras.Model):
+    """Has conditions of Python, as the `fit` of Keras 2 converts them."""
+
+    def __init__(self, hides):
+        super().__init__()
+        self.norm, self.hides = norm("norm"), hides
+
+    def call(self, inputs, training=None):
+        inputs = add_3(inputs)
+        if not self.hides:
+            return self.norm(inputs, training=training)
+        if tf.reduce_sum(inputs) > 0.0:
+            inputs = self.norm(inputs, training=training)
+        return inputs
+
+
+@pytest.mark.skipif(compat.KERAS_3, reason="Keras 3 converts no model")
+@pytest.mark.parametrize("hides", [False, True])
+def test_autograph_converts_a_model(hides):
+    model = Converted(hides)
+    model(X)
+    swa_tf.refit_batch_norm(model, [X])
+    close(model.norm.moving_mean, X64.mean(0) + 3.0)
+
+
+def test_autograph_converts_preprocessing():
+    model = base()
+    swa_tf.refit_batch_norm(model, [X], preprocess=add_3)
+    close(model.layers[0].moving_mean, X64.mean(0) + 3.0)
+
+
 def test_training_mode_writes_nothing():
     class Counter(layers.Layer):
         def build(self, input_shape):

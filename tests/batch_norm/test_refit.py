@@ -410,6 +410,24 @@ def test_subclasses_of_every_kind(kind, depth):
     )
 
 
+def test_a_subclass_that_keeps_a_list_of_its_subclasses():
+    kept = []
+
+    class Kept(layers.BatchNormalization):
+        def __init_subclass__(cls, *, key, **kwargs):
+            super().__init_subclass__(**kwargs)
+            kept.append(key)
+
+    class Own(Kept, key="own"):
+        pass
+
+    model = tf.keras.Sequential([Own()])
+    model(X)
+    swa_tf.refit_batch_norm(model, [X])
+    close(model.layers[0].moving_mean, MEAN)
+    assert kept == ["own"]
+
+
 def test_a_mask_that_broadcasts():
     mask = np.array([[True], [False], [True]])
     x = X[:3, :, 0]  # [3, 4, 3]

@@ -120,13 +120,75 @@ def test_refit_data_that_the_model_does_not_take():
     before = fitting.weights(model)
     one_by_one = tf.data.Dataset.from_tensor_slices((fitting.X, fitting.Y))
     wanted = (
-        r"`refit_data` must hold batches that the model takes, .*"
-        r"Received batches of TensorSpec\(shape=\(4,\), .*: "
+        r"`refit_data` must hold batches of shape \(None, 4\), as "
+        r"`.batch\(32\)` makes them. Received: elements of shape \(4,\)"
     )
     with pytest.raises(ValueError, match=wanted):
         fit(model, callback(3, refit_data=one_by_one))
     fitting.assert_same(fitting.weights(model), before)
     fit(model, callback(3))  # nothing of the refused one is left
+
+
+def frozen():
+    model = fitting.make_model()
+    model.layers[1].trainable = False
+    return model
+
+
+def of_two_replicas():
+    with fitting.two_replicas().scope():
+        return fitting.make_model()
+
+
+def of_a_dictionary():
+    inputs = {"x": tf.keras.Input([4], name="x")}
+    outputs = fitting.make_model()(inputs["x"])
+    return tf.keras.Model(inputs, outputs)
+
+
+def of_one_feature():
+    norm = tf.keras.layers.BatchNormalization()
+    return tf.keras.Sequential([tf.keras.Input([1]), norm])
+
+
+class Subclassed(tf.keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.model = fitting.make_model()
+
+    def call(self, inputs, training=None):
+        return self.model(inputs[tf.newaxis], training=training)
+
+
+def subclassed():
+    """A model that takes one sample."""
+    model = Subclassed()
+    model(fitting.X[0])
+    return model
+
+
+in_one_batch = tf.data.Dataset.from_tensors
+
+
+@pytest.mark.parametrize(
+    ("make", "refit_data"),
+    [
+        (make_plain, fitting.data().unbatch()),
+        (make_plain, in_one_batch((fitting.X,) * 4)),
+        (frozen, fitting.data().unbatch()),
+        (of_two_replicas, fitting.data()),
+        (of_a_dictionary, in_one_batch({"x": fitting.X})),
+        (subclassed, fitting.data().unbatch()),
+        (fitting.make_model, in_one_batch(fitting.X[..., np.newaxis])),
+        (of_one_feature, in_one_batch(fitting.X[:, 0])),
+    ],
+)
+def test_refit_data_that_are_not_refused(make, refit_data):
+    """Nor is the model called before the training, which could fail."""
+    swa = callback(3, refit_data=refit_data)
+    swa.set_model(make())
+    swa.set_params({"epochs": 4})
+    swa.on_train_begin()
 
 
 @pytest.mark.parametrize(

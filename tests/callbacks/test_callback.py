@@ -375,6 +375,31 @@ def test_a_layer_unfrozen_in_training_waits_for_the_next_compile():
     np.testing.assert_array_equal(model.layers[0].kernel, kernel)
 
 
+class Subclassed(tf.keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = tf.keras.layers.Dense(1)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+@pytest.mark.filterwarnings("ignore:`build..` was called on layer")
+@pytest.mark.parametrize("variables", ["trainable", "floating"])
+def test_a_model_that_was_built_but_not_called(variables):
+    """In Keras 3 it has no weights yet."""
+    model = Subclassed()
+    model.build([None, 4])
+    model.compile("sgd", "mse", run_eagerly=True)
+    trained = []
+    keep = keras_callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: trained.append(weights(model))
+    )
+    fit(model, keep, callback(1, variables=variables), epochs=3)
+    for found, *values in zip(weights(model), *trained[1:]):
+        np.testing.assert_allclose(found, np.mean(values, axis=0), rtol=1e-6)
+
+
 def test_nothing_averaged():
     model, trained = make_model(), make_model()
     fit(trained, epochs=2)
