@@ -280,9 +280,9 @@ def _to_average(
     if not wanted:
         raise checks.wrong("model", "one with trainable variables", model)
     if statistics:
-        wanted |= {v.ref() for v in model_parts.statistics(model)}
-    found = [v for v in variables if v.ref() in wanted]
-    return [v for v in found if not v.dtype.is_integer]
+        found = model_parts.statistics(model)
+        wanted |= {v.ref() for v in found if v.dtype.is_floating}
+    return [v for v in variables if v.ref() in wanted]
 
 
 def _check_average_of(average: WeightAverage, variables: list[Any]) -> None:

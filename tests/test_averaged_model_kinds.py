@@ -200,6 +200,25 @@ def test_a_batch_norm_that_is_never_called(batch_norm):
     np.testing.assert_array_equal(averaged(X), model(X))
 
 
+def test_a_flag_of_a_batch_norm_is_copied():
+    class Flagged(layers.BatchNormalization):
+        def build(self, shape):
+            super().build(shape)
+            self.flag = self.add_weight(
+                name="flag",
+                shape=(),
+                dtype="bool",
+                trainable=False,
+                initializer="zeros",
+            )
+
+    model = tf.keras.Sequential([layers.Input([3]), Flagged()])
+    averaged = swa_tf.AveragedModel(model, SWA())
+    model.layers[-1].flag.assign(True)
+    averaged.update()
+    assert bool(tf.convert_to_tensor(averaged.model.layers[-1].flag))
+
+
 @pytest.mark.parametrize("make_model", [Subclassed, Module])
 def test_models_that_only_a_function_can_build(make_model):
     with pytest.raises(ValueError, match="`build` must be given for a model"):

@@ -131,7 +131,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     def coefficient(self, n_models: tf.Tensor) -> Any:
         """Returns the c of the equation after `n_models` models.
 
-        Called in each update in eager mode, and once in each trace.
+        Called in each update in eager mode (after the first 50 also for a model
+        that is then left out, as it is not finite), and once in each trace.
 
         >>> n_models = tf.constant(3, tf.int64)
         >>> float(swa_tf.StochasticWeightAveraging().coefficient(n_models))
@@ -178,31 +179,25 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         if self._graph is not None:  # it was made in a v1 graph
             var_list = self._checked(var_list)
             self._make_count()
-        c = None
-        if self._when is None or checked_due(
-            self._when, int(variables_lib.read(self._n_calls))
-        ):
-            n_models = variables_lib.read(self.n_models)
-            c = self._checked_coefficient(n_models)
         update = self._lists.get(var_list)
         if update is None or update.n_op_by_op < _MAX_UNTRACED_UPDATES:
-            self._apply_op_by_op(var_list, update, c)
-        elif c is None:
-            self._n_calls.assign_add(1)
-        else:
+            self._apply_op_by_op(var_list, update)
+        elif self._is_due_now():
             if update.traced is None:
                 known = update
                 traced = tf.function(
-                    lambda c: self._update(known, c), autograph=False
+                    lambda c: self._update(known, c, is_due=True),
+                    autograph=False,
                 )
                 # A `tf.function` would warn of each new average it traces.
                 c_spec = tf.TensorSpec([], tf.float64)
                 update.traced = traced.get_concrete_function(c_spec)
-            update.traced(c)
+            n_models = variables_lib.read(self.n_models)
+            update.traced(self._checked_coefficient(n_models))
+        else:
+            self._n_calls.assign_add(1)
 
-    def _apply_op_by_op(
-        self, var_list: Any, update: ListUpdate | None, c: tf.Tensor | None
-    ) -> None:
+    def _apply_op_by_op(self, var_list: Any, update: ListUpdate | None) -> None:
         """Updates all averages, or none if it is interrupted."""
         restores = [variables_lib.snapshot(self._counts())]
 
@@ -215,12 +210,19 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
                 update = self._list_update(var_list)
                 if all(v.shape.is_fully_defined() for v in update.variables):
                     self._lists.add(var_list, update)
-            if c is None:
+            if not self._is_due_now():
                 self._n_calls.assign_add(1)
                 return
             restores.append(self._snapshot(update.variables))
-            self._update(update, c)
+            self._update(update, is_due=True)
         update.n_op_by_op += 1
+
+    def _is_due_now(self) -> bool:
+        """Whether this call, in eager mode, averages."""
+        if self._when is None:
+            return True
+        n_before = int(variables_lib.read(self._n_calls))
+        return bool(checked_due(self._when, n_before))
 
     def _snapshot(self, variables: list[Any]) -> Callable[[], None]:
         """Returns a function that takes an eager move of averages back."""
@@ -244,13 +246,18 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         return variables_lib.component_pairs(zip(averages, variables))
 
     def _update(
-        self, update: ListUpdate, c: tf.Tensor | None = None, live: Any = 1
+        self,
+        update: ListUpdate,
+        c: tf.Tensor | None = None,
+        *,
+        is_due: bool = False,
+        live: Any = 1,
     ) -> Any:
-        """Averages a list in, where it is due; nothing if `live` is 0.
+        """Averages a list in, if it `is_due` or is found to be.
 
-        In eager mode it is due, by a `c` that is known.
+        By `c`, if that is known; if `live` is 0, it moves and counts nothing.
         """
-        due, skipped = self._due(c is not None), None
+        due, skipped = self._due(is_due), None
         if self._skips:
             due, skipped = _split_by_finite(due, update.variables)
         if self._graph is None:

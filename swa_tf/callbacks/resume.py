@@ -52,9 +52,9 @@ class SavedAverage:
     def _save(self) -> bytes:
         if self.average is None or self.average.swapped:
             return b""  # there is no training, or the model is averaged
-        is_built = model_parts.is_built(self._model)
-        if is_built and not self.average.averaged:
-            # A model that `fit` has built: so that the resumed one's fits.
+        is_automatic = self.average.when is not None
+        if is_automatic and model_parts.is_built(self._model):
+            # If `fit` has built the model, so that the resumed one's fits.
             self.average.build(self._variables())
         buffer = io.BytesIO()
         kept = self.best.arrays() if self.best else {}

@@ -411,6 +411,24 @@ def test_resumed_where_fit_builds_the_model(tmp_path):
     assert train(built=True) == 3  # as the error of an unbuilt one says
 
 
+def test_a_backup_in_manual_mode_builds_nothing(tmp_path):
+    """The user averages a part of the variables, later than the backup."""
+    model, average = make_model(), swa_tf.StochasticWeightAveraging()
+
+    def apply(epoch, logs):
+        if epoch == 2:
+            average.apply(model.trainable_variables[:1])
+
+    fit(
+        model,
+        callback(None, averages=average, refit_data=None),
+        keras_callbacks.LambdaCallback(on_epoch_end=apply),
+        keras_callbacks.BackupAndRestore(str(tmp_path / "backup")),
+        validation_data=None,
+    )
+    assert (int(average.n_models), len(average.averaged)) == (1, 1)
+
+
 def test_resumed_after_the_last_epoch(tmp_path):
     """The crash came between the last backup and the end."""
     settings = {"swa_first": False, "validation_data": None}
