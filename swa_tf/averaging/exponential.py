@@ -199,6 +199,9 @@ class ExponentialMovingAverage(WeightAverage):
             c = tf.where(argument.allows(value), c, tf.zeros_like(c))
         return c
 
+    def _is_of_python(self) -> bool:
+        return callable(self._decay.value) or super()._is_of_python()
+
     def _unchecked(self) -> list[tuple[Any, Any]]:
         """Returns the arguments that an update may find to be wrong."""
         decay, num_updates = self._decay.value, self._num_updates.value

@@ -58,7 +58,7 @@ class ListUpdate:
     move: Update
     given: Sequence[Any] = ()  # the list, in the cache
     n_op_by_op: int = 0  # how often it ran op by op
-    traced: Callable[[tf.Tensor], Any] | None = None
+    traced: Callable[..., Any] | None = None
 
 
 class UpdateCache:

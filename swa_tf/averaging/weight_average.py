@@ -183,17 +183,19 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
         if update is None or update.n_op_by_op < _MAX_UNTRACED_UPDATES:
             self._apply_op_by_op(var_list, update)
         elif self._is_due_now():
+            c = []
+            if self._is_of_python():
+                n_models = variables_lib.read(self.n_models)
+                c.append(self._checked_coefficient(n_models))
             if update.traced is None:
                 known = update
                 traced = tf.function(
-                    lambda c: self._update(known, c, is_due=True),
+                    lambda *c: self._update(known, *c, is_due=True),
                     autograph=False,
                 )
                 # A `tf.function` would warn of each new average it traces.
-                c_spec = tf.TensorSpec([], tf.float64)
-                update.traced = traced.get_concrete_function(c_spec)
-            n_models = variables_lib.read(self.n_models)
-            update.traced(self._checked_coefficient(n_models))
+                update.traced = traced.get_concrete_function(*c)
+            update.traced(*c)
         else:
             self._n_calls.assign_add(1)
 
@@ -216,6 +218,11 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
             restores.append(self._snapshot(update.variables))
             self._update(update, is_due=True)
         update.n_op_by_op += 1
+
+    def _is_of_python(self) -> bool:
+        """Whether c may depend on Python's state, in a user's `coefficient`."""
+        package = __name__.split(".")[0]
+        return type(self).coefficient.__module__.split(".")[0] != package
 
     def _is_due_now(self) -> bool:
         """Whether this call, in eager mode, averages."""
