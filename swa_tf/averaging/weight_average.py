@@ -171,8 +171,8 @@ class WeightAverage(ShadowVariables, metaclass=abc.ABCMeta):
     def _apply_eagerly(self, var_list: Iterable[Any]) -> None:
         """Applies op by op at first, and by a traced function later.
 
-        Whether it is due, and c, are asked of Python each time, so that code
-        of the user goes on as it began.
+        Whether it is due, and the c of a user's code, are asked of Python each
+        time, so that this code goes on as it began.
         """
         if not isinstance(var_list, (list, tuple)):
             var_list = self._checked(var_list)  # can be iterated over once

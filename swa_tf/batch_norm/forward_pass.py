@@ -57,10 +57,10 @@ class ForwardPass:
         taken. Every variable that the model may have changed is restored.
         """
         dataset = replicas.distributed(
-            self._strategy, dataset, inputs_of, argument
+            self._strategy, dataset, _inputs_of, argument
         )
         self._accumulators.reset()
-        specs = inputs_of(getattr(dataset, "element_spec", None))
+        specs = _inputs_of(getattr(dataset, "element_spec", None))
         flat = tf.nest.flatten(specs, expand_composites=True)
         if any(spec is None or spec.shape.rank is None for spec in flat):
             specs = None
@@ -70,7 +70,7 @@ class ForwardPass:
             bar = progress.bar("refitting batch norm", verbose > 0)
             show = undo.enter_context(bar)
             for batch in itertools.islice(dataset, steps):
-                inputs = inputs_of(batch)
+                inputs = _inputs_of(batch)
                 if inputs is None:
                     raise TypeError(
                         f"`{argument}` must hold batches of inputs. "
@@ -223,7 +223,7 @@ def _inlining(inlines: bool) -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def inputs_of(batch: Any) -> Any:
+def _inputs_of(batch: Any) -> Any:
     """Returns x of a batch x, (x,), (x, y) or (x, y, sample_weight)."""
     return tf.keras.utils.unpack_x_y_sample_weight(batch)[0]
 

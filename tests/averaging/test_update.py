@@ -297,6 +297,22 @@ def test_later_calls_check_and_trace_nothing(monkeypatch):
     assert int(swa.n_models) == 53
 
 
+def test_an_eager_update_asks_no_limits_of_a_type(monkeypatch):
+    """TensorFlow would turn an interrupt there into another error."""
+    variable, swa = tf.Variable([1.0]), swa_tf.StochasticWeightAveraging()
+    for value in (1.0, 3.0):  # the third update is the first to round up
+        variable.assign([value])
+        swa.apply([variable])
+    variable.assign([5.0])
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "iinfo", interrupted)
+    swa.apply([variable])
+    assert swa.average(variable).numpy().tolist() == [3.0]
+
+
 def test_another_list_is_checked():
     variables = [tf.Variable(1.0), tf.Variable(2.0)]
     swa = swa_tf.StochasticWeightAveraging()
